@@ -1,0 +1,53 @@
+"""Dynamic Fine-Tuning (arXiv 2508.05629) for the trainers that people already use.
+
+Public names are loaded on first use; `import dft_plugin` imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dft_plugin.activation import activate, attach
+    from dft_plugin.attachment import Attachment
+    from dft_plugin.functional import linear_token_loss, token_loss
+    from dft_plugin.hookspecs import hookimpl
+    from dft_plugin.objectives import Number, Objective, Rows
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Attachment": "attachment",
+    "Number": "objectives",
+    "Objective": "objectives",
+    "Rows": "objectives",
+    "activate": "activation",
+    "attach": "activation",
+    "hookimpl": "hookspecs",
+    "linear_token_loss": "functional",
+    "token_loss": "functional",
+}
+
+__all__ = [
+    "Attachment",
+    "Number",
+    "Objective",
+    "Rows",
+    "__version__",
+    "activate",
+    "attach",
+    "hookimpl",
+    "linear_token_loss",
+    "token_loss",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dft_plugin' has no attribute {name!r}")
+    return getattr(import_module(f"dft_plugin.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,94 @@
+"""The calls that put the loss to work: `attach` for a model, `activate` for a trainer."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import nn
+
+from dft_plugin.attachment import Attachment, attach_plan
+from dft_plugin.errors import ConflictError, UnsupportedModelError
+from dft_plugin.functional import LossLike, plan_for
+from dft_plugin.hf_head import read_head
+from dft_plugin.plugins import Catalogue, build_catalogue
+from dft_plugin.trainer import TrainerHook
+
+
+def attach(model: nn.Module, loss: LossLike = "dft") -> Attachment:
+    """Make `model(..., labels=...)` return our loss.
+
+    Args:
+        model: a causal `PreTrainedModel`, or a PEFT model around one.
+        loss: a name, a mapping as in YAML, or an Objective.
+
+    Returns:
+        The attachment: `.detach()` undoes it, `.drain(training=True).as_logs()` gives its statistics.
+
+    Raises:
+        SettingsError: `loss` cannot be used.
+        UnsupportedModelError: the model cannot be attached to.
+    """
+    return attach_plan(model, plan_for(loss))
+
+
+def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
+    """Train with our loss. Call it after the trainer is made and before `trainer.train()`.
+
+    Args:
+        trainer: a `transformers.Trainer` or a trainer of an installed host (TRL's SFTTrainer ...).
+        loss: a name, a mapping as in YAML, or an Objective.
+
+    Returns:
+        The attachment on the trainer's model.
+
+    Raises:
+        SettingsError: `loss` cannot be used.
+        UnsupportedModelError: the trainer or its model cannot be used.
+        ConflictError: the trainer's settings would keep the loss from taking effect.
+    """
+    catalogue = build_catalogue()
+    plan = plan_for(loss, catalogue)
+    hook_class = _hook_class(trainer, catalogue)
+    problems = hook_class.conflicts(trainer)
+    if problems:
+        raise ConflictError(problems)
+    attachment = attach_plan(trainer.model, plan, hook_class.attachment_class)
+    hook = hook_class(trainer, attachment)
+    hook.install()
+    if trainer.is_world_process_zero():
+        print(startup_line(hook), file=sys.stderr, flush=True)
+    return attachment
+
+
+def _hook_class(trainer: Any, catalogue: Catalogue) -> type[TrainerHook]:
+    for entry in catalogue.hosts.values():
+        hook_class = entry.item.trainer_hook(trainer)
+        if hook_class is not None:
+            return hook_class
+    from transformers import Trainer
+
+    if not isinstance(trainer, Trainer):
+        raise UnsupportedModelError(
+            f"{type(trainer).__name__} is no transformers Trainer. For a loop of your own, use dft_plugin.attach(model)."
+        )
+    return TrainerHook
+
+
+def startup_line(hook: TrainerHook) -> str:
+    """Say in one line what is on: objective, kernel, path, and what of the host's was replaced."""
+    attachment = hook.attachment
+    plan = attachment.plan
+    head = attachment.model.get_output_embeddings()
+    reading = "no head" if head is None else read_head(head)
+    if plan.path == "logits":
+        path = "logits path"
+    elif isinstance(reading, str):
+        path = f"kernel opaque ({reading})"
+    else:
+        path = f"kernel {plan.kernel.__name__}"
+    replaced = f"; replaces {', '.join(hook.replaced)}" if hook.replaced else ""
+    options = ", ".join(f"{key}={value}" for key, value in plan.objective.model_dump().items())
+    name = f"{plan.objective.name}({options})" if options else plan.objective.name
+    model = type(attachment.model).__name__
+    return f"dft: loss {name} is on for {model} ({type(hook.trainer).__name__}): {path}{replaced}"

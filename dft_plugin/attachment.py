@@ -1,0 +1,337 @@
+"""Attachment: a LossPlan on one model instance. The model's forward answers labels with our loss.
+
+Shapes: B batch, S sequence, D hidden size, T scored tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dft_plugin import calibration, targets
+from dft_plugin.errors import NotActiveError, UnsupportedModelError
+from dft_plugin.hf_head import ReadableHead, call_inside, read_head
+from dft_plugin.hf_model import auxiliary_loss, eos_token_ids, refuse_unsupported, unwrap
+from dft_plugin.interception import HeadCapture, LossRecorder, recording, standing_in, without_dropout
+from dft_plugin.kernels import OpaqueHead, Transform
+from dft_plugin.loss import LossPlan, LossResult, NumItems, hidden_loss, logits_loss
+from dft_plugin.stats import LossStats
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Route:
+    """How this model's loss is computed, decided on the first batch.
+
+    Attributes:
+        path: `lean` (from hidden states) or `logits`.
+        transform: what the model does to raw logits; used on the lean path.
+        why_not_lean: the reason for the logits path, or for calling the head as a black box.
+        vocab_size: number of logits per position.
+    """
+
+    path: str
+    transform: Transform = Transform()
+    why_not_lean: str | None = None
+    vocab_size: int = 0
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One labelled forward pass.
+
+    Attributes:
+        output: what the model returned, its `loss` not yet ours.
+        result: what was scored.
+        scored_BS: bool, which positions are scored.
+        auxiliary: what the model adds to any loss (a router's), scaled by the model; or None.
+    """
+
+    output: Any
+    result: LossResult
+    scored_BS: Tensor
+    auxiliary: Tensor | None
+
+
+class Attachment:
+    """Stands in the instance's `forward`. Undo it with `detach()`.
+
+    It is an object, not a closure: a deepcopy or an unpickled copy of the model carries a copy of it that
+    runs the copy's weights. It has no `__wrapped__`, along which accelerate would walk past it.
+
+    Attributes:
+        model: the causal LM, without PEFT or compile wrappers.
+        plan: objective, kernel, path.
+        route: how the loss is computed; None before the first batch.
+        calls: labelled forward passes answered so far.
+        trainer_only: answer only inside `answering()`; other callers of `model(..., labels=...)` get the
+            model's own loss, as Axolotl's perplexity metric expects.
+    """
+
+    def __init__(self, model: PreTrainedModel, plan: LossPlan) -> None:
+        self.model = model
+        self.plan = plan
+        self.previous = model.__dict__.get("forward")
+        self.__name__ = "forward"
+        self.route: Route | None = Route("logits", why_not_lean="asked for") if plan.path == "logits" else None
+        self.calls = 0
+        self.trainer_only = False
+        self._answering = False
+        self._want_logits: bool | None = None
+        self._asks_for_loss = True
+        self._stats: dict[bool, LossStats] = {}
+        # generate() validates its kwargs against the signature, and Trainer drops unused columns by it.
+        self.__signature__ = inspect.signature(self.original)
+
+    @property
+    def original(self) -> Any:
+        """The forward that we took over: an earlier one on the instance, or the class's."""
+        return self.previous or type(self.model).forward.__get__(self.model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Annotations in a signature need not be picklable; it is made anew.
+        return {key: value for key, value in self.__dict__.items() if key != "__signature__"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        parameters = list(inspect.signature(type(self.model).forward).parameters.values())[1:]
+        self.__signature__ = inspect.Signature(parameters)
+
+    def detach(self) -> None:
+        """Give the model its forward back. Statistics that were not drained are lost.
+
+        Raises:
+            NotActiveError: something else has taken over the forward since; undo that first.
+        """
+        current = self.model.__dict__.get("forward")
+        if current is not self:
+            if isinstance(current, Attachment) or current is self.previous:
+                return
+            raise NotActiveError(
+                f"the model's forward is now {current!r}, put there after the loss was attached. Undo that first, "
+                "then detach."
+            )
+        if self.previous is None:
+            del self.model.__dict__["forward"]
+        else:
+            self.model.__dict__["forward"] = self.previous
+
+    @contextmanager
+    def answering(self, *, want_logits: bool | None = None) -> Iterator[None]:
+        """Answer labelled calls inside this block, also where `trainer_only` is set.
+
+        Args:
+            want_logits: whether outputs must carry logits; None: in eval mode only.
+        """
+        before = self._answering, self._want_logits
+        self._answering = True
+        self._want_logits = want_logits if want_logits is not None else self._want_logits
+        try:
+            yield
+        finally:
+            self._answering, self._want_logits = before
+
+    def drain(self, *, training: bool) -> LossStats:
+        """Return the statistics gathered in train or eval mode since the last drain, and forget them."""
+        return self._stats.pop(training, None) or LossStats.zero(self.model.device)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; with `labels` or `shift_labels`, put our loss into its output."""
+        inputs = {**dict(zip(self.__signature__.parameters, args, strict=False)), **kwargs}
+        unlabelled = inputs.get("labels") is None and inputs.get("shift_labels") is None
+        if unlabelled or (self.trainer_only and not self._answering):
+            return self.original(*args, **kwargs)
+        num_items: NumItems = inputs.pop("num_items_in_batch", None)
+        return_dict = inputs.pop("return_dict", None)
+        if return_dict is None:
+            return_dict = getattr(self.model.config, "return_dict", True)
+        want_logits = self._want_logits
+        done = self.score(inputs, not self.model.training if want_logits is None else want_logits)
+        loss = done.result.mean(num_items)
+        if done.auxiliary is not None:
+            # Token-weighted over micro-batches and ranks; the model alone would add it once for each.
+            share = 1.0 if num_items is None else done.result.count / num_items
+            loss = loss + (done.auxiliary * share).to(loss.device)
+        done.output["loss"] = loss
+        return done.output if return_dict else done.output.to_tuple()
+
+    def score(self, inputs: dict[str, Any], want_logits: bool) -> Pass:
+        """Run the model on labelled inputs and score them; nothing is divided.
+
+        Args:
+            inputs: keyword arguments of the model's forward, `labels` or `shift_labels` among them.
+            want_logits: whether the output must carry logits.
+
+        Raises:
+            UnsupportedModelError: the plan insists on the lean path and the model does not allow it.
+            LabelError: labels that do not fit the model.
+        """
+        lean = not want_logits and not (self.route and self.route.path == "logits")
+        done = self._lean_pass(inputs) if lean else None
+        if done is None:
+            done = self._logits_pass(inputs, keep_logits=want_logits)
+        self.calls += 1
+        training = self.model.training
+        stats = done.result.stats(eos_token_ids(self.model))
+        self._stats[training] = self._stats[training] + stats if training in self._stats else stats
+        return done
+
+    def _lean_pass(self, inputs: dict[str, Any]) -> Pass | None:
+        """Score from hidden states. Returns None where the first batch shows that this is not possible."""
+        head = self.model.get_output_embeddings()
+        if head is None:
+            return self._leave_lean("the model has no output embeddings")
+        capture = HeadCapture(head)
+        capture.train(head.training)
+        capture.probing = self.route is None
+        output, logits, labels_BS, auxiliary = self._run(inputs, capture)
+        hidden_BSD = capture.hidden
+        if capture.calls != 1 or hidden_BSD is None:
+            return self._leave_lean(f"the model calls its head {capture.calls} times")
+        if self.route is None:
+            reason = self._calibrate(capture, logits)
+            if reason:
+                return self._leave_lean(reason)
+        labels_BS = labels_BS.to(hidden_BSD.device)
+        if hidden_BSD.shape[:-1] != labels_BS.shape:
+            return self._leave_lean(
+                f"its head gets hidden states {tuple(hidden_BSD.shape)} for labels {tuple(labels_BS.shape)}"
+            )
+        scored_BS = labels_BS != targets.IGNORE_INDEX
+        result = self._score_hidden(head, hidden_BSD[scored_BS], labels_BS[scored_BS])
+        output["logits"] = None
+        return Pass(output, result, scored_BS, auxiliary)
+
+    def _score_hidden(self, head: Any, hidden_TD: Tensor, labels_T: Tensor) -> LossResult:
+        assert self.route is not None
+        reading = read_head(head)
+        if isinstance(reading, ReadableHead):
+            # The sum is returned as a tensor of its own, for hooks that wrap the outputs of a module.
+            loss_sum, result = call_inside(reading.owner, self._inside_head, hidden_TD, labels_T, reading)
+            if result is not None:
+                return replace(result, loss_sum=loss_sum)
+        called = OpaqueHead(head, self.route.vocab_size, self.route.transform)
+        return hidden_loss(self.plan, hidden_TD, called, labels_T)
+
+    @torch.compiler.disable
+    def _inside_head(
+        self, hidden_TD: Tensor, labels_T: Tensor, reading: ReadableHead
+    ) -> tuple[Tensor, LossResult | None]:
+        assert self.route is not None
+        head = reading.head(hidden_TD, self.route.transform)
+        if head is None:
+            return hidden_TD, None
+        result = hidden_loss(self.plan, hidden_TD, head, labels_T)
+        return result.loss_sum, result
+
+    def _logits_pass(self, inputs: dict[str, Any], *, keep_logits: bool) -> Pass:
+        """Score the logits that the model makes."""
+        output, logits, labels_BS, auxiliary = self._run(inputs, None)
+        labels_BS = labels_BS.to(logits.device)
+        result = logits_loss(self.plan, logits, labels_BS)
+        if not keep_logits:
+            output["logits"] = None
+        return Pass(output, result, labels_BS != targets.IGNORE_INDEX, auxiliary)
+
+    def _run(
+        self, inputs: dict[str, Any], capture: HeadCapture | None
+    ) -> tuple[Any, Tensor, Tensor, Tensor | None]:
+        """Run the model's forward once.
+
+        Returns:
+            The output, the logits that its loss would see, aligned labels, and the auxiliary loss.
+        """
+        inputs = {key: value for key, value in inputs.items() if key != "logits_to_keep"}
+        shift_labels = inputs.pop("shift_labels", None)
+        labels = inputs.pop("labels", None)
+        labels = shift_labels if labels is None else labels
+        if self.model.training and "use_cache" in self.__signature__.parameters:
+            inputs.setdefault("use_cache", False)
+        if self._asks_for_loss:
+            recorder = LossRecorder()
+            extra = {} if shift_labels is None else {"shift_labels": shift_labels}
+            with standing_in(self.model, capture), recording(self.model, recorder):
+                output = self.original(**inputs, labels=labels, **extra, return_dict=True)
+            if recorder.calls > 1:
+                raise UnsupportedModelError(
+                    f"{type(self.model).__name__} asks for {recorder.calls} losses in one forward pass; only one "
+                    "can be replaced. Train it without `loss:`."
+                )
+            if recorder.calls == 1 and recorder.logits is not None and recorder.labels is not None:
+                aligned = recorder.labels if shift_labels is None else shift_labels
+                auxiliary = output["loss"] if output["loss"].requires_grad or output["loss"] != 0 else None
+                return output, recorder.logits, aligned, auxiliary
+            # A fused forward (Liger, Cut Cross-Entropy), or a class with a loss of its own.
+            self._asks_for_loss = False
+            if capture is not None:
+                capture.release()
+        with standing_in(self.model, capture):
+            output = self.original(**inputs, return_dict=True)
+        aligned = targets.shift(labels) if shift_labels is None else shift_labels
+        return output, output["logits"], aligned, auxiliary_loss(self.model, output)
+
+    def _calibrate(self, capture: HeadCapture, logits: Tensor) -> str | None:
+        """Decide the route from the first batch; returns why it cannot be lean."""
+        assert capture.probe is not None
+        assert capture.real_KV is not None
+        transform = calibration.find_transform(capture.probe, logits)
+        if isinstance(transform, str):
+            return transform
+        reading = read_head(capture.head)
+        route = Route("lean", transform, vocab_size=capture.real_KV.shape[-1])
+        if isinstance(reading, str):
+            self.route = replace(route, why_not_lean=reading)
+            return None
+        real_KV = capture.real_KV
+
+        def check(hidden_KD: Tensor) -> str | None:
+            head = reading.head(hidden_KD, transform)
+            return calibration.check_head(self.plan, head, hidden_KD, real_KV) if head else None
+
+        with torch.no_grad(), without_dropout(capture.head):
+            reason = call_inside(reading.owner, check, capture.checked_KD())
+        self.route = None if reason else route
+        return reason
+
+    def _leave_lean(self, reason: str) -> None:
+        if self.plan.path == "lean":
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__}: the lean kernel was asked for by name, but {reason}. Set "
+                "`kernel: auto` to score the model's logits instead."
+            )
+        logger.warning("dft: %s: scoring the model's logits, since %s.", type(self.model).__name__, reason)
+        self.route = Route("logits", why_not_lean=reason)
+
+
+def attach_plan(
+    model: torch.nn.Module, plan: LossPlan, attachment_class: type[Attachment] = Attachment
+) -> Attachment:
+    """Attach a plan to a model; a plan attached before is replaced.
+
+    Args:
+        model: a causal `PreTrainedModel`, or a PEFT model or `torch.compile`d module around one.
+        plan: what to compute.
+        attachment_class: a host's own, where its trainer asks for a loss in a way of its own.
+
+    Raises:
+        UnsupportedModelError: not a causal LM, encoder-decoder, or already wrapped for several devices.
+    """
+    causal_lm = unwrap(model)
+    refuse_unsupported(causal_lm)
+    attached = causal_lm.__dict__.get("forward")
+    if isinstance(attached, Attachment):
+        attached.detach()
+    attachment = attachment_class(causal_lm, plan)
+    causal_lm.__dict__["forward"] = attachment
+    return attachment
+
+

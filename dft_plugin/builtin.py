@@ -1,0 +1,26 @@
+"""What dft-plugin itself registers, through the same hooks as anyone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from dft_plugin.hookspecs import hookimpl
+from dft_plugin.objectives import DFT, NLL, Objective
+
+if TYPE_CHECKING:
+    from dft_plugin.kernels import Kernel
+
+
+@hookimpl
+def register_objectives() -> Iterable[type[Objective]]:
+    """The paper's loss, and plain likelihood to compare with."""
+    return [DFT, NLL]
+
+
+@hookimpl
+def register_kernels() -> Iterable[Kernel]:
+    """The lean kernel, and the naive one to compare with."""
+    from dft_plugin.kernels import chunked, reference
+
+    return [chunked, reference]

@@ -1,0 +1,95 @@
+"""What a model does to the logits of its head, found out by asking its own forward.
+
+On the first batch the head's stand-in returns some real logits and one row of known numbers, and the
+model's forward transforms them. Names in a config do not tell every quirk; this does. Shapes: K checked
+positions, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dft_plugin.kernels import Head, Transform
+from dft_plugin.kernels.rows import accumulation_dtype
+from dft_plugin.loss import LossPlan
+from dft_plugin.objectives import NLL
+
+CHECKED_POSITIONS = 8
+"""Positions of the first row whose real logits are made for the check."""
+
+_PROBE = (1e-3, 1.0, -8.0, 1e6)
+"""Raw logits of the probe row: nearly linear under any softcap, unit, negative, saturated."""
+
+
+def probe_logits(real_KV: Tensor) -> Tensor:
+    """Stack real raw logits [K, V] and the probe row.
+
+    Returns:
+        [1, K + 1, V] in float32 (float64), as a head would return it.
+    """
+    real_KV = real_KV.detach().to(accumulation_dtype(real_KV.dtype))
+    probe_V = real_KV.new_zeros(real_KV.shape[1])
+    used = min(len(_PROBE), probe_V.numel())
+    probe_V[:used] = probe_V.new_tensor(_PROBE[:used])
+    return torch.cat([real_KV, probe_V[None]])[None]
+
+
+def find_transform(probed: Tensor, seen: Tensor) -> Transform | str:
+    """Compare what the stand-in returned with what the model made of it.
+
+    Args:
+        probed: what `probe_logits` gave, [1, K + 1, V].
+        seen: the same after the model's forward, whatever its shape.
+
+    Returns:
+        The transform, or a reason why the model does something else to its logits.
+    """
+    if seen.shape != probed.shape:
+        return f"the model changes the shape of its logits ({probed.shape[-1]} to {seen.shape[-1]} columns)"
+    seen = seen.detach().to(probed.dtype)
+    small, one, _, huge = (float(seen[0, -1, i]) if i < seen.shape[-1] else 0.0 for i in range(len(_PROBE)))
+    if seen.shape[-1] < len(_PROBE):
+        return "the vocabulary is too small to probe"
+    linear = Transform(scale=one)
+    if _agree(linear(probed), seen):
+        return linear
+    scale = small / _PROBE[0]
+    capped = Transform(scale=1.0 if abs(scale - 1.0) < 1e-5 else scale, softcap=abs(huge))
+    if huge and _agree(capped(probed), seen):
+        return capped
+    return "the model does more to its logits than to scale and cap them"
+
+
+def _agree(ours: Tensor, theirs: Tensor) -> bool:
+    return bool(torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5))
+
+
+def check_head(plan: LossPlan, head: Head, hidden_KD: Tensor, real_KV: Tensor) -> str | None:
+    """Score a few positions with the kernel, and from the real head's logits; compare.
+
+    Args:
+        plan: the kernel to check.
+        head: as it was read.
+        hidden_KD: hidden states.
+        real_KV: raw logits that the real head gave for them.
+
+    Returns:
+        None, or the reason to distrust the reading of the head.
+    """
+    if head.vocab_size != real_KV.shape[-1]:
+        return f"the head has {head.vocab_size} rows but gives {real_KV.shape[-1]} logits"
+    # The likeliest token and an arbitrary one: an error in either sign shows.
+    targets_K = real_KV.argmax(-1)
+    targets_K[1::2] = torch.arange(targets_K[1::2].numel(), device=targets_K.device) % head.vocab_size
+    ours = plan.kernel(hidden_KD, head, targets_K, NLL(), needs=frozenset(), scratch_bytes=plan.scratch_bytes)
+    logits_KV = head.transform(real_KV.to(accumulation_dtype(real_KV.dtype)))
+    theirs_K = logits_KV.log_softmax(-1).gather(1, targets_K[:, None])[:, 0]
+    half = real_KV.dtype.itemsize < 4 or ours.rows.logp_T.dtype.itemsize < 4
+    tolerance = 5e-2 if half else 1e-4
+    if torch.allclose(ours.rows.logp_T, theirs_K.to(ours.rows.logp_T.dtype), rtol=tolerance, atol=4 * tolerance):
+        return None
+    worst = float((ours.rows.logp_T - theirs_K).abs().max())
+    return f"the head as read differs from the head as called (log p by up to {worst:.2g} nats)"
+
+

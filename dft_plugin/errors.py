@@ -1,0 +1,51 @@
+"""Every error that dft-plugin raises on purpose.
+
+None of them is an `ImportError`: Axolotl swallows those while it loads plugins, and would go on
+to train plain cross-entropy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class DftError(Exception):
+    """Base of all errors of dft-plugin."""
+
+
+class SettingsError(DftError, ValueError):
+    """What the user wrote cannot be used. Carries every problem that was found, not the first.
+
+    Attributes:
+        problems: one sentence each: what was given, what is allowed, what to do next.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return self.problems[0]
+        listed = "\n".join(f"  - {problem}" for problem in self.problems)
+        return f"{len(self.problems)} problems:\n{listed}"
+
+
+class ConflictError(SettingsError):
+    """The host's own settings would keep the loss from taking effect, or apply it twice."""
+
+
+class LabelError(DftError, ValueError):
+    """A label is neither the ignore index nor an index of the vocabulary."""
+
+
+class PluginError(DftError):
+    """A plugin is broken, or two plugins claim one name. Names the owners."""
+
+
+class UnsupportedModelError(DftError, TypeError):
+    """The model cannot be attached to. Says what was found and what would work."""
+
+
+class NotActiveError(DftError, RuntimeError):
+    """A step ended, or would end, without the loss that was asked for."""

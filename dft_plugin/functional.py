@@ -1,0 +1,102 @@
+"""The loss as plain functions, for a training loop of one's own.
+
+Shapes: V vocabulary, H hidden size; `...` stands for any leading dimensions, the same in all inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from dft_plugin.kernels import Head, Transform
+from dft_plugin.loss import LossPlan, NumItems, hidden_loss, logits_loss
+from dft_plugin.objectives import Objective
+from dft_plugin.plugins import Catalogue, build_catalogue
+from dft_plugin.targets import IGNORE_INDEX
+
+LossLike = str | Mapping[str, Any] | Objective
+"""A name (`"dft"`), a mapping as in YAML (`{"name": "dft", "alpha": 0.7}`), or an Objective."""
+
+
+def token_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    objective: LossLike = "dft",
+    num_items: NumItems = None,
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    """Token loss on logits: `sum(-w * log p) / num_items`, with w = sg(p) for `dft`.
+
+    p and all sums are float32 (float64 for float64 logits). Memory beyond the logits: their gradient and
+    16 MB. arXiv 2508.05629, eq. 9.
+
+    Args:
+        logits: [..., V], any float dtype.
+        labels: [...], any integer dtype, already aligned: `labels[i]` is what `logits[i]` predicts.
+        objective: a name, a mapping as in YAML, or an Objective.
+        num_items: target tokens of the whole optimizer step; None counts `labels`.
+        ignore_index: the label of positions that are not scored.
+
+    Returns:
+        The loss, a scalar in nats per token; a zero connected to the graph if nothing is scored.
+
+    Raises:
+        SettingsError: the objective is unknown, or an option of it is wrong.
+        LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible.
+    """
+    plan = plan_for(objective)
+    return logits_loss(plan, logits, labels, ignore_index=ignore_index).mean(num_items)
+
+
+def linear_token_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    objective: LossLike = "dft",
+    num_items: NumItems = None,
+    ignore_index: int = IGNORE_INDEX,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """Linear layer and token loss in one; never holds more than a chunk of logits.
+
+    Equal to `token_loss(softcap * tanh(logit_scale * (hidden @ weight.T + bias) / softcap), labels)`. The
+    gradients are computed in the forward pass. Memory beyond inputs and gradients: 256 MiB at most, or 64 rows of
+    logits.
+
+    Args:
+        hidden: [..., H], any float dtype.
+        weight: [V, H].
+        labels: [...], any integer dtype, already aligned: `labels[i]` is what `hidden[i]` predicts.
+        bias: [V] or None.
+        objective: a name, a mapping as in YAML (`kernel` and `scratch_mb` are heeded), or an Objective.
+        num_items: target tokens of the whole optimizer step; None counts `labels`.
+        ignore_index: the label of positions that are not scored; they never reach a GEMM.
+        logit_scale: factor on the raw logits.
+        softcap: bound of the scaled logits, applied as `softcap * tanh(logits / softcap)`.
+
+    Returns:
+        The loss, a scalar in nats per token; a zero connected to the graph if nothing is scored.
+
+    Raises:
+        SettingsError: the objective is unknown, or an option of it is wrong.
+        LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible.
+    """
+    head = Head(weight, bias, Transform(logit_scale, softcap))
+    plan = plan_for(objective)
+    return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index).mean(num_items)
+
+
+def plan_for(loss: LossLike, catalogue: Catalogue | None = None) -> LossPlan:
+    """Resolve what a caller of the library passed as `objective` or `loss`."""
+    catalogue = catalogue or build_catalogue()
+    if isinstance(loss, Objective):
+        default = catalogue.plan(catalogue.settings("nll"))
+        return replace(default, objective=loss)
+    return catalogue.plan(catalogue.settings(loss))

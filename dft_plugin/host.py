@@ -1,0 +1,100 @@
+"""Host: a training framework whose YAML we read and whose trainer we hook into. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+if TYPE_CHECKING:
+    from dft_plugin.settings import Settings
+    from dft_plugin.trainer import TrainerHook
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Something in a config that would keep the loss from taking effect.
+
+    Attributes:
+        key: the key in the host's config.
+        problem: what would happen.
+        remedy: what to change.
+    """
+
+    key: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"`{self.key}`: {self.problem} {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a host needs to start.
+
+    Attributes:
+        config_path: the user's file, which is only read.
+        overrides: `(key, YAML text)` pairs from the command line that are not ours.
+        settings: the loss.
+    """
+
+    config_path: str
+    overrides: Sequence[tuple[str, str]]
+    settings: Settings
+
+
+class Host:
+    """Base of all hosts. A host reads keys and starts its framework; it holds no numerics."""
+
+    name: ClassVar[str]
+    """What `--host` takes."""
+
+    distribution: ClassVar[str]
+    """Name on PyPI."""
+
+    tested: ClassVar[str]
+    """Version specifier of what the tests run, e.g. `>=1.16,<1.17`."""
+
+    install: ClassVar[str]
+    """The pip line that mends a missing or untested installation."""
+
+    def recognise(self, config: Mapping[str, Any]) -> bool:
+        """Say whether a config, as parsed from YAML, is written for this host."""
+        raise NotImplementedError
+
+    def conflicts(self, config: Mapping[str, Any], settings: Settings) -> list[Conflict]:
+        """List what would keep the loss from taking effect. Reads only."""
+        raise NotImplementedError
+
+    def replaces(self, config: Mapping[str, Any], settings: Settings) -> list[str]:
+        """List, in words, which of the host's settings the loss supersedes. Reads only."""
+        raise NotImplementedError
+
+    def launch(self, launch: Launch) -> int:
+        """Start the host's own launcher with the loss active. Returns its exit code."""
+        raise NotImplementedError
+
+    def trainer_hook(self, trainer: object) -> type[TrainerHook] | None:
+        """Return the hook class for a trainer of this host, or None for someone else's trainer."""
+        return None
+
+    def installed_version(self) -> str | None:
+        """Version of the installed distribution, or None."""
+        try:
+            return metadata.version(self.distribution)
+        except metadata.PackageNotFoundError:
+            return None
+
+    def version_problem(self) -> str | None:
+        """Say what is wrong with the installation: missing, or not a version that was tested."""
+        version = self.installed_version()
+        if version is None:
+            return f"{self.distribution} is not installed. Run: {self.install}"
+        if Version(version) not in SpecifierSet(self.tested, prereleases=True):
+            return f"{self.distribution} {version} was not tested ({self.tested} was). Run: {self.install}"
+        return None

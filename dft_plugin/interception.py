@@ -1,0 +1,120 @@
+"""One run of a model's own forward in which we see its hidden states and its call for a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dft_plugin import calibration, targets
+from dft_plugin.hf_head import head_slots
+
+
+class HeadCapture(nn.Module):
+    """Stands where the head stands for one forward pass: keeps the hidden states, makes no logits.
+
+    In the forward itself nothing else changes, so scaling, caps, routers and output classes remain
+    the model's own business.
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.calls = 0
+        self.hidden: Tensor | None = None
+        self.probe: Tensor | None = None
+        self.real_KV: Tensor | None = None
+        self.probing = False
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Keep `hidden` [B, S, D]; return one zero per position, or the probe on the first batch."""
+        self.calls += 1
+        self.hidden = hidden
+        if self.probing:
+            with torch.no_grad(), without_dropout(self.head):
+                self.real_KV = self.head(self.checked_KD())
+                self.probe = calibration.probe_logits(self.real_KV)
+            return self.probe
+        return hidden.new_zeros((*hidden.shape[:-1], 1), dtype=torch.float32)
+
+    def checked_KD(self) -> Tensor:
+        """The positions whose real logits are made for the check."""
+        assert self.hidden is not None
+        hidden_ND = self.hidden.reshape(-1, self.hidden.shape[-1])
+        return hidden_ND[: calibration.CHECKED_POSITIONS].detach()
+
+    def release(self) -> None:
+        """Forget the tensors of this pass."""
+        self.calls, self.hidden, self.probe, self.real_KV = 0, None, None, None
+
+    def __getattr__(self, name: str) -> Any:
+        # Some forwards read `lm_head.weight.dtype`.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("head"), name)
+
+
+class LossRecorder:
+    """Answers `model.loss_function`: records what the model asks for, and returns a zero.
+
+    What the model adds to the zero (a router's auxiliary loss, say) is what it would add to any loss.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.logits: Tensor | None = None
+        self.labels: Tensor | None = None
+
+    def __call__(
+        self, logits: Tensor, labels: Tensor, *args: Any, shift_labels: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Record logits and aligned labels, in the signature of transformers' loss functions."""
+        self.calls += 1
+        self.logits = logits
+        self.labels = shift_labels if shift_labels is not None else targets.shift(labels)
+        return torch.zeros((), dtype=torch.float32, device=logits.device)
+
+
+@contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """Put `module` in eval mode for a while, so that two passes through it agree."""
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, mode in modes:
+            child.training = mode
+
+
+@contextmanager
+def standing_in(model: nn.Module, capture: HeadCapture | None) -> Iterator[None]:
+    """Put `capture` where its head is registered in `model`, and the head back afterwards."""
+    slots = head_slots(model, capture.head) if capture is not None else []
+    for parent, name in slots:
+        parent._modules[name] = capture
+    try:
+        yield
+    finally:
+        for parent, name in slots:
+            assert capture is not None
+            parent._modules[name] = capture.head
+
+
+@contextmanager
+def recording(model: nn.Module, recorder: LossRecorder) -> Iterator[None]:
+    """Let `recorder` answer `model.loss_function` for a while."""
+    # The property of PreTrainedModel keeps an override in `_loss_function`.
+    before = model.__dict__.get("_loss_function")
+    model.__dict__["_loss_function"] = recorder
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.__dict__["_loss_function"]
+        else:
+            model.__dict__["_loss_function"] = before

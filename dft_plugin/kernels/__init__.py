@@ -1,0 +1,20 @@
+"""Kernels: hidden states and a head, or logits, to a loss sum and statistics."""
+
+from dft_plugin.kernels.base import Head, Kernel, KernelResult, LowRank, OpaqueHead, Transform
+from dft_plugin.kernels.chunked import chunked
+from dft_plugin.kernels.logits import score_logits
+from dft_plugin.kernels.opaque import opaque
+from dft_plugin.kernels.reference import reference
+
+__all__ = [
+    "Head",
+    "Kernel",
+    "KernelResult",
+    "LowRank",
+    "OpaqueHead",
+    "Transform",
+    "chunked",
+    "opaque",
+    "reference",
+    "score_logits",
+]

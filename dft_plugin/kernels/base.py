@@ -1,0 +1,113 @@
+"""What a kernel takes and gives. Shapes: T scored tokens, D hidden size, V vocabulary, R LoRA rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from dft_plugin.objectives import Objective, Rows, RowStatistic
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What a model does to the raw logits of its head: `x * scale`, then `c * tanh(x / c)`.
+
+    Attributes:
+        scale: factor on the raw logits (Cohere's logit_scale, Granite's 1 / logits_scaling, ...).
+        softcap: c, in the units of the scaled logits (Gemma 2's final_logit_softcapping), or None.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Apply it, out of place and differentiably."""
+        scaled = logits * self.scale if self.scale != 1.0 else logits
+        return scaled if self.softcap is None else (scaled / self.softcap).tanh() * self.softcap
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A LoRA branch of the head, kept apart from the weight so that no copy of it is made.
+
+    It adds `input_TR @ weight_VR.T` to the raw logits. Several adapters are concatenated along R.
+    """
+
+    input_TR: Tensor
+    weight_VR: Tensor
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head whose weight can be read: logits = transform(hidden @ weight.T + bias + low rank).
+
+    Attributes:
+        weight_VD: the whole vocabulary; a local shard must never stand here.
+        bias_V: or None.
+        transform: what the model does to the raw logits.
+        low_rank: LoRA on the head, or None.
+    """
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    transform: Transform = Transform()
+    low_rank: LowRank | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits per position."""
+        return self.weight_VD.shape[0]
+
+
+@dataclass(frozen=True)
+class OpaqueHead:
+    """A head that can only be called (DoRA, quantised, tensor-parallel ...).
+
+    Attributes:
+        project: hidden [T, D] to raw logits [T, V], differentiable.
+        vocab_size: number of logits per position.
+        transform: what the model does to the raw logits.
+    """
+
+    project: Callable[[Tensor], Tensor]
+    vocab_size: int
+    transform: Transform = Transform()
+
+
+@dataclass(frozen=True)
+class KernelResult:
+    """What every kernel returns: a sum, never a mean.
+
+    Attributes:
+        loss_sum: sum over T of -w * log p, in nats, differentiable; a zero that is connected to the
+            graph if T is 0.
+        rows: statistics of the T tokens, detached.
+        weight_T: weights of the objective, detached.
+    """
+
+    loss_sum: Tensor
+    rows: Rows
+    weight_T: Tensor
+
+
+class Kernel(Protocol):
+    """Scores T hidden states against their targets.
+
+    Differentiable in hidden_TD and, where they require grad, in the tensors of the head.
+    """
+
+    def __call__(
+        self,
+        hidden_TD: Tensor,
+        head: Head,
+        targets_T: Tensor,
+        objective: Objective,
+        *,
+        needs: frozenset[RowStatistic],
+        scratch_bytes: int,
+    ) -> KernelResult:
+        """Score. `needs`: costly statistics to return; `scratch_bytes`: bound on logits held at once."""
+        ...

@@ -1,0 +1,57 @@
+"""Token loss behind a head that can be called but not read (DoRA, quantised, tensor-parallel).
+
+Shapes: T scored tokens, C tokens of a chunk, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dft_plugin.kernels.base import KernelResult, OpaqueHead
+from dft_plugin.kernels.logits import score_logits
+from dft_plugin.kernels.rows import accumulation_dtype, concatenate
+from dft_plugin.objectives import Objective, RowStatistic
+
+
+def opaque(
+    hidden_TD: Tensor,
+    head: OpaqueHead,
+    targets_T: Tensor,
+    objective: Objective,
+    *,
+    needs: frozenset[RowStatistic] = frozenset(),
+    scratch_bytes: int = 256 << 20,
+) -> KernelResult:
+    """Call the head on chunks of tokens, each under a checkpoint, and score its logits.
+
+    Costs one projection more than `chunked`, since backward calls the head again; in exchange the head
+    keeps its own forward, hooks and gradients. Memory: some copies of one chunk of logits.
+
+    Args:
+        hidden_TD: what the model gives to its head, only scored positions.
+        head: the projection.
+        targets_T: int64 targets in [0, V).
+        objective: gives the weights.
+        needs: costly statistics to return.
+        scratch_bytes: bound on the logits of a chunk, counted in float32.
+    """
+    step = max(64, min(1024, scratch_bytes // (4 * head.vocab_size)))
+
+    def score(hidden_CD: Tensor, targets_C: Tensor) -> KernelResult:
+        logits_CV = head.transform(head.project(hidden_CD))
+        logits_CV = logits_CV.to(accumulation_dtype(logits_CV.dtype))
+        everything_C = targets_C.new_ones(targets_C.shape, dtype=bool)
+        return score_logits(logits_CV, everything_C, targets_C, objective, needs=needs)
+
+    parts: list[KernelResult] = [
+        checkpoint(score, hidden_TD[start : start + step], targets_T[start : start + step], use_reentrant=False)
+        for start in range(0, max(hidden_TD.shape[0], 1), step)
+    ]
+    loss_sum = sum((part.loss_sum for part in parts[1:]), start=parts[0].loss_sum)
+    return KernelResult(
+        loss_sum,
+        concatenate([part.rows for part in parts]),
+        torch.cat([part.weight_T for part in parts]),
+    )

@@ -1,0 +1,171 @@
+"""LossPlan and LossResult: from hidden states or logits to the loss of a step. The only division.
+
+Shapes: N positions (flattened), T scored ones, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dft_plugin import targets
+from dft_plugin.errors import LabelError
+from dft_plugin.kernels import Head, Kernel, KernelResult, OpaqueHead, opaque, score_logits
+from dft_plugin.objectives import Objective, Rows, RowStatistic
+from dft_plugin.stats import LossStats
+
+NumItems = int | float | Tensor | None
+"""Target tokens of the whole optimizer step (all micro-batches, all ranks); None: count here."""
+
+
+@dataclass(frozen=True)
+class LossPlan:
+    """What Settings became: objects, resolved once per run.
+
+    Attributes:
+        objective: gives each target token its weight.
+        kernel: scores hidden states behind a head that can be read.
+        path: `auto` (lean where the head allows it), `lean` (or refuse) or `logits`.
+        scratch_bytes: bound on the logits that exist at one time on the lean path.
+        needs: costly statistics that the host wants, beside those of the objective.
+    """
+
+    objective: Objective
+    kernel: Kernel
+    path: str
+    scratch_bytes: int
+    needs: frozenset[RowStatistic] = frozenset()
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """What one forward pass scored: a sum and its statistics, not divided yet.
+
+    Attributes:
+        loss_sum: sum over the T scored tokens of -w * log p, in nats, differentiable.
+        rows: statistics of the T tokens.
+        weight_T: their weights.
+        targets_T: their ids.
+    """
+
+    loss_sum: Tensor
+    rows: Rows
+    weight_T: Tensor
+    targets_T: Tensor
+
+    @property
+    def count(self) -> int:
+        """T, the number of scored tokens."""
+        return self.targets_T.numel()
+
+    def mean(self, num_items: NumItems = None) -> Tensor:
+        """Divide by the number of target tokens of the optimizer step, or by `count` if None."""
+        return normalise(self.loss_sum, self.count if num_items is None else num_items)
+
+    def stats(self, eos_token_ids: tuple[int, ...] = ()) -> LossStats:
+        """Sum up for the log; the probability of `eos_token_ids` is summed apart."""
+        return LossStats.of_tokens(self.rows.logp_T, self.weight_T, self.targets_T, eos_token_ids)
+
+
+def normalise(loss_sum: Tensor, num_items: float | Tensor) -> Tensor:
+    """Divide a loss sum by a number of target tokens.
+
+    Args:
+        loss_sum: sum over the scored tokens.
+        num_items: a number, or a tensor that holds one, on any device.
+
+    Returns:
+        The mean, or the sum (zero, connected to the graph) where there is no target at all.
+
+    Raises:
+        LabelError: `num_items` is negative, NaN or holds more than one number.
+    """
+    if not isinstance(num_items, Tensor):
+        if not (math.isfinite(num_items) and num_items >= 0):
+            raise LabelError(
+                f"num_items is {num_items}; it counts target tokens, so 0 or more is allowed."
+            )
+        return loss_sum / (num_items or 1)
+    if num_items.numel() != 1:
+        raise LabelError(
+            f"num_items has shape {tuple(num_items.shape)}; one number is allowed. nn.DataParallel makes it a "
+            "vector: start one process per GPU instead (accelerate launch, torchrun)."
+        )
+    num_items = num_items.reshape(()).to(loss_sum.device)
+    return loss_sum / torch.where(num_items == 0, torch.ones_like(num_items), num_items)
+
+
+def hidden_loss(
+    plan: LossPlan,
+    hidden: Tensor,
+    head: Head | OpaqueHead,
+    labels: Tensor,
+    *,
+    ignore_index: int = targets.IGNORE_INDEX,
+) -> LossResult:
+    """Score hidden states [..., D] against aligned labels [...], never holding all logits.
+
+    Args:
+        plan: objective, kernel, scratch memory.
+        hidden: what the model gives to its head.
+        head: the head, readable or opaque.
+        labels: aligned (already shifted) labels; positions with `ignore_index` never reach a GEMM.
+        ignore_index: the label of positions that are not scored.
+
+    Raises:
+        LabelError: shapes do not match, or a label is outside the vocabulary.
+    """
+    _check(hidden, labels)
+    kept_N, targets_T = targets.select(labels, head.vocab_size, ignore_index)
+    hidden_TD = hidden.reshape(-1, hidden.shape[-1])
+    if targets_T.numel() < kept_N.numel():
+        hidden_TD = hidden_TD[kept_N]
+    kernel: Callable[..., KernelResult] = plan.kernel if isinstance(head, Head) else opaque
+    scored = kernel(
+        hidden_TD,
+        head,
+        targets_T,
+        plan.objective,
+        needs=plan.needs,
+        scratch_bytes=plan.scratch_bytes,
+    )
+    return LossResult(scored.loss_sum, scored.rows, scored.weight_T, targets_T)
+
+
+def logits_loss(
+    plan: LossPlan,
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = targets.IGNORE_INDEX,
+) -> LossResult:
+    """Score logits [..., V] against aligned labels [...].
+
+    Args:
+        plan: the objective.
+        logits: transformed logits, as the model returns them.
+        labels: aligned (already shifted) labels.
+        ignore_index: the label of positions that are not scored.
+
+    Raises:
+        LabelError: shapes do not match, or a label is outside the vocabulary.
+    """
+    _check(logits, labels)
+    kept_N, targets_T = targets.select(labels, logits.shape[-1], ignore_index)
+    logits_NV = logits.reshape(-1, logits.shape[-1])
+    scored = score_logits(logits_NV, kept_N, targets_T, plan.objective, needs=plan.needs)
+    return LossResult(scored.loss_sum, scored.rows, scored.weight_T, targets_T)
+
+
+def _check(scored: Tensor, labels: Tensor) -> None:
+    if scored.shape[:-1] != labels.shape:
+        raise LabelError(
+            f"labels have shape {tuple(labels.shape)}, but {tuple(scored.shape[:-1])} positions are to be "
+            "scored; give one label per position."
+        )
+    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+        raise LabelError(f"labels have dtype {labels.dtype}; an integer dtype is needed.")

@@ -1,0 +1,139 @@
+"""The plugin manager, the catalogue of names, and the way from Settings to a LossPlan.
+
+Used once per run; pluggy never stands between a batch and its loss.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import pluggy
+
+from dft_plugin import builtin, hookspecs
+from dft_plugin.errors import PluginError
+from dft_plugin.settings import Settings, parse_settings
+
+if TYPE_CHECKING:
+    from dft_plugin.host import Host
+    from dft_plugin.kernels import Kernel
+    from dft_plugin.loss import LossPlan
+    from dft_plugin.objectives import Objective
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Entry(Generic[Item]):
+    """A registered object and the plugin that it came from."""
+
+    item: Item
+    owner: str
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Everything that can be named, with its owner.
+
+    Attributes:
+        objectives: by the name that stands after `loss:`.
+        kernels: by the name that stands after `kernel:`.
+        hosts: by the name that `--host` takes.
+    """
+
+    objectives: Mapping[str, Entry[type[Objective]]]
+    kernels: Mapping[str, Entry[Kernel]]
+    hosts: Mapping[str, Entry[Host]]
+
+    def settings(self, value: Any, where: str = "loss") -> Settings:
+        """Parse what stands after `loss:`; raises `SettingsError` with every problem."""
+        return parse_settings(
+            value,
+            objectives={name: entry.item for name, entry in self.objectives.items()},
+            kernels=list(self.kernels),
+            where=where,
+        )
+
+    def plan(self, settings: Settings) -> LossPlan:
+        """Resolve Settings to the objects that do the work."""
+        from dft_plugin.kernels import chunked
+        from dft_plugin.loss import LossPlan
+
+        named = self.kernels.get(settings.kernel)
+        return LossPlan(
+            objective=self.objectives[settings.name].item(**settings.options),
+            kernel=named.item if named else chunked,
+            path="lean" if named else settings.kernel,
+            scratch_bytes=settings.scratch_mb << 20,
+        )
+
+
+def build_manager(*, third_party: bool = True) -> pluggy.PluginManager:
+    """Make a manager with our plugin and every one that is installed.
+
+    A plugin that cannot be imported or registered is named in a warning and left out; the others work.
+
+    Args:
+        third_party: whether to load the entry points of the group `dft_plugin`.
+    """
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    manager.register(builtin, name="dft_plugin")
+    for entry_point in entry_points(group=hookspecs.PROJECT) if third_party else ():
+        owner = f"{entry_point.dist.name if entry_point.dist else '?'}:{entry_point.name}"
+        try:
+            manager.register(entry_point.load(), name=owner)
+            manager.check_pending()
+        except Exception as error:
+            _leave_out(manager, owner, error)
+    return manager
+
+
+def build_catalogue(manager: pluggy.PluginManager | None = None) -> Catalogue:
+    """Ask every plugin what it registers.
+
+    Raises:
+        PluginError: two plugins claim one name; names both.
+    """
+    manager = manager or build_manager()
+    return Catalogue(
+        objectives=_collect(manager, "register_objectives", lambda item: item.name),
+        kernels=_collect(manager, "register_kernels", lambda item: item.__name__),
+        hosts=_collect(manager, "register_hosts", lambda item: item.name),
+    )
+
+
+def _collect(
+    manager: pluggy.PluginManager, hook: str, name_of: Callable[[Any], str]
+) -> dict[str, Entry[Any]]:
+    found: dict[str, Entry[Any]] = {}
+    # One plugin at a time, so that its name is known when it fails or collides.
+    for owner, plugin in manager.list_name_plugin():
+        others = [other for other in manager.get_plugins() if other is not plugin]
+        try:
+            results: list[Iterable[Any]] = manager.subset_hook_caller(hook, others)()
+            named = [(name_of(item), item) for result in results for item in result]
+        except Exception as error:
+            _leave_out(manager, owner, error)
+            continue
+        for name, item in named:
+            if name in found:
+                raise PluginError(
+                    f"`{name}` is registered by {found[name].owner} and by {owner} ({hook}). Uninstall one of "
+                    "them, or rename it."
+                )
+            found[name] = Entry(item, owner)
+    return found
+
+
+def _leave_out(manager: pluggy.PluginManager, owner: str, error: Exception) -> None:
+    if manager.has_plugin(owner):
+        manager.unregister(name=owner)
+    warnings.warn(
+        f"dft-plugin: the plugin {owner} is broken and left out ({type(error).__name__}: {error}).",
+        RuntimeWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,121 @@
+"""LossStats: what a run should know about its loss, as raw sums that can be merged and reduced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum, auto
+
+import torch
+from torch import Tensor
+
+LOW_WEIGHT = 0.01
+"""Below this weight a token teaches next to nothing; the log shows the share of such tokens."""
+
+
+class Sum(IntEnum):
+    """Which raw sum stands at which index of `LossStats.sums_K`."""
+
+    TOKENS = 0
+    LOSS = auto()
+    NLL = auto()
+    PROB = auto()
+    WEIGHT = auto()
+    WEIGHT_SQUARED = auto()
+    LOW_WEIGHT_TOKENS = auto()
+    EOS_TOKENS = auto()
+    EOS_PROB = auto()
+
+
+@dataclass(frozen=True)
+class LossStats:
+    """Sums over target tokens, on the device of the loss. Nothing is divided before it is logged.
+
+    Attributes:
+        sums_K: one entry for each member of `Sum`: tokens are counts, LOSS and NLL are in nats.
+            float64, or float32 where the device has no float64.
+    """
+
+    sums_K: Tensor
+
+    @classmethod
+    def zero(cls, device: torch.device | str = "cpu") -> LossStats:
+        """Statistics of no tokens at all."""
+        return cls(torch.zeros(len(Sum), dtype=_sum_dtype(torch.device(device)), device=device))
+
+    @classmethod
+    def of_tokens(
+        cls, logp_T: Tensor, weight_T: Tensor, targets_T: Tensor, eos_token_ids: tuple[int, ...] = ()
+    ) -> LossStats:
+        """Sum up T scored tokens.
+
+        Args:
+            logp_T: log-probabilities of the targets, in nats, detached.
+            weight_T: weights of the objective, detached.
+            targets_T: token ids.
+            eos_token_ids: the ids that end a sequence; their probability is summed apart.
+        """
+        dtype = _sum_dtype(logp_T.device)
+        logp_T, weight_T = logp_T.to(dtype), weight_T.to(dtype)
+        p_T = logp_T.exp()
+        eos_T = torch.zeros_like(p_T)
+        for token_id in eos_token_ids:
+            eos_T = eos_T + (targets_T == token_id)
+        # A weight of zero means "not learned", also where log p is -inf.
+        loss_T = torch.where(weight_T > 0, -weight_T * logp_T, torch.zeros_like(logp_T))
+        columns: dict[Sum, Tensor] = {
+            Sum.TOKENS: torch.ones_like(p_T),
+            Sum.LOSS: loss_T,
+            Sum.NLL: -logp_T,
+            Sum.PROB: p_T,
+            Sum.WEIGHT: weight_T,
+            Sum.WEIGHT_SQUARED: weight_T.square(),
+            Sum.LOW_WEIGHT_TOKENS: (weight_T < LOW_WEIGHT).to(dtype),
+            Sum.EOS_TOKENS: eos_T,
+            Sum.EOS_PROB: eos_T * p_T,
+        }
+        return cls(torch.stack([columns[key].sum() for key in Sum]))
+
+    def __add__(self, other: LossStats) -> LossStats:
+        """Merge the statistics of two sets of tokens."""
+        return LossStats(self.sums_K + other.sums_K.to(self.sums_K.device))
+
+    def reduce(self, all_sum: Callable[[Tensor], Tensor]) -> LossStats:
+        """Sum over ranks with `all_sum`, e.g. `accelerator.reduce`; every rank must call it."""
+        return LossStats(all_sum(self.sums_K))
+
+    def as_logs(self, prefix: str = "") -> dict[str, float]:
+        """Divide, once, into what is logged. Empty if no token was scored. Syncs with the device.
+
+        Args:
+            prefix: put before each key, e.g. `eval_`.
+
+        Returns:
+            `dft/loss`, `dft/nll` (nats per token), `dft/perplexity`, `dft/mean_prob`,
+            `dft/mean_weight`, `dft/effective_tokens` ((sum w)^2 / sum w^2), `dft/tokens`,
+            `dft/low_weight_share`, and `dft/eos_prob` where an EOS was a target.
+        """
+        sums = dict(zip(Sum, self.sums_K.tolist(), strict=True))
+        tokens = sums[Sum.TOKENS]
+        if not tokens:
+            return {}
+        nll = sums[Sum.NLL] / tokens
+        squares = sums[Sum.WEIGHT_SQUARED]
+        logs = {
+            "dft/loss": sums[Sum.LOSS] / tokens,
+            "dft/nll": nll,
+            "dft/perplexity": math.exp(nll) if nll < 700 else math.inf,
+            "dft/mean_prob": sums[Sum.PROB] / tokens,
+            "dft/mean_weight": sums[Sum.WEIGHT] / tokens,
+            "dft/effective_tokens": sums[Sum.WEIGHT] ** 2 / squares if squares else 0.0,
+            "dft/tokens": tokens,
+            "dft/low_weight_share": sums[Sum.LOW_WEIGHT_TOKENS] / tokens,
+        }
+        if sums[Sum.EOS_TOKENS]:
+            logs["dft/eos_prob"] = sums[Sum.EOS_PROB] / sums[Sum.EOS_TOKENS]
+        return {prefix + key: value for key, value in logs.items()}
+
+
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -1,0 +1,1 @@
+"""TRL's SFTTrainer and `trl sft` YAML for dft-plugin."""

@@ -1,0 +1,94 @@
+"""The project's checks, each in an environment of its own: `nox -t ci` runs what CI runs.
+
+Every session installs torch first and alone, from $TORCH if that is set: a later requirement that
+only says `torch` is then satisfied, whichever build (CPU or CUDA) was chosen.
+"""
+
+import os
+
+import nox
+
+nox.needs_version = ">=2025.10.14"
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_venv = "yes"
+nox.options.tags = ["ci"]
+
+TORCH = os.environ.get("TORCH") or "torch==2.13.0"
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+
+NEWEST = ["transformers==5.23.0", "peft==0.21.2", "accelerate==1.15.0"]
+BITSANDBYTES = "bitsandbytes==0.50.2"
+# The oldest release that pyproject.toml admits, of everything but torch.
+FLOOR = [
+    "transformers==4.56.2",
+    "peft==0.21.2",
+    "accelerate==1.15.0",
+    "pluggy==1.5.0",
+    "pydantic==2.7.0",
+    "typer==0.16.0",
+    "rich==13.0.0",
+    "PyYAML==6.0.1",
+]
+TRL = [*NEWEST, BITSANDBYTES, "trl==1.16.0", "datasets==5.2.0"]
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_MODE": "disabled",
+}
+
+
+def install(session: nox.Session, *packages: str, groups: tuple[str, ...] = ()) -> None:
+    """Install torch, then `packages`, the dependency groups and this project (editable)."""
+    session.env["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+    session.install(TORCH)
+    tools = nox.project.dependency_groups(PYPROJECT, *groups)
+    session.install(*packages, *tools, "-e", ".")
+
+
+@nox.session(tags=["ci"])
+def lint(session: nox.Session) -> None:
+    """Style, formatting, and the floors: imports go down only. Needs neither torch nor a host."""
+    session.env["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", env={"PYTHONPATH": "integrations"})
+
+
+@nox.session(tags=["ci"])
+def types(session: nox.Session) -> None:
+    """Run mypy, strict, against the real torch, transformers and TRL."""
+    install(session, *TRL, groups=("types",))
+    session.run("mypy", *session.posargs)
+
+
+@nox.session(tags=["ci"])
+def tests(session: nox.Session) -> None:
+    """Run the default tests on the newest releases, no host installed."""
+    install(session, *NEWEST, BITSANDBYTES, groups=("test",))
+    session.run("pytest", *session.posargs, env=OFFLINE)
+
+
+@nox.session(tags=["ci"])
+def floor(session: nox.Session) -> None:
+    """Run the default tests on the oldest releases that are supported."""
+    install(session, *FLOOR, BITSANDBYTES, groups=("test",))
+    session.run("pytest", *session.posargs, env=OFFLINE)
+
+
+@nox.session(tags=["ci"])
+def trl(session: nox.Session) -> None:
+    """Train tiny models in TRL and the plain Trainer; install a sample plugin; run the CLI."""
+    install(session, *TRL, groups=("test",))
+    places = ("tests/hosts/trl", "tests/hosts/transformers", "tests/plugins", "tests/cli")
+    chosen = session.posargs or places
+    session.run("pytest", "-m", "not gpu and (host or not slow)", *chosen, env=OFFLINE)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Regenerate the generated pages of docs/."""
+    install(session, *TRL)
+    session.run("python", "docs/generate.py", *session.posargs)

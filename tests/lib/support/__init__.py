@@ -1,0 +1,1 @@
+"""What tests share: float64 oracles, tiny models, tiny data."""

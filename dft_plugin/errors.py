@@ -35,6 +35,10 @@ class ConflictError(SettingsError):
     """The host's own settings would keep the loss from taking effect, or apply it twice."""
 
 
+class UnknownNameError(SettingsError):
+    """A host could not be told from the config, or a name is not registered."""
+
+
 class LabelError(DftError, ValueError):
     """A label is neither the ignore index nor an index of the vocabulary."""
 

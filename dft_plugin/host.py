@@ -67,7 +67,7 @@ class Host:
         """Say whether a config, as parsed from YAML, is written for this host."""
         raise NotImplementedError
 
-    def conflicts(self, config: Mapping[str, Any], settings: Settings) -> list[Conflict]:
+    def conflicts(self, config: Mapping[str, Any]) -> list[Conflict]:
         """List what would keep the loss from taking effect. Reads only."""
         raise NotImplementedError
 

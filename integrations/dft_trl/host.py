@@ -31,7 +31,7 @@ class TrlHost(Host):
         has_data = "dataset_name" in config or "datasets" in config
         return "model_name_or_path" in config and has_data and not _OTHER_HOSTS & config.keys()
 
-    def conflicts(self, config: Mapping[str, Any], settings: Settings) -> list[Conflict]:
+    def conflicts(self, config: Mapping[str, Any]) -> list[Conflict]:
         """List what TrlHook would refuse, as far as the YAML shows it."""
         found = []
         if float(config.get("label_smoothing_factor") or 0):

@@ -1,0 +1,5 @@
+"""The command `dft`."""
+
+from dft_plugin.cli.app import main
+
+__all__ = ["main"]

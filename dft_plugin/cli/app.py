@@ -1,0 +1,112 @@
+"""The commands: `dft train`, `check`, `losses`, `hosts`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dft_plugin.cli.checking import Report, check
+from dft_plugin.errors import ConflictError, DftError
+from dft_plugin.host import Launch
+from dft_plugin.plugins import build_catalogue
+
+app = typer.Typer(
+    name="dft",
+    help="One line, `loss: dft`, in the YAML that you already train with.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[Path, typer.Argument(help="The YAML or JSON that you train with. It is only read.")]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads it at run time, on Python 3.10 too
+    typer.Argument(help="key=value, e.g. learning_rate=1e-4 loss.alpha=0.7"),
+]
+HostName = Annotated[
+    Optional[str],  # noqa: UP045 - as above
+    typer.Option("--host", help="Which host the config is for, where it is not clear from its keys."),
+]
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None, host: HostName = None) -> None:
+    """Start the config's own host with the loss active."""
+    report = check(config, overrides or [], host)
+    if not report.ok or report.settings is None:
+        raise ConflictError(report.obstacles())
+    if report.version_problem:
+        typer.echo(f"dft: {report.version_problem}", err=True)
+    launch = Launch(str(config), report.config.overrides, report.settings)
+    raise typer.Exit(report.host.launch(launch))
+
+
+@app.command(name="check")
+def check_command(
+    config: Config,
+    overrides: Overrides = None,
+    host: HostName = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what would be on, what it replaces, and every conflict. Never trains, never writes."""
+    report = check(config, overrides or [], host)
+    if as_json:
+        typer.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        _print_report(report)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def losses() -> None:
+    """List what may stand after `loss:`, with options, formula and source."""
+    table = Table("loss", "weight of a token", "options (default)", "source", "from")
+    for name, entry in build_catalogue().objectives.items():
+        fields = entry.item.model_fields.items()
+        options = "\n".join(f"{key} ({field.default})" for key, field in fields)
+        table.add_row(name, entry.item.summary, options, entry.item.source, entry.owner)
+    Console().print(table)
+
+
+@app.command()
+def hosts() -> None:
+    """List training frameworks: installed version, tested range, and the pip line that mends it."""
+    table = Table("host", "installed", "tested", "state", "from")
+    for name, entry in build_catalogue().hosts.items():
+        host = entry.item
+        state = host.version_problem() or "ok"
+        table.add_row(name, host.installed_version() or "no", host.tested, state, entry.owner)
+    Console().print(table)
+
+
+def main() -> None:
+    """Run `dft`; an error of ours is a message and exit code 2, not a traceback."""
+    try:
+        app()
+    except DftError as error:
+        typer.echo(f"dft: {error}", err=True)
+        sys.exit(2)
+
+
+def _print_report(report: Report) -> None:
+    out = typer.echo
+    version = report.host.installed_version() or "not installed"
+    out(f"config    {report.config.path}")
+    out(f"host      {report.host.name} ({version})")
+    if report.settings:
+        out(f"loss      {report.settings.describe()}, kernel {report.settings.kernel}")
+    for line in report.replaces:
+        out(f"replaces  {line}")
+    if report.version_problem:
+        out(f"version   {report.version_problem}")
+    for problem in report.problems:
+        out(f"problem   {problem}")
+    for conflict in report.conflicts:
+        out(f"conflict  {conflict}")
+    out("result    " + ("the loss will be on" if report.ok else "a run would be refused"))

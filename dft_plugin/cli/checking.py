@@ -1,0 +1,114 @@
+"""What a config would do, found out without training: the host, the loss, every problem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dft_plugin.cli.config import RunConfig, load
+from dft_plugin.errors import SettingsError, UnknownNameError
+from dft_plugin.host import Conflict, Host
+from dft_plugin.plugins import Catalogue, build_catalogue
+from dft_plugin.settings import Settings
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `dft check` says, and what `dft train` acts on.
+
+    Attributes:
+        config: the file and its overrides.
+        host: the host that the config is written for.
+        settings: the loss, or None if what stands after `loss:` cannot be used.
+        problems: what is wrong with `loss:`.
+        conflicts: what in the host's keys is in the way.
+        replaces: which of the host's settings the loss supersedes.
+        version_problem: the host is missing or was not tested in this version.
+    """
+
+    config: RunConfig
+    host: Host
+    settings: Settings | None
+    problems: Sequence[str]
+    conflicts: Sequence[Conflict]
+    replaces: Sequence[str]
+    version_problem: str | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether a run would start with the loss active. An untested version is no obstacle."""
+        installed = self.host.installed_version() is not None
+        return installed and not self.problems and not self.conflicts
+
+    def obstacles(self) -> list[str]:
+        """Everything that has to be changed first."""
+        missing = [self.version_problem] if self.version_problem and not self.host.installed_version() else []
+        return [*missing, *self.problems, *map(str, self.conflicts)]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data for `--json`."""
+        return {
+            "config": str(self.config.path),
+            "ok": self.ok,
+            "host": self.host.name,
+            "host_version": self.host.installed_version(),
+            "version_problem": self.version_problem,
+            "loss": self.settings.model_dump() if self.settings else None,
+            "replaces": list(self.replaces),
+            "problems": list(self.problems),
+            "conflicts": [asdict(conflict) for conflict in self.conflicts],
+        }
+
+
+def check(path: Path, overrides: Sequence[str] = (), host_name: str | None = None) -> Report:
+    """Check a config. Reads only.
+
+    Raises:
+        SettingsError: the file or an override cannot be read.
+        UnknownNameError: no host, or more than one, recognises the config.
+        PluginError: two plugins claim one name.
+    """
+    catalogue = build_catalogue()
+    config = load(path, overrides)
+    host = _find_host(config, catalogue, host_name)
+    settings, problems = _settings(config, catalogue)
+    return Report(
+        config=config,
+        host=host,
+        settings=settings,
+        problems=problems,
+        conflicts=host.conflicts(config.host),
+        replaces=host.replaces(config.host, settings) if settings else [],
+        version_problem=host.version_problem(),
+    )
+
+
+def _settings(config: RunConfig, catalogue: Catalogue) -> tuple[Settings | None, Sequence[str]]:
+    if config.loss is None:
+        return None, [f"{config.path} has no `loss:`. Add the line `loss: dft`."]
+    try:
+        return catalogue.settings(config.loss), []
+    except SettingsError as error:
+        return None, error.problems
+
+
+def _find_host(config: RunConfig, catalogue: Catalogue, name: str | None) -> Host:
+    known = ", ".join(catalogue.hosts)
+    if name is not None:
+        if name not in catalogue.hosts:
+            raise UnknownNameError([f"--host {name}: no such host. Known: {known}."])
+        return catalogue.hosts[name].item
+    found = [entry.item for entry in catalogue.hosts.values() if entry.item.recognise(config.host)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(host.name for host in found)
+        raise UnknownNameError([f"{config.path} could be a config of {names}. Choose one with --host."])
+    raise UnknownNameError(
+        [
+            f"{config.path} is not recognised as a config of any host (known: {known}). Its keys are "
+            f"{', '.join(config.host) or 'none'}. Choose with --host, or see `dft hosts`."
+        ]
+    )

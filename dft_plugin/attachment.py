@@ -20,12 +20,22 @@ from dft_plugin import calibration, targets
 from dft_plugin.errors import NotActiveError, UnsupportedModelError
 from dft_plugin.hf_head import ReadableHead, call_inside, read_head
 from dft_plugin.hf_model import auxiliary_loss, eos_token_ids, refuse_unsupported, unwrap
-from dft_plugin.interception import HeadCapture, LossRecorder, recording, standing_in, without_dropout
+from dft_plugin.interception import (
+    HeadCapture,
+    LossRecorder,
+    check_own_loss,
+    recording,
+    standing_in,
+    without_dropout,
+)
 from dft_plugin.kernels import OpaqueHead, Transform
 from dft_plugin.loss import LossPlan, LossResult, NumItems, hidden_loss, logits_loss
 from dft_plugin.stats import LossStats
 
 logger = logging.getLogger(__name__)
+
+_OURS_TO_SAY = frozenset({"logits_to_keep", "return_dict", "num_items_in_batch"})
+"""Arguments of a labelled call that the original forward does not get as they are."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +208,10 @@ class Attachment:
         if capture.calls != 1 or hidden_BSD is None:
             return self._leave_lean(f"the model calls its head {capture.calls} times")
         if self.route is None:
-            reason = self._calibrate(capture, logits)
+            if auxiliary is not None and not torch.is_grad_enabled():
+                # Only a graph can tell where it comes from. The next batch decides.
+                return None
+            reason = self._calibrate(capture, logits, auxiliary)
             if reason:
                 return self._leave_lean(reason)
         labels_BS = labels_BS.to(hidden_BSD.device)
@@ -250,7 +263,7 @@ class Attachment:
         Returns:
             The output, the logits that its loss would see, aligned labels, and the auxiliary loss.
         """
-        inputs = {key: value for key, value in inputs.items() if key != "logits_to_keep"}
+        inputs = {key: value for key, value in inputs.items() if key not in _OURS_TO_SAY}
         shift_labels = inputs.pop("shift_labels", None)
         labels = inputs.pop("labels", None)
         labels = shift_labels if labels is None else labels
@@ -259,8 +272,14 @@ class Attachment:
         if self._asks_for_loss:
             recorder = LossRecorder()
             extra = {} if shift_labels is None else {"shift_labels": shift_labels}
-            with standing_in(self.model, capture), recording(self.model, recorder):
-                output = self.original(**inputs, labels=labels, **extra, return_dict=True)
+            output = None
+            try:
+                with standing_in(self.model, capture), recording(self.model, recorder):
+                    output = self.original(**inputs, labels=labels, **extra, return_dict=True)
+            except Exception:
+                # A class with a loss of its own may fail on what our stand-in gives it instead of logits.
+                if recorder.calls or capture is None:
+                    raise
             if recorder.calls > 1:
                 raise UnsupportedModelError(
                     f"{type(self.model).__name__} asks for {recorder.calls} losses in one forward pass; only one "
@@ -271,6 +290,7 @@ class Attachment:
                 auxiliary = output["loss"] if output["loss"].requires_grad or output["loss"] != 0 else None
                 return output, recorder.logits, aligned, auxiliary
             # A fused forward (Liger, Cut Cross-Entropy), or a class with a loss of its own.
+            check_own_loss(self.model, self.original)
             self._asks_for_loss = False
             if capture is not None:
                 capture.release()
@@ -279,13 +299,15 @@ class Attachment:
         aligned = targets.shift(labels) if shift_labels is None else shift_labels
         return output, output["logits"], aligned, auxiliary_loss(self.model, output)
 
-    def _calibrate(self, capture: HeadCapture, logits: Tensor) -> str | None:
+    def _calibrate(self, capture: HeadCapture, logits: Tensor, auxiliary: Tensor | None) -> str | None:
         """Decide the route from the first batch; returns why it cannot be lean."""
         assert capture.probe is not None
         assert capture.real_KV is not None
         transform = calibration.find_transform(capture.probe, logits)
         if isinstance(transform, str):
             return transform
+        if auxiliary is not None and capture.led_to(auxiliary):
+            return "the model adds to its loss what it makes of its logits (a z-loss, say)"
         reading = read_head(capture.head)
         route = Route("lean", transform, vocab_size=capture.real_KV.shape[-1])
         if isinstance(reading, str):

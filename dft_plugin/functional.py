@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -48,7 +49,7 @@ def token_loss(
         SettingsError: the objective is unknown, or an option of it is wrong.
         LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible.
     """
-    plan = plan_for(objective)
+    plan = plan_for(objective, _installed())
     return logits_loss(plan, logits, labels, ignore_index=ignore_index).mean(num_items)
 
 
@@ -89,8 +90,14 @@ def linear_token_loss(
         LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible.
     """
     head = Head(weight, bias, Transform(logit_scale, softcap))
-    plan = plan_for(objective)
+    plan = plan_for(objective, _installed())
     return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index).mean(num_items)
+
+
+@cache
+def _installed() -> Catalogue:
+    """Read the catalogue once per process: a training loop asks in every step."""
+    return build_catalogue()
 
 
 def plan_for(loss: LossLike, catalogue: Catalogue | None = None) -> LossPlan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dft_plugin import calibration, targets
+from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf_head import head_slots
+from dft_plugin.hf_model import auxiliary_loss
 
 
 class HeadCapture(nn.Module):
@@ -37,7 +39,9 @@ class HeadCapture(nn.Module):
             with torch.no_grad(), without_dropout(self.head):
                 self.real_KV = self.head(self.checked_KD())
                 self.probe = calibration.probe_logits(self.real_KV)
-            return self.probe
+            self.probe.requires_grad_(torch.is_grad_enabled())
+            # A copy, since some forwards change their logits in place.
+            return self.probe.clone()
         return hidden.new_zeros((*hidden.shape[:-1], 1), dtype=torch.float32)
 
     def checked_KD(self) -> Tensor:
@@ -45,6 +49,12 @@ class HeadCapture(nn.Module):
         assert self.hidden is not None
         hidden_ND = self.hidden.reshape(-1, self.hidden.shape[-1])
         return hidden_ND[: calibration.CHECKED_POSITIONS].detach()
+
+    def led_to(self, value: Tensor) -> bool:
+        """Whether `value` was computed from the probe; asked with a graph."""
+        if not value.requires_grad or self.probe is None:
+            return False
+        return torch.autograd.grad(value, self.probe, retain_graph=True, allow_unused=True)[0] is not None
 
     def release(self) -> None:
         """Forget the tensors of this pass."""
@@ -118,3 +128,38 @@ def recording(model: nn.Module, recorder: LossRecorder) -> Iterator[None]:
             del model.__dict__["_loss_function"]
         else:
             model.__dict__["_loss_function"] = before
+
+
+def check_own_loss(model: nn.Module, forward: Callable[..., Any]) -> None:
+    """Check that a forward which computes its loss by itself computes the likelihood of the next token.
+
+    A fused forward does. But some classes do not shift the labels that they are given, and others score
+    something else; our loss in its place would be another training altogether.
+
+    Args:
+        model: the model in question.
+        forward: its forward, which does not ask for `loss_function`.
+
+    Raises:
+        UnsupportedModelError: its loss is a different one.
+    """
+    ids_BS = torch.arange(16, device=model.device).reshape(2, 8)
+    labels_BS = ids_BS.clone()
+    labels_BS[0, :3] = targets.IGNORE_INDEX
+    with torch.no_grad(), without_dropout(model):
+        theirs = forward(input_ids=ids_BS, labels=labels_BS, return_dict=True).get("loss")
+        output = forward(input_ids=ids_BS, return_dict=True)
+    if theirs is None:
+        return
+    logits = output["logits"]
+    ours = nn.functional.cross_entropy(
+        logits.flatten(0, -2).float(), targets.shift(labels_BS).flatten(), ignore_index=targets.IGNORE_INDEX
+    )
+    auxiliary = auxiliary_loss(model, output)
+    ours = ours if auxiliary is None else ours + auxiliary
+    if not torch.allclose(theirs.float(), ours, rtol=1e-4 if logits.dtype.itemsize >= 4 else 2e-2):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} computes a loss of its own that is not the likelihood of the next token (it gives "
+            f"{float(theirs):.6g} where that is {float(ours):.6g}; some classes do not shift their labels). Train it "
+            "without `loss:`."
+        )

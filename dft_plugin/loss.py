@@ -76,27 +76,30 @@ def normalise(loss_sum: Tensor, num_items: float | Tensor) -> Tensor:
 
     Args:
         loss_sum: sum over the scored tokens.
-        num_items: a number, or a tensor that holds one, on any device.
+        num_items: a number, or a tensor that holds one, of any dtype and on any device.
 
     Returns:
         The mean, or the sum (zero, connected to the graph) where there is no target at all.
 
     Raises:
-        LabelError: `num_items` is negative, NaN or holds more than one number.
+        LabelError: `num_items` is negative, not finite or holds more than one number. The value of a
+            tensor on an accelerator is not checked, since that would wait for it.
     """
-    if not isinstance(num_items, Tensor):
-        if not (math.isfinite(num_items) and num_items >= 0):
-            raise LabelError(
-                f"num_items is {num_items}; it counts target tokens, so 0 or more is allowed."
-            )
-        return loss_sum / (num_items or 1)
-    if num_items.numel() != 1:
+    if isinstance(num_items, Tensor) and num_items.numel() != 1:
         raise LabelError(
             f"num_items has shape {tuple(num_items.shape)}; one number is allowed. nn.DataParallel makes it a "
             "vector: start one process per GPU instead (accelerate launch, torchrun)."
         )
-    num_items = num_items.reshape(()).to(loss_sum.device)
-    return loss_sum / torch.where(num_items == 0, torch.ones_like(num_items), num_items)
+    if not isinstance(num_items, Tensor) or num_items.device.type == "cpu":
+        number = float(num_items)
+        if not (math.isfinite(number) and number >= 0):
+            raise LabelError(
+                f"num_items is {number:g}; it counts target tokens, so 0 or more is allowed."
+            )
+    if not isinstance(num_items, Tensor):
+        return loss_sum / (num_items or 1)
+    divisor = num_items.reshape(()).to(loss_sum)
+    return loss_sum / torch.where(divisor == 0, torch.ones_like(divisor), divisor)
 
 
 def hidden_loss(

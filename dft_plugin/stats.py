@@ -63,7 +63,7 @@ class LossStats:
         for token_id in eos_token_ids:
             eos_T = eos_T + (targets_T == token_id)
         # A weight of zero means "not learned", also where log p is -inf.
-        loss_T = torch.where(weight_T > 0, -weight_T * logp_T, torch.zeros_like(logp_T))
+        loss_T = torch.where(weight_T == 0, torch.zeros_like(logp_T), -weight_T * logp_T)
         columns: dict[Sum, Tensor] = {
             Sum.TOKENS: torch.ones_like(p_T),
             Sum.LOSS: loss_T,
@@ -105,7 +105,7 @@ class LossStats:
         logs = {
             "dft/loss": sums[Sum.LOSS] / tokens,
             "dft/nll": nll,
-            "dft/perplexity": math.exp(nll) if nll < 700 else math.inf,
+            "dft/perplexity": math.inf if nll > 700 else math.exp(nll),
             "dft/mean_prob": sums[Sum.PROB] / tokens,
             "dft/mean_weight": sums[Sum.WEIGHT] / tokens,
             "dft/effective_tokens": sums[Sum.WEIGHT] ** 2 / squares if squares else 0.0,

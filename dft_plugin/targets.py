@@ -39,9 +39,10 @@ def select(labels: Tensor, vocab_size: int, ignore_index: int = IGNORE_INDEX) ->
     Raises:
         LabelError: a label that is neither `ignore_index` nor in `[0, vocab_size)`.
     """
-    labels_N = labels.reshape(-1)
+    # int64 first: in uint8, -100 is compared as 156.
+    labels_N = labels.reshape(-1).long()
     kept_N = labels_N != ignore_index
-    targets_T = labels_N[kept_N].long()
+    targets_T = labels_N[kept_N]
     if targets_T.numel():
         low, high = int(targets_T.min()), int(targets_T.max())
         if low < 0 or high >= vocab_size:

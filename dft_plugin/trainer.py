@@ -120,8 +120,26 @@ class TrainerHook:
         self, model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any
     ) -> Any:
         """Evaluate; logits are made only where somebody reads them."""
+        inputs = self._without_repeats(inputs)
         with self.attachment.answering(want_logits=not prediction_loss_only):
             return self._prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+
+    def _without_repeats(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Mask the rows that accelerate repeats to fill the last batch of every rank.
+
+        The Trainer cuts them off after gathering; statistics are summed up before that.
+        """
+        state = self.trainer.accelerator.gradient_state
+        labels = inputs.get("labels")
+        if not (state.end_of_dataloader and state.remainder > 0) or not isinstance(labels, Tensor):
+            return inputs
+        rows = labels.shape[0]
+        real = state.remainder - rows * self.trainer.accelerator.process_index
+        if real >= rows:
+            return inputs
+        labels = labels.clone()
+        labels[max(real, 0) :] = IGNORE_INDEX
+        return {**inputs, "labels": labels}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
         """Put `dft/*` beside the loss, `eval_dft/*` beside an evaluation's. Every rank must call it."""

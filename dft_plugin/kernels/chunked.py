@@ -171,9 +171,11 @@ class _Projection:
     weight_VR: Tensor | None
 
     def into(self, out_CV: Tensor, hidden_CD: Tensor, input_CR: Tensor | None) -> Tensor:
-        torch.mm(hidden_CD, self.weight_VD.t(), out=out_CV)
-        if self.bias_V is not None:
-            out_CV += self.bias_V
+        if self.bias_V is None:
+            torch.mm(hidden_CD, self.weight_VD.t(), out=out_CV)
+        else:
+            # One rounding of half-precision logits, as in `torch.nn.functional.linear`.
+            torch.addmm(self.bias_V, hidden_CD, self.weight_VD.t(), out=out_CV)
         if input_CR is not None and self.weight_VR is not None:
             out_CV.addmm_(input_CR, self.weight_VR.t())
         return out_CV

@@ -40,8 +40,8 @@ def opaque(
     step = max(64, min(1024, scratch_bytes // (4 * head.vocab_size)))
 
     def score(hidden_CD: Tensor, targets_C: Tensor) -> KernelResult:
-        logits_CV = head.transform(head.project(hidden_CD))
-        logits_CV = logits_CV.to(accumulation_dtype(logits_CV.dtype))
+        logits_CV = head.project(hidden_CD)
+        logits_CV = head.transform(logits_CV.to(accumulation_dtype(logits_CV.dtype)))
         everything_C = targets_C.new_ones(targets_C.shape, dtype=bool)
         return score_logits(logits_CV, everything_C, targets_C, objective, needs=needs)
 

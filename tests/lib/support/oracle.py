@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,18 +20,69 @@ def nll(p: Tensor) -> Tensor:
     return torch.ones_like(p)
 
 
+def family(alpha: float = 1.0, floor: float = 0.0) -> Weight:
+    """max(p ** alpha, floor)."""
+    return lambda p: (p**alpha).clamp(min=floor)
+
+
+def log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
+    """log p [T] of the labels, none ignored, with all its digits also where p is near 1.
+
+    log p_y = -log(sum_j e^d_j) with d_j = x_j - x_y; the largest e^d_j is taken out of the log.
+    """
+    logits = logits.double()
+    d = logits - logits.gather(1, labels[:, None])
+    largest, where = d.max(1)
+    rest = (d - largest[:, None]).exp().scatter(1, where[:, None], 0.0).sum(1)
+    return -(largest + rest.log1p())
+
+
 def token_losses(logits: Tensor, labels: Tensor, weight: Weight = dft) -> Tensor:
     """Losses [T] of the labels that are not -100; labels are aligned with the logits."""
-    logits, labels = logits.double().reshape(-1, logits.shape[-1]), labels.reshape(-1).long()
+    logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long()
     kept = labels != -100
-    chosen = logits[kept].gather(1, labels[kept][:, None])[:, 0]
-    logp = chosen - torch.logsumexp(logits[kept], 1)
+    logp = log_probabilities(logits[kept], labels[kept])
     return -weight(logp.detach().exp()) * logp
 
 
-def loss(logits: Tensor, labels: Tensor, weight: Weight = dft, num_items: float | None = None) -> Tensor:
+def loss(
+    logits: Tensor, labels: Tensor, weight: Weight = dft, num_items: float | None = None
+) -> Tensor:
     losses = token_losses(logits, labels, weight)
     return losses.sum() / (losses.numel() if num_items is None else num_items)
+
+
+def logits_gradient(logits: Tensor, labels: Tensor, weight: Weight = dft) -> Tensor:
+    """w * (softmax - onehot) / T [T, V], without autograd; no label is ignored."""
+    logp = log_probabilities(logits, labels)
+    gradient = logits.double().softmax(1)
+    # p - 1 as it stands would lose the digits of a p near 1.
+    gradient = gradient.scatter(1, labels[:, None], logp.expm1()[:, None])
+    return weight(logp.exp())[:, None] * gradient / labels.numel()
+
+
+def head_logits(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    low_rank: tuple[Tensor, Tensor] | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """c * tanh(scale * (h W^T + b + a B^T) / c); `low_rank` is (a [T, R], B [V, R])."""
+    logits = hidden.double() @ weight.double().T
+    if bias is not None:
+        logits = logits + bias.double()
+    if low_rank is not None:
+        logits = logits + low_rank[0].double() @ low_rank[1].double().T
+    logits = scale * logits
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def gap(ours: Tensor | Sequence[Tensor], truth: Tensor | Sequence[Tensor]) -> float:
+    """Norm of the difference over the norm of the truth; the worst of several pairs."""
+    pairs = [(ours, truth)] if isinstance(ours, Tensor) else zip(ours, truth, strict=True)
+    return max(float((a.double() - b.double()).norm() / b.double().norm()) for a, b in pairs)
 
 
 def causal_loss(model: Any, batch: dict[str, Tensor], weight: Weight = dft) -> Tensor:

@@ -1,0 +1,76 @@
+"""The two tasks: sums, which are trained, and counting letters, which is not.
+
+Demonstrations are solutions worked out line by line, as the model itself tends to write them: DFT
+trusts what the model already finds likely, and here it starts with a mean target probability above
+one half. Both tasks come from reasoning-gym, which makes the questions and checks the answers.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import reasoning_gym
+from reasoning_gym.dataset import ProceduralDataset
+
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A family of questions of reasoning-gym whose answer is a number."""
+
+    title: str
+    family: str
+    options: dict[str, int] = field(default_factory=dict)
+
+    def items(self, size: int, seed: int) -> ProceduralDataset:
+        """Make `size` questions; item i depends on seed + i alone, so keep seeds well apart."""
+        return reasoning_gym.create_dataset(self.family, size=size, seed=seed, **self.options)
+
+
+SUMS = Task("sums", "chain_sum", {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 2})
+LETTERS = Task("letters", "letter_counting", {"min_words": 1, "max_words": 2})
+
+TRAIN_SEED, HELD_OUT_SEED = 1_000_000, 2_000_000
+
+
+def worked_solution(item: Item) -> str:
+    """Work a sum out from left to right, one operation a line."""
+    first, *rest = item["metadata"]["expression"].split()
+    total, lines = int(first), []
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        result = total + int(term) if sign == "+" else total - int(term)
+        lines.append(f"{total} {sign} {term} = {result}")
+        total = result
+    if str(total) != item["answer"]:
+        raise ValueError(f"worked out {total}, but reasoning-gym says {item['answer']}")
+    return "\n".join([*lines, f"The answer is {total}."])
+
+
+def final_number(reply: str) -> str:
+    """Read the answer out of a reply, whatever its wording: its last number."""
+    numbers = re.findall(r"-?\d+", reply)
+    return numbers[-1] if numbers else ""
+
+
+def held_out(task: Task, size: int, trained_on: set[str]) -> tuple[ProceduralDataset, list[Item]]:
+    """Draw questions that are not among `trained_on`, with the data set that scores them."""
+    dataset = task.items(2 * size, HELD_OUT_SEED)
+    fresh = [item for item in dataset if item["question"] not in trained_on]
+    return dataset, fresh[:size]
+
+
+def write_demonstrations(folder: Path, size: int) -> set[str]:
+    """Write `train.jsonl` in TRL's prompt/completion format; only completions are trained."""
+    folder.mkdir(parents=True, exist_ok=True)
+    items = list(SUMS.items(size, TRAIN_SEED))
+    with (folder / "train.jsonl").open("w", encoding="utf-8") as file:
+        for item in items:
+            row = {
+                "prompt": [{"role": "user", "content": item["question"]}],
+                "completion": [{"role": "assistant", "content": worked_solution(item)}],
+            }
+            file.write(json.dumps(row) + "\n")
+    return {item["question"] for item in items}

@@ -1,0 +1,72 @@
+"""What an import costs, measured in a fresh interpreter; and the public names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import dft_plugin
+
+HEAVY = ("torch", "transformers", "accelerate", "peft", "trl")
+
+
+def heavy_modules_after(statement: str) -> list[str]:
+    code = f"import sys\n{statement}\nprint(*[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import dft_plugin",
+        "from dft_plugin import Number, Objective, Rows, hookimpl",
+        "import dft_plugin.errors, dft_plugin.settings, dft_plugin.objectives, dft_plugin.host",
+        "from dft_plugin.plugins import build_manager; build_manager(third_party=False)",
+        "import dft_trl.hooks",
+    ],
+)
+def test_reading_a_configuration_loads_neither_torch_nor_a_host(statement):
+    assert heavy_modules_after(statement) == []
+
+
+def test_the_loss_functions_need_torch_and_nothing_else():
+    # This also shows that the test above can fail.
+    assert heavy_modules_after("from dft_plugin import linear_token_loss, token_loss") == ["torch"]
+
+
+def test_the_public_names_are_these():
+    # A user's code depends on them: add here, and to the changelog, but do not take away.
+    assert set(dft_plugin.__all__) == {
+        "Attachment",
+        "Number",
+        "Objective",
+        "Rows",
+        "__version__",
+        "activate",
+        "attach",
+        "hookimpl",
+        "linear_token_loss",
+        "token_loss",
+    }
+
+
+@pytest.mark.parametrize("name", dft_plugin.__all__)
+def test_a_public_name_is_there_and_listed(name):
+    assert getattr(dft_plugin, name) is not None
+    assert name in dir(dft_plugin)
+
+
+def test_a_name_that_is_not_there_reads_as_in_any_module():
+    with pytest.raises(AttributeError, match=r"^module 'dft_plugin' has no attribute 'losses'$"):
+        _ = dft_plugin.losses

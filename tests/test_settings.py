@@ -1,0 +1,174 @@
+"""What may stand after `loss:`, and what a user reads when it cannot be used."""
+
+from __future__ import annotations
+
+import math
+
+import pydantic
+import pytest
+
+from dft_plugin.errors import SettingsError
+from dft_plugin.objectives import DFT, NLL
+from dft_plugin.settings import Settings, parse_settings
+
+OBJECTIVES = {"dft": DFT, "nll": NLL}
+KERNELS = ("chunked", "reference")
+DFT_KEYS = "alpha, floor, name, kernel, scratch_mb"
+
+
+def parse(value, where="loss") -> Settings:
+    return parse_settings(value, objectives=OBJECTIVES, kernels=KERNELS, where=where)
+
+
+def problems(value, where="loss") -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        parse(value, where)
+    return list(caught.value.problems)
+
+
+def test_the_keys_of_settings_are_these():
+    # A user's YAML depends on them: add here, and to the changelog, but do not take away.
+    assert set(Settings.model_fields) == {"name", "kernel", "scratch_mb", "options"}
+
+
+def test_every_key_is_described():
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_a_name_alone_takes_every_default():
+    assert parse("nll") == Settings(name="nll", kernel="auto", scratch_mb=256, options={})
+
+
+def test_a_mapping_without_a_name_is_dft():
+    assert parse({}) == parse("dft") == Settings(name="dft")
+
+
+def test_options_of_the_objective_stand_beside_the_name():
+    settings = parse({"name": "dft", "alpha": 0.7, "kernel": "chunked", "scratch_mb": 64})
+    assert settings == Settings(name="dft", kernel="chunked", scratch_mb=64, options={"alpha": 0.7})
+
+
+def test_a_number_that_yaml_reads_as_a_string_is_a_number():
+    assert DFT(**parse({"alpha": "1e-2"}).options) == DFT(alpha=0.01)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "logits", "chunked", "reference"])
+def test_a_kernel_may_be_named(kernel):
+    assert parse({"kernel": kernel}).kernel == kernel
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        parse("dft").name = "nll"
+
+
+def test_what_is_given_is_not_changed():
+    given = {"name": "dft", "alpha": 0.7}
+    parse(given)
+    assert given == {"name": "dft", "alpha": 0.7}
+
+
+def test_describe_is_one_word_or_a_call():
+    assert parse("dft").describe() == "dft"
+    assert parse({"alpha": 0.7, "floor": 0.1}).describe() == "dft(alpha=0.7, floor=0.1)"
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(None, "NoneType"), (True, "bool"), (1.5, "float"), (["dft"], "list")]
+)
+def test_what_is_neither_a_name_nor_a_mapping_is_refused(value, kind):
+    assert problems(value) == [
+        f"`loss: {value!r}` is a {kind}; write `loss: dft`, or a mapping with `name`."
+    ]
+
+
+def test_an_unknown_name_brings_the_closest_one():
+    assert problems("dtf") == ["`loss`: `dtf` is no name. Did you mean `dft`? Allowed: dft, nll."]
+    assert problems({"name": "nl", "alpha": 1}) == [
+        "`loss.name`: `nl` is no name. Did you mean `nll`? Allowed: dft, nll."
+    ]
+
+
+def test_a_name_that_is_like_no_other_brings_the_list_alone():
+    assert problems("focal") == ["`loss`: `focal` is no name. Allowed: dft, nll."]
+
+
+def test_an_unknown_kernel_brings_the_closest_one():
+    assert problems({"kernel": "chunk"}) == [
+        "`loss.kernel`: `chunk` is no name. Did you mean `chunked`? "
+        "Allowed: auto, logits, chunked, reference."
+    ]
+
+
+def test_an_unknown_key_brings_the_closest_one():
+    assert problems({"alpah": 0.5}) == [
+        f"`loss.alpah`: `alpah` is no option of `dft`. Did you mean `alpha`? Allowed: {DFT_KEYS}."
+    ]
+    assert problems({"kernal": "auto"}) == [
+        f"`loss.kernal`: `kernal` is no option of `dft`. Did you mean `kernel`? Allowed: {DFT_KEYS}."
+    ]
+
+
+def test_an_option_of_another_objective_is_unknown():
+    assert problems({"name": "nll", "alpha": 1}) == [
+        "`loss.alpha`: `alpha` is no option of `nll`. Allowed: name, kernel, scratch_mb."
+    ]
+
+
+def test_options_cannot_be_nested():
+    assert problems({"options": {"alpha": 1}}) == [
+        f"`loss.options`: `options` is no option of `dft`. Allowed: {DFT_KEYS}."
+    ]
+
+
+def test_a_key_that_is_no_string_is_an_unknown_key():
+    # YAML 1.1 reads `on:` as True.
+    assert problems({True: 1}) == [
+        f"`loss.True`: `True` is no option of `dft`. Allowed: {DFT_KEYS}."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "rule"),
+    [
+        ("alpha", -1, "Input should be greater than or equal to 0"),
+        ("alpha", math.nan, "Input should be a finite number"),
+        ("alpha", "inf", "Input should be a finite number"),
+        ("alpha", True, "a number is needed, not a truth value"),
+        ("alpha", None, "Input should be a valid number"),
+        ("floor", 1.5, "Input should be less than or equal to 1"),
+        ("floor", -0.5, "Input should be greater than or equal to 0"),
+        ("scratch_mb", 0, "Input should be greater than or equal to 1"),
+        ("scratch_mb", True, "Input should be a valid integer"),
+        ("scratch_mb", "256", "Input should be a valid integer"),
+        ("kernel", 3, "Input should be a valid string"),
+        ("name", False, "Input should be a valid string"),
+    ],
+)
+def test_an_impossible_value_is_refused_with_the_rule(option, value, rule):
+    assert problems({option: value}) == [f"`loss.{option}: {value!r}`: {rule}."]
+
+
+def test_all_problems_are_reported_at_once():
+    given = {"alpha": True, "floor": 2, "kernal": "auto", "kernel": "fast", "scratch_mb": 0}
+    assert problems(given) == [
+        "`loss.scratch_mb: 0`: Input should be greater than or equal to 1.",
+        "`loss.kernel`: `fast` is no name. Allowed: auto, logits, chunked, reference.",
+        "`loss.kernal`: `kernal` is no option of `dft`. Did you mean `kernel`? "
+        f"Allowed: {DFT_KEYS}.",
+        "`loss.alpha: True`: a number is needed, not a truth value.",
+        "`loss.floor: 2`: Input should be less than or equal to 1.",
+    ]
+
+
+def test_an_unknown_objective_does_not_hide_the_other_problems():
+    assert len(problems({"name": "dtf", "scratch_mb": 0, "kernel": "fast"})) == 3
+
+
+def test_a_problem_names_the_key_that_the_host_uses():
+    assert problems("dtf", where="dft.loss") == [
+        "`dft.loss`: `dtf` is no name. Did you mean `dft`? Allowed: dft, nll."
+    ]
+    assert problems({"alpha": -1}, where="dft.loss") == [
+        "`dft.loss.alpha: -1`: Input should be greater than or equal to 0."
+    ]

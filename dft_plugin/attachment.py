@@ -127,7 +127,7 @@ class Attachment:
             if isinstance(current, Attachment) or current is self.previous:
                 return
             raise NotActiveError(
-                f"the model's forward is now {current!r}, put there after the loss was attached. Undo that first, "
+                f"the model's forward is now {_name(current)}, put there after the loss was attached. Undo that first, "
                 "then detach."
             )
         if self.previous is None:
@@ -357,3 +357,6 @@ def attach_plan(
     return attachment
 
 
+def _name(function: Any) -> str:
+    # The repr of a bound method prints its whole model.
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"

@@ -150,7 +150,7 @@ def test_inputs_need_not_be_contiguous():
     hidden = made.hidden_TD.detach().t().contiguous().t().requires_grad_()
     weight = made.weight_VD.detach().t().contiguous().t().requires_grad_()
     labels = torch.stack([made.targets_T, made.targets_T], 1)[:, 0]
-    assert not (hidden.is_contiguous() or weight.is_contiguous() or labels.is_contiguous())
+    assert not any(tensor.is_contiguous() for tensor in (hidden, weight, labels))
     value = linear_token_loss(hidden, weight, labels)
     assert_exact(value, torch.autograd.grad(value, [hidden, weight]), truth[0], truth[1:])
 
@@ -220,7 +220,7 @@ def test_an_objective_of_ones_own_needs_no_plugin(loss):
 
 @both
 def test_an_unknown_objective_and_a_foreign_label_are_refused(loss):
-    with pytest.raises(SettingsError, match="`dtf` is no name. Did you mean `dft`?"):
+    with pytest.raises(SettingsError, match=r"`dtf` is no name\. Did you mean `dft`\?"):
         loss(torch.zeros(1, 4), torch.tensor([2]), objective="dtf")
     with pytest.raises(LabelError, match="labels hold 4, but the model has 4 logits"):
         loss(torch.zeros(1, 4), torch.tensor([4]))

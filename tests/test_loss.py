@@ -191,7 +191,8 @@ def test_one_label_per_position_is_needed(score):
     with pytest.raises(LabelError) as caught:
         score(hidden_states(2, 4), LABELS[:, 1:])
     assert str(caught.value) == (
-        "labels have shape (2, 3), but (2, 4) positions are to be scored; give one label per position."
+        "labels have shape (2, 3), but (2, 4) positions are to be scored; "
+        "give one label per position."
     )
     with pytest.raises(LabelError, match=r"labels have shape \(8,\), but \(2, 4\) positions"):
         score(hidden_states(2, 4), LABELS.reshape(-1))

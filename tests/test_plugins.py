@@ -128,7 +128,10 @@ def test_every_hook_has_a_test():
 
 def test_what_is_built_in_comes_through_the_same_hooks():
     catalogue = catalogue_with()
-    assert {name: entry.item for name, entry in catalogue.objectives.items()} == {"dft": DFT, "nll": NLL}
+    assert {name: entry.item for name, entry in catalogue.objectives.items()} == {
+        "dft": DFT,
+        "nll": NLL,
+    }
     assert {name: entry.item for name, entry in catalogue.kernels.items()} == {
         "chunked": chunked,
         "reference": reference,
@@ -151,7 +154,9 @@ def test_a_plan_without_a_named_kernel_keeps_the_lean_one_at_hand(path):
 
 
 def test_the_names_of_a_plugin_are_offered_when_one_is_mistyped():
-    with pytest.raises(SettingsError, match="Did you mean `constant`. Allowed: dft, nll, constant"):
+    with pytest.raises(
+        SettingsError, match=r"Did you mean `constant`\? Allowed: dft, nll, constant\."
+    ):
         catalogue_with(acme=Acme()).settings("constand")
 
 
@@ -228,7 +233,9 @@ def test_an_installed_plugin_that_cannot_be_imported_is_named_and_the_others_wor
 def test_a_hook_with_a_mistyped_name_is_refused(install):
     install("dft_typo", WORKING.replace("def register_objectives", "def register_objective"))
     install("dft_good", WORKING.replace("halved", "quartered"))
-    with pytest.warns(RuntimeWarning, match=r"dft_typo:main is broken .*unknown hook 'register_objective'"):
+    with pytest.warns(
+        RuntimeWarning, match=r"dft_typo:main is broken .*unknown hook 'register_objective'"
+    ):
         manager = build_manager()
     objectives = build_catalogue(manager).objectives
     assert "quartered" in objectives

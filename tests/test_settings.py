@@ -105,7 +105,8 @@ def test_an_unknown_key_brings_the_closest_one():
         f"`loss.alpah`: `alpah` is no option of `dft`. Did you mean `alpha`? Allowed: {DFT_KEYS}."
     ]
     assert problems({"kernal": "auto"}) == [
-        f"`loss.kernal`: `kernal` is no option of `dft`. Did you mean `kernel`? Allowed: {DFT_KEYS}."
+        "`loss.kernal`: `kernal` is no option of `dft`. Did you mean `kernel`? "
+        f"Allowed: {DFT_KEYS}."
     ]
 
 

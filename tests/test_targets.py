@@ -82,8 +82,9 @@ def test_a_label_outside_the_vocabulary_is_refused_with_what_to_check(labels, sh
     with pytest.raises(LabelError) as caught:
         targets.select(torch.tensor(labels), vocab_size=4)
     assert str(caught.value) == (
-        f"labels hold {shown}, but the model has 4 logits (allowed: 0 to 3, or -100 for positions to ignore). "
-        "Check that the tokenizer belongs to the model, and resize the embeddings after adding tokens."
+        f"labels hold {shown}, but the model has 4 logits (allowed: 0 to 3, or -100 for positions "
+        "to ignore). Check that the tokenizer belongs to the model, and resize the embeddings "
+        "after adding tokens."
     )
 
 

@@ -65,15 +65,18 @@ class TrlHost(Host):
         from trl.cli.accelerate_config import resolve_accelerate_config_argument
         from trl.scripts.sft import make_parser
 
-        words = [f"--{key}={text}" for key, text in launch.overrides]
-        config = ["--config", launch.config_path]
+        script_args = ["--config", launch.config_path]
+        words = {f"--{key}={text}": (key, text) for key, text in launch.overrides}
         *_, from_config, from_overrides = make_parser(prog="trl sft").parse_args_and_config(
-            [*config, *words], return_remaining_strings=True, separate_remaining_strings=True
+            [*script_args, *words], return_remaining_strings=True, separate_remaining_strings=True
         )
-        launch_args = resolve_accelerate_config_argument(
-            [*_without_loss(from_config), *from_overrides]
-        )
-        script_args = [*config, *(word for word in words if word not in from_overrides)]
+        launch_args = _without_loss(from_config)
+        for word, (key, text) in words.items():
+            if word in from_overrides:
+                launch_args += [f"--{key}", text]
+            else:
+                script_args.append(word)
+        launch_args = resolve_accelerate_config_argument(launch_args)
         script = Path(__file__).with_name("run.py")
         settings = json.dumps(launch.settings.model_dump())
         arguments = [*launch_args, str(script), "--dft-settings", settings, *script_args]

@@ -75,7 +75,7 @@ def problem(
 def logits_with_probability(
     p: float, *, T: int = 200, V: int = 257, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """float32 logits [T, V] and targets [T] that have probability `p`, up to the rounding of a logit."""
+    """float32 logits [T, V] whose targets [T] have probability `p`, but for the rounding."""
     generator = torch.Generator().manual_seed(seed)
     logits_TV = 3 * torch.randn(T, V, generator=generator, dtype=torch.float64)
     targets_T = torch.randint(V, (T,), generator=generator)

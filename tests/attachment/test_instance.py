@@ -1,0 +1,235 @@
+"""An attached model stays the model that it was: copies, files, generation, signature, and the way back."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from support import attached, tiny
+from transformers import LlamaForCausalLM
+
+from dft_plugin import Attachment, attach
+from dft_plugin.errors import NotActiveError
+
+
+def loss_of(model):
+    with torch.no_grad():
+        return model(**tiny.batch()).loss.item()
+
+
+def true_loss(model):
+    """Of the model without any attachment, whatever stands in its forward."""
+    plain = LlamaForCausalLM(model.config)
+    plain.load_state_dict(model.state_dict())
+    return attached.truth(plain.train(model.training), tiny.batch())[0]
+
+
+def test_generate_gives_the_same_tokens():
+    model, prompt = tiny.llama().eval(), tiny.batch()["input_ids"][:, :6]
+    before = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False)
+    attach(model)
+    loss_of(model)
+    after = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False)
+    assert torch.equal(before, after)
+
+
+def test_generate_still_refuses_arguments_that_the_model_does_not_know():
+    model, prompt = tiny.llama().eval(), tiny.batch()["input_ids"][:, :6]
+    attach(model)
+    with pytest.raises(ValueError, match="not_an_argument"):
+        model.generate(prompt, max_new_tokens=2, not_an_argument=1)
+
+
+def test_without_labels_nothing_changes():
+    model, batch = tiny.llama().train(), tiny.batch()
+    del batch["labels"]
+    stock = model(**batch)
+    attachment = attach(model)
+    ours = model(**batch)
+    assert torch.equal(ours.logits, stock.logits)
+    assert ours.loss is None
+    assert attachment.calls == 0
+
+
+def test_the_signature_is_the_models_own():
+    model = tiny.llama()
+    before = inspect.signature(model.forward)
+    attach(model)
+    assert inspect.signature(model.forward) == before
+    assert model.forward.__name__ == "forward"
+    assert not hasattr(model.forward, "__wrapped__"), "accelerate would walk past us along it"
+    again = pickle.loads(pickle.dumps(model))
+    assert list(inspect.signature(again.forward).parameters) == list(before.parameters)
+
+
+def test_save_pretrained_writes_the_same_files(tmp_path):
+    model = tiny.llama()
+    model.save_pretrained(tmp_path / "stock")
+    attach(model)
+    loss_of(model)
+    model.save_pretrained(tmp_path / "ours")
+    stock, ours = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("stock", "ours")
+    )
+    assert stock == ours
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path / "ours")
+    assert "forward" not in loaded.__dict__
+    assert tiny.max_gap(tiny.weights(loaded), tiny.weights(model)) == 0.0
+
+
+def test_the_module_tree_and_the_state_dict_are_untouched():
+    model = tiny.llama()
+    modules, state = list(model.modules()), list(model.state_dict())
+    attach(model)
+    attached.backward(model, tiny.batch())
+    assert list(model.modules()) == modules
+    assert list(model.state_dict()) == state
+    assert "_loss_function" not in model.__dict__
+
+
+def copy_by_pickle(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def copy_by_torch_save(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy_by_pickle, copy_by_torch_save])
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_copy_runs_its_own_weights_and_is_attached(duplicate, warm):
+    model = tiny.llama().train()
+    attach(model)
+    if warm:
+        loss_of(model)
+    twin = duplicate(model)
+    attached.noisy(twin, 0.2)
+    assert isinstance(twin.forward, Attachment)
+    assert twin.forward.model is twin
+    assert loss_of(twin) == pytest.approx(true_loss(twin), rel=1e-6)
+    assert loss_of(model) == pytest.approx(true_loss(model), rel=1e-6)
+    assert loss_of(twin) != pytest.approx(loss_of(model), rel=1e-2)
+    twin.forward.detach()
+    assert isinstance(model.forward, Attachment)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy_by_pickle])
+def test_a_copy_of_a_model_whose_forward_stood_on_the_instance_runs_its_own_weights(duplicate):
+    model = tiny.llama().train()
+    model.forward = LlamaForCausalLM.forward.__get__(model)
+    attach(model)
+    twin = attached.noisy(duplicate(model), 0.2)
+    assert loss_of(twin) == pytest.approx(true_loss(twin), rel=1e-6)
+
+
+def test_detach_restores_the_class_forward():
+    model = tiny.llama()
+    stock = loss_of(model)
+    attachment = attach(model)
+    assert loss_of(model) != stock
+    attachment.detach()
+    assert "forward" not in model.__dict__
+    assert loss_of(model) == stock
+    attachment.detach()
+
+
+def test_detach_restores_a_forward_that_stood_on_the_instance():
+    model = tiny.llama()
+    mine = LlamaForCausalLM.forward.__get__(model)
+    model.forward = mine
+    attach(model).detach()
+    assert model.__dict__["forward"] is mine
+
+
+def test_detach_under_somebody_elses_forward_is_an_error():
+    model = tiny.llama()
+    attachment = attach(model)
+    model.forward = LlamaForCausalLM.forward.__get__(model)
+    with pytest.raises(NotActiveError, match=r"the model's forward is now .*LlamaForCausalLM.forward, put there .* Undo that first, then detach"):
+        attachment.detach()
+    model.forward = attachment
+    attachment.detach()
+    assert "forward" not in model.__dict__
+
+
+def test_a_second_attachment_replaces_the_first():
+    model, batch = tiny.llama().train(), tiny.batch()
+    expected = attached.truth(model, batch, lambda p: torch.ones_like(p))
+    first = attach(model)
+    second = attach(model, "nll")
+    assert model.forward is second
+    assert second.previous is None
+    attached.assert_same(attached.backward(model, batch), expected)
+    first.detach()
+    assert model.forward is second, "the old one is out of the game"
+    second.detach()
+    assert "forward" not in model.__dict__
+
+
+def test_statistics_are_kept_apart_for_training_and_evaluation_until_drained():
+    model, batch = tiny.llama().train(), tiny.batch()
+    attachment = attach(model)
+    for _ in range(2):
+        loss_of(model)
+    model.eval()
+    loss_of(model)
+    count = int((batch["labels"][:, 1:] != -100).sum())
+    assert attachment.drain(training=True).as_logs()["dft/tokens"] == 2 * count
+    assert attachment.drain(training=False).as_logs()["dft/tokens"] == count
+    assert not attachment.drain(training=True).as_logs()
+
+
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+def test_accelerate_neither_loses_it_nor_hides_it(mixed_precision):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+
+    model, batch = tiny.llama().train(), tiny.batch()
+    expected = attached.truth(model, batch)[0]
+    attachment = attach(model)
+    try:
+        with warnings.catch_warnings():
+            # accelerate says that there is no GPU.
+            warnings.simplefilter("ignore")
+            accelerator = Accelerator(cpu=True, mixed_precision=mixed_precision)
+            prepared = accelerator.prepare(model)
+        tolerance = 1e-6 if mixed_precision == "no" else 5e-2
+        assert prepared(**batch).loss.item() == pytest.approx(expected, rel=tolerance)
+        kept = accelerator.unwrap_model(prepared)
+        assert kept(**batch).loss.item() == pytest.approx(expected, rel=tolerance)
+        bare = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+        assert bare(**batch).loss.item() == pytest.approx(expected, rel=1e-6)
+        assert attachment.calls == 3
+    finally:
+        AcceleratorState._reset_state()
+        PartialState._reset_state()
+
+
+def test_accelerate_dispatch_and_its_hooks():
+    from accelerate import dispatch_model
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    batch = tiny.batch()
+    for hooked in ("model", "head", "dispatched"):
+        model = tiny.llama().train()
+        theirs = attached.truth(model, batch)
+        if hooked == "dispatched":
+            dispatch_model(model, {"": "cpu"}, force_hooks=True)
+        else:
+            module = model if hooked == "model" else model.lm_head
+            add_hook_to_module(module, AlignDevicesHook(execution_device="cpu", io_same_device=True))
+        attachment = attach(model)
+        for _ in range(2):
+            attached.assert_same(attached.backward(model, batch), theirs)
+        assert attachment.calls == 2
+        assert attachment.route.path == "lean"
+        attachment.detach()
+        assert model(**batch).loss.item() == pytest.approx(attached.truth(model, batch, torch.ones_like)[0], rel=1e-5)

@@ -1,0 +1,151 @@
+"""`dft check`, `losses`, `hosts`, and what `dft train` refuses. Nothing here starts a host."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("trl")
+
+pytestmark = pytest.mark.host
+
+TRL = "model_name_or_path: m\ndataset_name: d\n"
+
+
+@pytest.fixture
+def dft(tmp_path):
+    def run(*words):
+        return subprocess.run(
+            [sys.executable, "-m", "dft_plugin.cli", *words],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "COLUMNS": "200"},
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text, name="sft.yaml"):
+        (tmp_path / name).write_text(text)
+        return name
+
+    return write
+
+
+def test_check_says_what_will_be_on_and_writes_nothing(dft, config, tmp_path):
+    path = config(TRL + "loss: dft\nloss_type: dft\n")
+    done = dft("check", path)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[2:] == [
+        "loss      dft, kernel auto",
+        "replaces  `loss: dft` wins over `loss_type: dft`",
+        "result    the loss will be on",
+    ]
+    assert [entry.name for entry in tmp_path.iterdir()] == [path]
+
+
+def test_check_reports_every_problem_at_once_and_fails(dft, config):
+    path = config(
+        TRL + "loss: {name: dft, alhpa: 1, floor: 2}\nlabel_smoothing_factor: 0.1\n"
+    )
+    done = dft("check", path, "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert report["ok"] is False
+    assert [problem.split(":")[0] for problem in report["problems"]] == ["`loss.alhpa`", "`loss.floor"]
+    assert "Did you mean `alpha`?" in report["problems"][0]
+    assert [conflict["key"] for conflict in report["conflicts"]] == ["label_smoothing_factor"]
+
+
+def test_overrides_reach_the_loss_and_the_host(dft, config):
+    path = config(TRL + "loss: dft\n")
+    done = dft("check", path, "loss.alpha=0.7", "label_smoothing_factor=0.1", "--json")
+    report = json.loads(done.stdout)
+    assert report["loss"]["options"] == {"alpha": 0.7}
+    assert [conflict["key"] for conflict in report["conflicts"]] == ["label_smoothing_factor"]
+
+
+def test_an_override_may_name_another_loss(dft, config):
+    report = json.loads(dft("check", config(TRL + "loss: dft\n"), "loss=nll", "--json").stdout)
+    assert (report["ok"], report["loss"]["name"]) == (True, "nll")
+
+
+def test_train_refuses_what_check_refuses(dft, config):
+    done = dft("train", config(TRL + "loss: dfft\nlabel_smoothing_factor: 0.1\n"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("dft: 2 problems:\n  - `loss`: `dfft` is no name. Did you mean `dft`?")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_config_without_our_line_is_not_trained(dft, config):
+    done = dft("train", config(TRL))
+    assert done.returncode == 2
+    assert done.stderr == "dft: sft.yaml has no `loss:`. Add the line `loss: dft`.\n"
+
+
+def test_a_config_that_no_host_recognises_is_an_error_that_lists_the_hosts(dft, config):
+    done = dft("check", config("loss: dft\nmodel: m\n"))
+    assert done.returncode == 2
+    assert "sft.yaml is not recognised as a config of any host (known: " in done.stderr
+    assert "Its keys are model. Choose with --host" in done.stderr
+
+
+def test_host_chooses_where_the_keys_do_not_tell(dft, config):
+    path = config("loss: dft\nmodel: m\n")
+    assert dft("check", path, "--host", "trl").returncode == 0
+    assert dft("check", path, "--host", "tlr").stderr == (
+        "dft: --host tlr: no such host. Known: trl.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("- loss: dft\n", "sft.yaml holds a list; a config is a mapping of keys to values."),
+        ("loss: [\n", "sft.yaml is no valid YAML:"),
+    ],
+)
+def test_a_file_that_is_no_config_is_one_clear_error(dft, config, text, says):
+    assert says in dft("check", config(text)).stderr
+
+
+def test_a_missing_file_is_one_clear_error(dft):
+    assert dft("check", "no.yaml").stderr == (
+        "dft: no.yaml cannot be read (No such file or directory). Give the path of the config that you "
+        "train with.\n"
+    )
+
+
+def test_an_override_that_is_no_pair_is_one_clear_error(dft, config):
+    done = dft("check", config(TRL + "loss: dft\n"), "alpha")
+    assert done.stderr == (
+        "dft: override 'alpha' is not `key=value` (for example learning_rate=1e-4 or loss.alpha=0.7).\n"
+    )
+
+
+def test_json_is_a_config_too(dft, config):
+    text = json.dumps({"model_name_or_path": "m", "dataset_name": "d", "loss": {"name": "dft", "floor": 0.1}})
+    report = json.loads(dft("check", config(text, "sft.json"), "--json").stdout)
+    assert report["loss"]["options"] == {"floor": 0.1}
+
+
+def test_losses_lists_names_options_and_sources(dft):
+    listed = dft("losses").stdout
+    assert "arXiv 2508.05629" in listed
+    assert "alpha (1.0)" in listed
+
+
+def test_hosts_lists_versions_and_tested_range(dft):
+    import trl
+
+    (row,) = [line for line in dft("hosts").stdout.splitlines() if " trl " in line]
+    assert trl.__version__ in row
+    assert ">=1.16,<1.17" in row

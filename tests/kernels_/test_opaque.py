@@ -1,0 +1,87 @@
+"""A head that can only be called."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from support import oracle, problems
+from torch.nn import functional as F
+
+from dft_plugin.kernels import Head, OpaqueHead, Transform, chunked, opaque
+from dft_plugin.objectives import DFT
+
+SHAPE = (150, 5, 11)
+CHUNKS_OF_64 = {"scratch_bytes": 0}
+
+
+class Projection:
+    """The head of a problem, which counts its calls and the tokens of each."""
+
+    def __init__(self, made):
+        self.made = made
+        self.tokens = []
+
+    def __call__(self, hidden_CD):
+        self.tokens.append(len(hidden_CD))
+        return F.linear(hidden_CD, self.made.weight_VD, self.made.bias_V)
+
+    def score(self, **options):
+        made = self.made
+        head = OpaqueHead(self, made.weight_VD.shape[0], Transform(made.scale, made.softcap))
+        return opaque(made.hidden_TD, head, made.targets_T, DFT(), **options)
+
+
+def problem(**changes):
+    return problems.problem(SHAPE, bias=True, scale=0.5, softcap=5.0, **changes)
+
+
+def test_it_equals_the_chunked_kernel():
+    made = problem()
+    head = Head(made.weight_VD, made.bias_V, Transform(made.scale, made.softcap))
+    theirs = chunked(made.hidden_TD, head, made.targets_T, DFT(), **CHUNKS_OF_64)
+    ours = Projection(made).score(**CHUNKS_OF_64)
+    assert ours.loss_sum.item() == pytest.approx(theirs.loss_sum.item(), rel=1e-6)
+    assert oracle.gap(ours.weight_T, theirs.weight_T) < 1e-6
+    gradients = torch.autograd.grad(ours.loss_sum, made.inputs)
+    assert oracle.gap(gradients, torch.autograd.grad(theirs.loss_sum, made.inputs)) < 1e-6
+
+
+def test_the_size_of_a_chunk_changes_nothing():
+    made = problem()
+    small, large = Projection(made), Projection(made)
+    of_small, of_large = small.score(**CHUNKS_OF_64), large.score()
+    assert small.tokens == [64, 64, 22]
+    assert large.tokens == [150]
+    assert of_small.loss_sum.item() == pytest.approx(of_large.loss_sum.item(), rel=1e-6)
+    assert oracle.gap(of_small.rows.logp_T, of_large.rows.logp_T) < 1e-6
+    gradients = torch.autograd.grad(of_small.loss_sum, made.inputs)
+    assert oracle.gap(gradients, torch.autograd.grad(of_large.loss_sum, made.inputs)) < 1e-6
+
+
+def test_backward_calls_the_head_once_more_and_no_grad_does_not():
+    projection = Projection(problem())
+    projection.score(**CHUNKS_OF_64).loss_sum.backward()
+    assert sorted(projection.tokens) == sorted([64, 64, 22] * 2)
+    with torch.no_grad():
+        projection.score(**CHUNKS_OF_64)
+    assert len(projection.tokens) == 9
+
+
+def test_a_frozen_head_still_teaches_the_hidden_states():
+    made = problem()
+    frozen = dataclasses.replace(
+        made, weight_VD=made.weight_VD.detach(), bias_V=made.bias_V.detach()
+    )
+    Projection(frozen).score().loss_sum.backward()
+    assert oracle.gap(made.hidden_TD.grad / SHAPE[0], made.truth()[1]) < 1e-5
+    assert made.weight_VD.grad is None
+
+
+def test_the_transform_of_half_precision_logits_is_taken_in_float32():
+    made = problem(dtype=torch.bfloat16)
+    raw_TV = F.linear(made.hidden_TD, made.weight_VD, made.bias_V).detach().double()
+    capped_TV = 5.0 * torch.tanh(0.5 * raw_TV / 5.0)
+    truth_T = oracle.log_probabilities(capped_TV, made.targets_T)
+    assert oracle.gap(Projection(made).score().rows.logp_T, truth_T) < 1e-6

@@ -12,7 +12,7 @@ from dft_plugin.errors import ConflictError, UnsupportedModelError
 from dft_plugin.functional import LossLike, plan_for
 from dft_plugin.hf_head import read_head
 from dft_plugin.plugins import Catalogue, build_catalogue
-from dft_plugin.trainer import TrainerHook
+from dft_plugin.trainer import TrainerHook, is_trainer
 
 
 def attach(model: nn.Module, loss: LossLike = "dft") -> Attachment:
@@ -57,7 +57,7 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
     hook = hook_class(trainer, attachment)
     hook.install()
     if trainer.is_world_process_zero():
-        print(startup_line(hook), file=sys.stderr, flush=True)
+        sys.stderr.write(startup_line(hook) + "\n")
     return attachment
 
 
@@ -66,11 +66,9 @@ def _hook_class(trainer: Any, catalogue: Catalogue) -> type[TrainerHook]:
         hook_class = entry.item.trainer_hook(trainer)
         if hook_class is not None:
             return hook_class
-    from transformers import Trainer
-
-    if not isinstance(trainer, Trainer):
+    if not is_trainer(trainer):
         raise UnsupportedModelError(
-            f"{type(trainer).__name__} is no transformers Trainer. For a loop of your own, use dft_plugin.attach(model)."
+            f"{type(trainer).__name__} is no transformers Trainer. In a loop of your own, use dft_plugin.attach(model)."
         )
     return TrainerHook
 

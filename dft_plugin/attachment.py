@@ -255,9 +255,7 @@ class Attachment:
             output["logits"] = None
         return Pass(output, result, labels_BS != targets.IGNORE_INDEX, auxiliary)
 
-    def _run(
-        self, inputs: dict[str, Any], capture: HeadCapture | None
-    ) -> tuple[Any, Tensor, Tensor, Tensor | None]:
+    def _run(self, inputs: dict[str, Any], capture: HeadCapture | None) -> tuple[Any, Tensor, Tensor, Tensor | None]:
         """Run the model's forward once.
 
         Returns:
@@ -334,9 +332,7 @@ class Attachment:
         self.route = Route("logits", why_not_lean=reason)
 
 
-def attach_plan(
-    model: torch.nn.Module, plan: LossPlan, attachment_class: type[Attachment] = Attachment
-) -> Attachment:
+def attach_plan(model: torch.nn.Module, plan: LossPlan, attachment_class: type[Attachment] = Attachment) -> Attachment:
     """Attach a plan to a model; a plan attached before is replaced.
 
     Args:

@@ -91,5 +91,3 @@ def check_head(plan: LossPlan, head: Head, hidden_KD: Tensor, real_KV: Tensor) -
         return None
     worst = float((ours.rows.logp_T - theirs_K).abs().max())
     return f"the head as read differs from the head as called (log p by up to {worst:.2g} nats)"
-
-

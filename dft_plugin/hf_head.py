@@ -131,9 +131,4 @@ def call_inside(module: nn.Module, function: Callable[..., Result], *args: Any) 
 
 def head_slots(model: nn.Module, head: nn.Module) -> list[tuple[nn.Module, str]]:
     """Return every (parent, name) under which `head` is registered in `model`."""
-    return [
-        (parent, name)
-        for parent in model.modules()
-        for name, child in parent._modules.items()
-        if child is head
-    ]
+    return [(parent, name) for parent in model.modules() for name, child in parent._modules.items() if child is head]

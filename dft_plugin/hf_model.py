@@ -86,7 +86,8 @@ def auxiliary_loss(model: PreTrainedModel, output: Any) -> Tensor | None:
         for name in ("router_aux_loss_coef", "aux_loss_coef"):
             coefficient = getattr(holder, name, None)
             if coefficient is not None:
-                return coefficient * auxiliary
+                scaled: Tensor = coefficient * auxiliary
+                return scaled
     raise UnsupportedModelError(
         f"{type(model).__name__} has an auxiliary loss, but no coefficient that we know "
         "(router_aux_loss_coef, aux_loss_coef). Set output_router_logits to false in its config to train without it."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import pluggy
 
@@ -25,7 +25,7 @@ _marker = pluggy.HookimplMarker(PROJECT)
 
 def hookimpl(function: F) -> F:
     """Mark a function as the implementation of a hook."""
-    return cast("F", _marker(function))
+    return _marker(function)
 
 
 @hookspec

@@ -63,6 +63,19 @@ class Host:
     install: ClassVar[str]
     """The pip line that mends a missing or untested installation."""
 
+    autoload_targets: ClassVar[Mapping[str, str]] = {}
+    """What `dft autoload enable` makes work: {module of the host: our module with `patch(module)`}.
+
+    Each time a Python process has executed the host's module, our module is imported and its `patch` is
+    called with the host's module, before anybody else sees it. `patch` makes the host's unmodified command
+    honour the line `loss:`. It costs nothing in a process that never imports the host's module.
+
+    Rules for `patch`: it is called in every process (launcher, ranks, data workers) and must be harmless
+    where no config with `loss:` is read; it imports our heavy modules only once such a config shows up; it
+    raises a DftError, never an ImportError, where the loss cannot take effect. Choose a host's module that
+    is imported before the YAML is acted on, and one name in it to wrap. See dft_plugin/autoload.py.
+    """
+
     def recognise(self, config: Mapping[str, Any]) -> bool:
         """Say whether a config, as parsed from YAML, is written for this host."""
         raise NotImplementedError

@@ -93,9 +93,7 @@ def normalise(loss_sum: Tensor, num_items: float | Tensor) -> Tensor:
     if not isinstance(num_items, Tensor) or num_items.device.type == "cpu":
         number = float(num_items)
         if not (math.isfinite(number) and number >= 0):
-            raise LabelError(
-                f"num_items is {number:g}; it counts target tokens, so 0 or more is allowed."
-            )
+            raise LabelError(f"num_items is {number:g}; it counts target tokens, so 0 or more is allowed.")
     if not isinstance(num_items, Tensor):
         return loss_sum / (num_items or 1)
     divisor = num_items.reshape(()).to(loss_sum)

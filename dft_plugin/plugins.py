@@ -106,9 +106,7 @@ def build_catalogue(manager: pluggy.PluginManager | None = None) -> Catalogue:
     )
 
 
-def _collect(
-    manager: pluggy.PluginManager, hook: str, name_of: Callable[[Any], str]
-) -> dict[str, Entry[Any]]:
+def _collect(manager: pluggy.PluginManager, hook: str, name_of: Callable[[Any], str]) -> dict[str, Entry[Any]]:
     found: dict[str, Entry[Any]] = {}
     # One plugin at a time, so that its name is known when it fails or collides.
     for owner, plugin in manager.list_name_plugin():

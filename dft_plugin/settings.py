@@ -25,7 +25,7 @@ class Settings(BaseModel):
 
     name: str = Field(description="The objective: `dft`, `nll`, or one that a plugin registers.")
     kernel: str = Field(
-        "auto",
+        default="auto",
         description=(
             "`auto` picks the lean kernel wherever the model's head can be read, and falls back to the logits "
             "path, saying so. A kernel's name (`chunked`, `reference`, or one that a plugin registers) insists on "
@@ -33,7 +33,7 @@ class Settings(BaseModel):
         ),
     )
     scratch_mb: int = Field(
-        256,
+        default=256,
         ge=1,
         description=(
             "MiB for the logits that exist at one time on the lean path. A chunk has at least 64 and at most 1024 "

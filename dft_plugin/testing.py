@@ -113,11 +113,10 @@ def _gradients(
         leaf.requires_grad_()
     head = Head(head.weight_VD, head.bias_V, transform)
     result = kernel(hidden_TD, head, targets_T, objective, needs=frozenset(), scratch_bytes=1 << 20)
-    (result.loss_sum / len(targets_T)).backward()
+    torch.autograd.backward(result.loss_sum / len(targets_T))
     return result, {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
 
 def _assert_close(ours: torch.Tensor, truth: torch.Tensor, tolerance: float, what: str) -> None:
     error = (ours.detach().double() - truth.detach().double()).norm() / truth.detach().double().norm()
     assert error <= tolerance, f"{what} is off by {float(error):.1e} relative (allowed: {tolerance:.0e})"
-

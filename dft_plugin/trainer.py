@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -38,6 +38,11 @@ class TrainerHook:
         self.attachment = attachment
         self.replaced: list[str] = []
         self._warned = False
+        # The trainer's own methods, which ours wrap.
+        self._compute_loss: Callable[..., Any] = trainer.compute_loss
+        self._training_step: Callable[..., Any] = trainer.training_step
+        self._prediction_step: Callable[..., Any] = trainer.prediction_step
+        self._log: Callable[..., Any] = trainer.log
 
     @classmethod
     def conflicts(cls, trainer: Trainer) -> list[str]:
@@ -47,13 +52,11 @@ class TrainerHook:
         if isinstance(getattr(trainer.compute_loss, "__self__", None), TrainerHook):
             problems.append("a loss is active on this trainer already. Make a new trainer to change it.")
         if trainer.compute_loss_func is not None:
-            problems.append(
-                "compute_loss_func is set, and it would replace our loss. Drop it, or leave out `loss:`."
-            )
+            problems.append("compute_loss_func is set, and it would replace our loss. Drop it, or leave out `loss:`.")
         if args.label_smoothing_factor:
             problems.append(
-                f"label_smoothing_factor is {args.label_smoothing_factor}: the Trainer takes the labels from the model "
-                "and trains smoothed cross-entropy. Set it to 0."
+                f"label_smoothing_factor is {args.label_smoothing_factor}: the Trainer takes the labels from the "
+                "model and trains smoothed cross-entropy. Set it to 0."
             )
         if args.n_gpu > 1:
             problems.append(
@@ -68,8 +71,8 @@ class TrainerHook:
         parallelism = getattr(trainer.accelerator, "parallelism_config", None)
         if getattr(parallelism, "sp_enabled", False):
             problems.append(
-                "sequence parallelism (Ulysses/ALST) reduces the loss of each shard by itself, which was never run with "
-                "ours. Turn it off, or use context parallelism."
+                "sequence parallelism (Ulysses/ALST) reduces the loss of each shard by itself, which was never run "
+                "with ours. Turn it off, or use context parallelism."
             )
         if trainer.model_init is not None:
             problems.append("model_init makes a new model when training starts. Pass `model` instead.")
@@ -79,11 +82,8 @@ class TrainerHook:
         """Wrap the trainer's methods and set what the token count needs."""
         self.attachment.trainer_only = True
         self.count_tokens()
-        trainer: Any = self.trainer
         for name in ("compute_loss", "training_step", "prediction_step", "log"):
-            wrapper = getattr(self, name)
-            setattr(self, f"_{name}", getattr(trainer, name))
-            setattr(trainer, name, wrapper)
+            setattr(self.trainer, name, getattr(self, name))
 
     def count_tokens(self) -> None:
         """Let `num_items_in_batch` count the target tokens of the step, and reach the model."""
@@ -109,16 +109,14 @@ class TrainerHook:
         loss = self._training_step(*args, **kwargs)
         if self.attachment.calls == calls:
             raise NotActiveError(
-                "a training step ended without the loss that `loss:` asks for: something took over the model's forward "
-                f"(it is now {self.attachment.model.__dict__.get('forward')!r}) or computed a loss without labels in "
+                "a training step ended without the loss that `loss:` asks for: something took over the model's "
+                f"forward (it is now {self.attachment.model.__dict__.get('forward')!r}) or computed a loss without labels in "
                 "the forward. Nothing was updated in this step. Disable it (Liger, Unsloth, a custom compute_loss), "
                 "or leave out `loss:`."
             )
         return loss
 
-    def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any
-    ) -> Any:
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; logits are made only where somebody reads them."""
         inputs = self._without_repeats(inputs)
         with self.attachment.answering(want_logits=not prediction_loss_only):
@@ -156,8 +154,8 @@ class TrainerHook:
             self._warned = True
             if logs["dft/mean_prob"] < WEAK_PRIOR and self.attachment.plan.objective.name != "nll":
                 logger.warning(
-                    "dft: the targets' mean probability is %.3f in the first steps. Below %s the model's prior is weak, "
-                    "and plain SFT (`loss: nll`) often trains better. See docs/when-not-to-use.md.",
+                    "dft: the targets' mean probability is %.3f in the first steps. Below %s the model's prior is "
+                    "weak, and plain SFT (`loss: nll`) often trains better. See docs/when-not-to-use.md.",
                     logs["dft/mean_prob"],
                     WEAK_PRIOR,
                 )
@@ -167,6 +165,11 @@ class TrainerHook:
         accelerator = self.trainer.accelerator
         reduced: Tensor = accelerator.reduce(sums_K.to(accelerator.device), reduction="sum")
         return reduced
+
+
+def is_trainer(trainer: object) -> bool:
+    """Say whether `trainer` is a `transformers.Trainer`."""
+    return isinstance(trainer, Trainer)
 
 
 class _WithoutFirstLabel:

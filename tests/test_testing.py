@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+
 from dft_plugin.kernels import chunked, reference
 from dft_plugin.objectives import DFT, NLL, Objective
 from dft_plugin.testing import check_kernel, check_objective

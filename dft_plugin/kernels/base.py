@@ -29,6 +29,10 @@ class Transform:
         return scaled if self.softcap is None else (scaled / self.softcap).tanh() * self.softcap
 
 
+IDENTITY = Transform()
+"""Most models leave their logits as the head makes them."""
+
+
 @dataclass(frozen=True)
 class LowRank:
     """A LoRA branch of the head, kept apart from the weight so that no copy of it is made.
@@ -53,7 +57,7 @@ class Head:
 
     weight_VD: Tensor
     bias_V: Tensor | None = None
-    transform: Transform = Transform()
+    transform: Transform = IDENTITY
     low_rank: LowRank | None = None
 
     @property
@@ -74,7 +78,7 @@ class OpaqueHead:
 
     project: Callable[[Tensor], Tensor]
     vocab_size: int
-    transform: Transform = Transform()
+    transform: Transform = IDENTITY
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class Kernel(Protocol):
 
     Differentiable in hidden_TD and, where they require grad, in the tensors of the head.
     """
+
+    __name__: str
 
     def __call__(
         self,

@@ -69,7 +69,7 @@ def chunked(
         compute_dtype=_compute_dtype(head.weight_VD),
         with_grad=torch.is_grad_enabled(),
     )
-    loss_sum, weight_T, *rows = _Chunked.apply(
+    loss_sum, weight_T, *rows = _Chunked.apply(  # type: ignore[no-untyped-call]
         run,
         targets_T,
         hidden_TD,

@@ -45,7 +45,7 @@ def score_logits(
         objective: gives the weights.
         needs: costly statistics to return.
     """
-    loss_sum, weight_T, *rows = _ScoreLogits.apply(
+    loss_sum, weight_T, *rows = _ScoreLogits.apply(  # type: ignore[no-untyped-call]
         logits_NV, kept_N.nonzero()[:, 0], targets_T, objective, needs | objective.needs
     )
     return KernelResult(loss_sum, Rows(*rows), weight_T)

@@ -42,7 +42,7 @@ def opaque(
     def score(hidden_CD: Tensor, targets_C: Tensor) -> KernelResult:
         logits_CV = head.project(hidden_CD)
         logits_CV = head.transform(logits_CV.to(accumulation_dtype(logits_CV.dtype)))
-        everything_C = targets_C.new_ones(targets_C.shape, dtype=bool)
+        everything_C = torch.ones_like(targets_C, dtype=torch.bool)
         return score_logits(logits_CV, everything_C, targets_C, objective, needs=needs)
 
     parts: list[KernelResult] = [

@@ -6,6 +6,7 @@ Shapes: T rows, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,12 +73,10 @@ def score_rows_(
 
 def concatenate(parts: list[Rows]) -> Rows:
     """Join the statistics of consecutive blocks of rows."""
-    columns = {
+    columns: dict[str, Any] = {
         field.name: [getattr(part, field.name) for part in parts] for field in fields(Rows)
     }
-    return Rows(
-        **{name: None if column[0] is None else torch.cat(column) for name, column in columns.items()}
-    )
+    return Rows(**{name: None if column[0] is None else torch.cat(column) for name, column in columns.items()})
 
 
 def _score_block_(
@@ -133,7 +132,7 @@ def _score_block_(
 
 def _entropy(e_TV: Tensor, e_target_T1: Tensor, norm_T1: Tensor) -> Tensor:
     # -sum p log p with p = e / norm; entr(e) = -e log e is 0 at 0, so underflowed terms drop out.
-    terms_T1 = torch.special.entr(e_TV).sum(1, keepdim=True) + torch.special.entr(e_target_T1)
+    terms_T1: Tensor = torch.special.entr(e_TV).sum(1, keepdim=True) + torch.special.entr(e_target_T1)
     return terms_T1 / norm_T1 + norm_T1.log()
 
 

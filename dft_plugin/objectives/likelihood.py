@@ -36,10 +36,10 @@ class DFT(Objective):
     source: ClassVar[str] = "arXiv 2508.05629, eq. 9; alpha: arXiv 2510.00526 (general family)"
 
     alpha: Number = Field(
-        1.0, ge=0, description="Exponent of p in the weight: 1 is the paper's DFT, 0 is plain SFT."
+        default=1.0, ge=0, description="Exponent of p in the weight: 1 is the paper's DFT, 0 is plain SFT."
     )
     floor: Number = Field(
-        0.0, ge=0, le=1, description="Smallest weight of a token: 0 is the paper's DFT, 1 is plain SFT."
+        default=0.0, ge=0, le=1, description="Smallest weight of a token: 0 is the paper's DFT, 1 is plain SFT."
     )
 
     def weight(self, rows: Rows) -> Tensor:

@@ -1,6 +1,6 @@
 """TRL's own `sft` script with the loss active; what `dft train` lets accelerate start on each rank.
 
-    accelerate launch run.py --dft-settings '{"name": "dft"}' --config sft.yaml [--key=value ...]
+accelerate launch run.py --dft-settings '{"name": "dft"}' --config sft.yaml [--key=value ...]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     settings = json.loads(argv[at + 1])
     options = settings.pop("options")
 
-    class ActiveSFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
+    class ActiveSFTTrainer(trl.SFTTrainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             activate(self, {**settings, **options})
@@ -30,11 +30,9 @@ def main(argv: list[str]) -> None:
     ActiveSFTTrainer.__name__ = ActiveSFTTrainer.__qualname__ = "SFTTrainer"
     parser = sft.make_parser()
     parsed = parser.parse_args_and_config(argv[:at] + argv[at + 2 :], fail_with_unknown_args=False)
-    plain, trl.SFTTrainer = trl.SFTTrainer, ActiveSFTTrainer
-    try:
-        sft.main(*parsed)
-    finally:
-        trl.SFTTrainer = plain
+    # The script imports the class from `trl` when it runs.
+    vars(trl)["SFTTrainer"] = ActiveSFTTrainer
+    sft.main(*parsed)
 
 
 if __name__ == "__main__":

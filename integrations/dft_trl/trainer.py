@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from trl import SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from dft_plugin.attachment import Attachment, Pass
@@ -36,11 +35,11 @@ class TrlHook(TrainerHook):
     def install(self) -> None:
         """Let TRL sum our losses as they are, with the statistics that its metrics need."""
         super().install()
-        trainer: SFTTrainer = self.trainer
-        if trainer.args.loss_type != "nll":
+        args: Any = self.trainer.args
+        if args.loss_type != "nll":
             # TRL would multiply by p once more.
-            self.replaced.append(f"loss_type: {trainer.args.loss_type}")
-            trainer.args.loss_type = "nll"
+            self.replaced.append(f"loss_type: {args.loss_type}")
+            args.loss_type = "nll"
         plan = self.attachment.plan
         self.attachment.plan = replace(plan, needs=plan.needs | {"entropy"})
 
@@ -51,9 +50,10 @@ def _fused_output(done: Pass) -> FusedCausalLMOutput:
     loss_T = torch.where(weight_T > 0, -weight_T * rows.logp_T, torch.zeros_like(weight_T))
     assert rows.entropy_T is not None
     loss = done.result.mean()
+    spread: Tensor = _Spread.apply(done.result.loss_sum, _grid(loss_T, mask_BS))  # type: ignore[no-untyped-call]
     return FusedCausalLMOutput(
         loss=loss if done.auxiliary is None else loss + done.auxiliary,
-        log_probs=-_Spread.apply(done.result.loss_sum, _grid(loss_T, mask_BS)),
+        log_probs=-spread,
         entropy=_grid(rows.entropy_T, mask_BS),
         is_top1=_grid(rows.is_top1_T, mask_BS),
         label_mask=mask_BS,

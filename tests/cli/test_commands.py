@@ -53,9 +53,7 @@ def test_check_says_what_will_be_on_and_writes_nothing(dft, config, tmp_path):
 
 
 def test_check_reports_every_problem_at_once_and_fails(dft, config):
-    path = config(
-        TRL + "loss: {name: dft, alhpa: 1, floor: 2}\nlabel_smoothing_factor: 0.1\n"
-    )
+    path = config(TRL + "loss: {name: dft, alhpa: 1, floor: 2}\nlabel_smoothing_factor: 0.1\n")
     done = dft("check", path, "--json")
     report = json.loads(done.stdout)
     assert done.returncode == 1
@@ -101,9 +99,7 @@ def test_a_config_that_no_host_recognises_is_an_error_that_lists_the_hosts(dft, 
 def test_host_chooses_where_the_keys_do_not_tell(dft, config):
     path = config("loss: dft\nmodel: m\n")
     assert dft("check", path, "--host", "trl").returncode == 0
-    assert dft("check", path, "--host", "tlr").stderr == (
-        "dft: --host tlr: no such host. Known: trl.\n"
-    )
+    assert dft("check", path, "--host", "tlr").stderr == ("dft: --host tlr: no such host. Known: trl.\n")
 
 
 @pytest.mark.parametrize(
@@ -119,8 +115,7 @@ def test_a_file_that_is_no_config_is_one_clear_error(dft, config, text, says):
 
 def test_a_missing_file_is_one_clear_error(dft):
     assert dft("check", "no.yaml").stderr == (
-        "dft: no.yaml cannot be read (No such file or directory). Give the path of the config that you "
-        "train with.\n"
+        "dft: no.yaml cannot be read (No such file or directory). Give the path of the config that you train with.\n"
     )
 
 

@@ -40,9 +40,7 @@ def site(tmp_path_factory):
 def run(site, *words):
     lib = Path(__file__).parents[1] / "lib"
     environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{lib}", "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, env=environment, check=False
-    )
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, check=False)
 
 
 def test_its_objective_is_listed_with_its_owner(site):
@@ -60,7 +58,9 @@ def test_its_objective_trains_with_its_options(site, tmp_path):
 
 
 def test_its_options_are_checked_as_ours_are(site):
-    code = "from dft_plugin.plugins import build_catalogue as c; c().settings({'name': 'sqrt', 'scale': -1, 'alpha': 1})"
+    code = (
+        "from dft_plugin.plugins import build_catalogue as c; c().settings({'name': 'sqrt', 'scale': -1, 'alpha': 1})"
+    )
     done = run(site, "-c", code)
     assert "2 problems" in done.stderr
     assert "`alpha` is no option of `sqrt`" in done.stderr

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dft_plugin import activate
 from support import oracle, tiny, training
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
+
+from dft_plugin import activate
 
 pytestmark = pytest.mark.host
 
@@ -25,12 +26,8 @@ def run(trainer, loss="dft"):
 
 def quantised(tmp_path):
     tiny.llama(hidden_size=64).save_pretrained(tmp_path / "base")
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
-    )
-    return LlamaForCausalLM.from_pretrained(
-        tmp_path / "base", quantization_config=config, dtype=torch.float32
-    )
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    return LlamaForCausalLM.from_pretrained(tmp_path / "base", quantization_config=config, dtype=torch.float32)
 
 
 MODELS = {
@@ -91,9 +88,7 @@ def test_a_micro_batch_without_targets_adds_nothing(tmp_path):
     masked[1] = {**masked[1], "labels": [-100] * len(masked[1]["labels"])}
     trainers = []
     for size, steps in ((4, 1), (1, 4)):
-        trainer = training.trainer(
-            tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps
-        )
+        trainer = training.trainer(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps)
         trainer.train_dataset = training.Dataset.from_list(masked)
         trainers.append(run(trainer))
     assert tiny.max_gap(*trainers) < 1e-6
@@ -102,9 +97,7 @@ def test_a_micro_batch_without_targets_adds_nothing(tmp_path):
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_resumed_run_equals_an_uninterrupted_one(kind, tmp_path):
     straight = run(training.trainer(tmp_path / "a", MODELS[kind](tmp_path), max_steps=4))
-    first = training.trainer(
-        tmp_path / "b", MODELS[kind](tmp_path), max_steps=4, save_strategy="steps", save_steps=2
-    )
+    first = training.trainer(tmp_path / "b", MODELS[kind](tmp_path), max_steps=4, save_strategy="steps", save_steps=2)
     run(first)
     resumed = training.trainer(tmp_path / "b", MODELS[kind](tmp_path), max_steps=4)
     activate(resumed)

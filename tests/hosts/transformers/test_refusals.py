@@ -5,10 +5,11 @@ from __future__ import annotations
 import types
 
 import pytest
-from dft_plugin import activate
-from dft_plugin.errors import ConflictError, NotActiveError, SettingsError, UnsupportedModelError
 from support import tiny, training
 from transformers import Trainer, TrainingArguments
+
+from dft_plugin import activate
+from dft_plugin.errors import ConflictError, NotActiveError, SettingsError, UnsupportedModelError
 
 pytestmark = pytest.mark.host
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dft_plugin import activate
-from dft_plugin.errors import ConflictError
 from support import oracle, tiny, training
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
+
+from dft_plugin import activate
+from dft_plugin.errors import ConflictError
 
 pytestmark = pytest.mark.host
 
@@ -39,9 +40,7 @@ def lora(tmp_path, **changes):
 def qlora(tmp_path, **changes):
     tiny.llama(hidden_size=64).save_pretrained(tmp_path / "base")
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
-    model = LlamaForCausalLM.from_pretrained(
-        tmp_path / "base", quantization_config=config, dtype=torch.float32
-    )
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "base", quantization_config=config, dtype=torch.float32)
     return lora(tmp_path, model=model, **changes)
 
 
@@ -79,9 +78,7 @@ def test_weights_equal_those_of_trls_own_dft(kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_four_micro_batches_of_one_equal_one_batch_of_four(kind, tmp_path):
     whole = run(KINDS[kind](tmp_path))
-    split = run(
-        KINDS[kind](tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=4)
-    )
+    split = run(KINDS[kind](tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=4))
     assert tiny.max_gap(whole, split) < 1e-6
 
 

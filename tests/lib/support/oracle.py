@@ -45,9 +45,7 @@ def token_losses(logits: Tensor, labels: Tensor, weight: Weight = dft) -> Tensor
     return -weight(logp.detach().exp()) * logp
 
 
-def loss(
-    logits: Tensor, labels: Tensor, weight: Weight = dft, num_items: float | None = None
-) -> Tensor:
+def loss(logits: Tensor, labels: Tensor, weight: Weight = dft, num_items: float | None = None) -> Tensor:
     losses = token_losses(logits, labels, weight)
     return losses.sum() / (losses.numel() if num_items is None else num_items)
 

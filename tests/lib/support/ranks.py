@@ -1,6 +1,6 @@
 """Train one of several ranks; what torchrun starts.
 
-    torchrun --nproc-per-node 2 ranks.py HOST KIND OUT BATCH_SIZE
+torchrun --nproc-per-node 2 ranks.py HOST KIND OUT BATCH_SIZE
 """
 
 from __future__ import annotations

@@ -84,8 +84,7 @@ def sft_trainer(out: Path, model: PreTrainedModel | None = None, **changes: Any)
     if changes.get("packing"):
         # TRL packs before it masks; a prompt/completion mask is what survives.
         given = [
-            {"input_ids": r["input_ids"], "completion_mask": [int(x != -100) for x in r["labels"]]}
-            for r in given
+            {"input_ids": r["input_ids"], "completion_mask": [int(x != -100) for x in r["labels"]]} for r in given
         ]
     defaults = {"gradient_checkpointing": False, "max_length": 64, "bf16": False, "shuffle_dataset": False}
     return SFTTrainer(
@@ -106,9 +105,7 @@ def tokenizer() -> Any:
     words = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(3, tiny.VOCAB))]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
 def lora_config(**changes: Any) -> LoraConfig:

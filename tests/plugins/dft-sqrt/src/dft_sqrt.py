@@ -2,8 +2,9 @@
 
 from typing import ClassVar
 
-from dft_plugin import Number, Objective, hookimpl
 from pydantic import Field
+
+from dft_plugin import Number, Objective, hookimpl
 
 
 class Sqrt(Objective):

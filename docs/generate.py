@@ -1,0 +1,85 @@
+"""Write the generated pages, or with --check say which are out of date.
+
+    python docs/generate.py [--check]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dft_plugin.plugins import build_catalogue, build_manager
+from dft_plugin.settings import Settings
+
+DOCS = Path(__file__).parent
+
+HEAD = """\
+# Settings
+
+Made by `python docs/generate.py` from the code.
+
+What may stand after `loss:` in a host's YAML: a name, or a mapping of the keys below. On the command line of `dft`:
+`loss=nll`, `loss.alpha=0.7`. Unknown keys, wrong types and impossible values are all reported in one error.
+
+```yaml
+loss: dft
+```
+
+```yaml
+loss:
+  name: dft
+  alpha: 0.7
+  floor: 0.05
+  kernel: auto
+```
+"""
+
+
+def settings_page() -> str:
+    """Every key: ours, then the options of each shipped objective."""
+    catalogue = build_catalogue(build_manager(third_party=False))
+    parts = [HEAD, "## Keys\n", _table(Settings, skip={"options"})]
+    for name, entry in catalogue.objectives.items():
+        parts.append(f"## `{name}`\n\n{entry.item.summary}. Source: {entry.item.source}.\n")
+        if entry.item.model_fields:
+            parts.append(_table(entry.item))
+    parts.append("## Kernels\n\n" + "\n".join(_kernel_lines(catalogue)) + "\n")
+    return "\n".join(parts)
+
+
+def _table(model: type, skip: frozenset[str] | set[str] = frozenset()) -> str:
+    lines = ["| key | default | |", "| --- | --- | --- |"]
+    for name, field in model.model_fields.items():
+        if name not in skip:
+            default = "`dft`" if field.is_required() else f"`{field.default}`"
+            lines.append(f"| `{name}` | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def _kernel_lines(catalogue) -> list[str]:
+    return [
+        f"- `{name}`: {(entry.item.__module__ and sys.modules[entry.item.__module__].__doc__ or '').splitlines()[0]}"
+        for name, entry in catalogue.kernels.items()
+    ]
+
+
+PAGES = {"settings.md": settings_page}
+
+
+def main(check: bool) -> int:
+    """Write the pages; with `check` write nothing and return how many differ."""
+    stale = 0
+    for name, make in PAGES.items():
+        path, text = DOCS / name, make()
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale += 1
+        if check:
+            print(f"docs/{name} is out of date. Run: make docs")
+        else:
+            path.write_text(text, encoding="utf-8")
+    return stale if check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))

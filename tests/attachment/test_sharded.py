@@ -1,0 +1,109 @@
+"""FSDP2 with two processes: the gradients are those of one process.
+
+`fully_shard` is called directly: on a CPU, accelerate turns `fsdp` silently into DDP, which would prove nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from support import attached, tiny
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from dft_plugin import attach
+
+fsdp = pytest.importorskip("torch.distributed.fsdp")
+pytestmark = pytest.mark.slow
+
+WORLD = 2
+
+
+def build(layout):
+    if layout == "lora":
+        import peft
+
+        model = peft.get_peft_model(
+            tiny.llama().train(),
+            peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "lm_head"]),
+        )
+        # The same on every rank: peft draws from the global generator.
+        torch.manual_seed(1)
+        return attached.noisy(model, 0.1)
+    return tiny.llama(tie_word_embeddings=layout == "tied").train()
+
+
+def shard(model, layout):
+    base = model.get_base_model() if layout == "lora" else model
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for layer in base.model.layers:
+        fsdp.fully_shard(layer, mesh=mesh)
+    if layout == "head apart":
+        fsdp.fully_shard(base.lm_head, mesh=mesh)
+    if layout == "norm and head":
+        fsdp.fully_shard([base.model.norm, base.lm_head], mesh=mesh)
+    fsdp.fully_shard(model, mesh=mesh)
+
+
+def rank_batch(rank):
+    # Different numbers of targets on the ranks.
+    return tiny.batch(masked=3 if rank == 0 else 14, seed=rank)
+
+
+def count():
+    return sum(int((rank_batch(rank)["labels"][:, 1:] != -100).sum()) for rank in range(WORLD))
+
+
+def full(grad):
+    return grad.full_tensor() if isinstance(grad, DTensor) else grad
+
+
+def run_rank(rank, layout, loss, port, out):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
+    try:
+        model = build(layout)
+        attachment = attach(model, loss)
+        shard(model, layout)
+        steps = []
+        for _ in range(2):
+            model.zero_grad()
+            value = model(**rank_batch(rank), num_items_in_batch=count()).loss
+            # FSDP2 averages over ranks; a Trainer multiplies by their number.
+            (value * WORLD).backward()
+            grads = {name: full(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+            total = value.detach().clone()
+            dist.all_reduce(total)
+            steps.append((total.item(), grads))
+        local = {name: isinstance(p, DTensor) for name, p in model.named_parameters()}
+        if rank == 0:
+            torch.save({"steps": steps, "sharded": local, "route": attachment.route}, out)
+    finally:
+        dist.destroy_process_group()
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize("loss", ["dft", {"name": "dft", "kernel": "logits"}], ids=["lean", "logits"])
+@pytest.mark.parametrize("layout", ["layers and root", "tied", "head apart", "norm and head", "lora"])
+def test_two_ranks_get_the_gradients_of_one_process(layout, loss, tmp_path):
+    out = Path(tmp_path) / "rank0.pt"
+    torch.multiprocessing.spawn(run_rank, (layout, loss, free_port(), out), nprocs=WORLD)
+    saved = torch.load(out, weights_only=False)
+    assert all(saved["sharded"].values()), "nothing was sharded, so nothing was proved"
+    whole = {key: torch.cat([rank_batch(rank)[key] for rank in range(WORLD)]) for key in rank_batch(0)}
+    theirs = attached.truth(build(layout), whole, num_items=count())
+    for step in saved["steps"]:
+        attached.assert_same(step, theirs)
+    assert saved["route"].path == ("lean" if loss == "dft" else "logits")
+    assert saved["route"].why_not_lean == (None if loss == "dft" else "asked for")

@@ -10,7 +10,8 @@ from torch import nn
 from dft_plugin.attachment import Attachment, attach_plan
 from dft_plugin.errors import ConflictError, UnsupportedModelError
 from dft_plugin.functional import LossLike, plan_for
-from dft_plugin.hf_head import read_head
+from dft_plugin.hf_head import ReadableHead, read_head
+from dft_plugin.kernels import Kernel, auto, choose
 from dft_plugin.plugins import Catalogue, build_catalogue
 from dft_plugin.trainer import TrainerHook, is_trainer
 
@@ -73,6 +74,14 @@ def _hook_class(trainer: Any, catalogue: Catalogue) -> type[TrainerHook]:
     return TrainerHook
 
 
+def _kernel_name(kernel: Kernel, reading: ReadableHead) -> str:
+    if kernel is not auto:
+        return kernel.__name__
+    weight = reading.linear.weight
+    trained = bool(reading.adapters) or any(p.requires_grad for p in reading.linear.parameters())
+    return choose(weight.device.type, trained=trained).__name__
+
+
 def startup_line(hook: TrainerHook) -> str:
     """Say in one line what is on: objective, kernel, path, and what of the host's was replaced."""
     attachment = hook.attachment
@@ -84,7 +93,7 @@ def startup_line(hook: TrainerHook) -> str:
     elif isinstance(reading, str):
         path = f"kernel opaque ({reading})"
     else:
-        path = f"kernel {plan.kernel.__name__}"
+        path = f"kernel {_kernel_name(plan.kernel, reading)}"
     replaced = f"; replaces {', '.join(hook.replaced)}" if hook.replaced else ""
     options = ", ".join(f"{key}={value}" for key, value in plan.objective.model_dump().items())
     name = f"{plan.objective.name}({options})" if options else plan.objective.name

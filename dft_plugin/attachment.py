@@ -98,6 +98,7 @@ class Attachment:
         self._answering = False
         self._want_logits: bool | None = None
         self._asks_for_loss = True
+        self._unchecked: tuple[Tensor, Tensor] | None = None
         self._stats: dict[bool, LossStats] = {}
         # generate() validates its kwargs against the signature, and Trainer drops unused columns by it.
         self.__signature__ = inspect.signature(self.original)
@@ -200,20 +201,13 @@ class Attachment:
         head = self.model.get_output_embeddings()
         if head is None:
             return self._leave_lean("the model has no output embeddings")
+        if self.route is None and not self._probe(inputs, head):
+            return None
         capture = HeadCapture(head)
-        capture.train(head.training)
-        capture.probing = self.route is None
-        output, logits, labels_BS, auxiliary = self._run(inputs, capture)
+        output, _, labels_BS, auxiliary = self._run(inputs, capture)
         hidden_BSD = capture.hidden
         if capture.calls != 1 or hidden_BSD is None:
             return self._leave_lean(f"the model calls its head {capture.calls} times")
-        if self.route is None:
-            if auxiliary is not None and not torch.is_grad_enabled():
-                # Only a graph can tell where it comes from. The next batch decides.
-                return None
-            reason = self._calibrate(capture, logits, auxiliary)
-            if reason:
-                return self._leave_lean(reason)
         labels_BS = labels_BS.to(hidden_BSD.device)
         if hidden_BSD.shape[:-1] != labels_BS.shape:
             return self._leave_lean(
@@ -221,28 +215,40 @@ class Attachment:
             )
         scored_BS = labels_BS != targets.IGNORE_INDEX
         result = self._score_hidden(head, hidden_BSD[scored_BS], labels_BS[scored_BS])
+        if isinstance(result, str):
+            return self._leave_lean(result)
         output["logits"] = None
         return Pass(output, result, scored_BS, auxiliary)
 
-    def _score_hidden(self, head: Any, hidden_TD: Tensor, labels_T: Tensor) -> LossResult:
+    def _score_hidden(self, head: Any, hidden_TD: Tensor, labels_T: Tensor) -> LossResult | str:
+        """Score inside the head's forward; returns why it cannot be trusted where it was checked in vain."""
         assert self.route is not None
         reading = read_head(head)
         if isinstance(reading, ReadableHead):
             # The sum is returned as a tensor of its own, for hooks that wrap the outputs of a module.
             loss_sum, result = call_inside(reading.owner, self._inside_head, hidden_TD, labels_T, reading)
             if result is not None:
-                return replace(result, loss_sum=loss_sum)
+                return result if isinstance(result, str) else replace(result, loss_sum=loss_sum)
         called = OpaqueHead(head, self.route.vocab_size, self.route.transform)
         return hidden_loss(self.plan, hidden_TD, called, labels_T)
 
     @torch.compiler.disable
     def _inside_head(
         self, hidden_TD: Tensor, labels_T: Tensor, reading: ReadableHead
-    ) -> tuple[Tensor, LossResult | None]:
+    ) -> tuple[Tensor, LossResult | str | None]:
         assert self.route is not None
         head = reading.head(hidden_TD, self.route.transform)
         if head is None:
             return hidden_TD, None
+        if self._unchecked is not None:
+            hidden_KD, real_KV = self._unchecked
+            with torch.no_grad(), without_dropout(reading.owner):
+                read = reading.head(hidden_KD, self.route.transform)
+                assert read is not None
+                reason = calibration.check_head(self.plan, read, hidden_KD, real_KV)
+            if reason:
+                return hidden_TD, reason
+            self._unchecked = None
         result = hidden_loss(self.plan, hidden_TD, head, labels_T)
         return result.loss_sum, result
 
@@ -297,30 +303,32 @@ class Attachment:
         aligned = targets.shift(labels) if shift_labels is None else shift_labels
         return output, output["logits"], aligned, auxiliary_loss(self.model, output)
 
-    def _calibrate(self, capture: HeadCapture, logits: Tensor, auxiliary: Tensor | None) -> str | None:
-        """Decide the route from the first batch; returns why it cannot be lean."""
-        assert capture.probe is not None
-        assert capture.real_KV is not None
+    def _probe(self, inputs: dict[str, Any], head: Any) -> bool:
+        """Decide the route from the first batch; returns whether it is the lean one.
+
+        It is a pass of its own, so that the head is called once in each: FSDP2 loses count of a group of
+        modules (norm and head, as transformers' plans have it) where one is called more often than the others.
+        """
+        capture = HeadCapture(head, probing=True)
+        _, logits, _, auxiliary = self._run(inputs, capture)
+        if capture.calls != 1 or capture.probe is None or capture.real_KV is None:
+            self._leave_lean(f"the model calls its head {capture.calls} times")
+            return False
+        if auxiliary is not None and not torch.is_grad_enabled():
+            # Only a graph can tell where it comes from. The next batch decides.
+            return False
         transform = calibration.find_transform(capture.probe, logits)
         if isinstance(transform, str):
-            return transform
+            self._leave_lean(transform)
+            return False
         if auxiliary is not None and capture.led_to(auxiliary):
-            return "the model adds to its loss what it makes of its logits (a z-loss, say)"
-        reading = read_head(capture.head)
-        route = Route("lean", transform, vocab_size=capture.real_KV.shape[-1])
-        if isinstance(reading, str):
-            self.route = replace(route, why_not_lean=reading)
-            return None
-        real_KV = capture.real_KV
-
-        def check(hidden_KD: Tensor) -> str | None:
-            head = reading.head(hidden_KD, transform)
-            return calibration.check_head(self.plan, head, hidden_KD, real_KV) if head else None
-
-        with torch.no_grad(), without_dropout(capture.head):
-            reason = call_inside(reading.owner, check, capture.checked_KD())
-        self.route = None if reason else route
-        return reason
+            self._leave_lean("the model adds to its loss what it makes of its logits (a z-loss, say)")
+            return False
+        reading = read_head(head)
+        why_not_lean = reading if isinstance(reading, str) else None
+        self.route = Route("lean", transform, why_not_lean, capture.real_KV.shape[-1])
+        self._unchecked = capture.checked_KD(), capture.real_KV
+        return True
 
     def _leave_lean(self, reason: str) -> None:
         if self.plan.path == "lean":

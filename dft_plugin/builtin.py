@@ -20,7 +20,7 @@ def register_objectives() -> Iterable[type[Objective]]:
 
 @hookimpl
 def register_kernels() -> Iterable[Kernel]:
-    """The lean kernel, and the naive one to compare with."""
-    from dft_plugin.kernels import chunked, reference
+    """The lean kernels, and the naive one to compare with."""
+    from dft_plugin.kernels import blocked, chunked, reference
 
-    return [chunked, reference]
+    return [chunked, blocked, reference]

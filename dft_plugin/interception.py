@@ -22,14 +22,15 @@ class HeadCapture(nn.Module):
     the model's own business.
     """
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: nn.Module, *, probing: bool = False) -> None:
         super().__init__()
         self.head = head
+        self.train(head.training)
         self.calls = 0
         self.hidden: Tensor | None = None
         self.probe: Tensor | None = None
         self.real_KV: Tensor | None = None
-        self.probing = False
+        self.probing = probing
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Keep `hidden` [B, S, D]; return one zero per position, or the probe on the first batch."""

@@ -59,13 +59,13 @@ class Catalogue:
 
     def plan(self, settings: Settings) -> LossPlan:
         """Resolve Settings to the objects that do the work."""
-        from dft_plugin.kernels import chunked
+        from dft_plugin.kernels import auto
         from dft_plugin.loss import LossPlan
 
         named = self.kernels.get(settings.kernel)
         return LossPlan(
             objective=self.objectives[settings.name].item(**settings.options),
-            kernel=named.item if named else chunked,
+            kernel=named.item if named else auto,
             path="lean" if named else settings.kernel,
             scratch_bytes=settings.scratch_mb << 20,
         )

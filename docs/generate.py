@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
-from dft_plugin.plugins import build_catalogue, build_manager
+from dft_plugin.plugins import Catalogue, build_catalogue, build_manager
 from dft_plugin.settings import Settings
 
 DOCS = Path(__file__).parent
@@ -56,11 +57,9 @@ def _table(model: type, skip: frozenset[str] | set[str] = frozenset()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _kernel_lines(catalogue) -> list[str]:
-    return [
-        f"- `{name}`: {(entry.item.__module__ and sys.modules[entry.item.__module__].__doc__ or '').splitlines()[0]}"
-        for name, entry in catalogue.kernels.items()
-    ]
+def _kernel_lines(catalogue: Catalogue) -> list[str]:
+    modules = {name: import_module(entry.item.__module__) for name, entry in catalogue.kernels.items()}
+    return [f"- `{name}`: {(module.__doc__ or '').splitlines()[0]}" for name, module in modules.items()]
 
 
 PAGES = {"settings.md": settings_page}

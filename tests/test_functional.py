@@ -11,6 +11,7 @@ from support import oracle, problems
 from dft_plugin import linear_token_loss, token_loss
 from dft_plugin.errors import LabelError, SettingsError
 from dft_plugin.objectives import DFT, NLL, Objective
+from dft_plugin.plugins import build_catalogue
 
 IGNORED = -100
 
@@ -201,9 +202,29 @@ def test_a_scored_nan_is_not_hidden(loss):
 @pytest.mark.parametrize("objective", ["nll", NLL(), {"name": "nll", "kernel": "reference"}])
 @both
 def test_an_objective_is_a_name_a_mapping_or_an_object(loss, objective):
-    assert float(loss(torch.zeros(1, 4), torch.tensor([2]), objective=objective)) == pytest.approx(
-        math.log(4)
-    )
+    assert float(loss(torch.zeros(1, 4), torch.tensor([2]), objective=objective)) == pytest.approx(math.log(4))
+
+
+def test_the_kernel_of_a_mapping_is_heeded():
+    # The naive kernel shows itself by the digits that it loses.
+    logits, labels = problems.logits_with_probability(1 - 1e-9)
+    truth = oracle.loss(logits, labels).item()
+    value = through_identity(logits, labels, objective={"kernel": "chunked"})
+    naive = through_identity(logits, labels, objective={"kernel": "reference"})
+    assert value.item() == pytest.approx(truth, rel=1e-6)
+    assert naive.item() != pytest.approx(truth, rel=1e-2)
+
+
+def test_plugins_are_read_once_and_not_in_every_step(tmp_path, monkeypatch):
+    token_loss(torch.zeros(1, 4), torch.tensor([2]))
+    metadata = tmp_path / "dft_late-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: dft_late\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[dft_plugin]\nmain = no_such_module\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.warns(RuntimeWarning, match="dft_late:main is broken"):
+        build_catalogue()
+    token_loss(torch.zeros(1, 4), torch.tensor([2]))  # would fail by the same warning
 
 
 @both

@@ -164,16 +164,12 @@ def test_dividing_by_no_token_leaves_the_sum(zero):
     assert normalise(torch.tensor(3.0), zero) == 3
 
 
-@pytest.mark.parametrize(
-    ("number", "shown"), [(-1, "-1"), (-0.5, "-0.5"), (math.nan, "nan"), (math.inf, "inf")]
-)
+@pytest.mark.parametrize(("number", "shown"), [(-1, "-1"), (-0.5, "-0.5"), (math.nan, "nan"), (math.inf, "inf")])
 @pytest.mark.parametrize("form", [float, torch.tensor])
 def test_a_number_of_tokens_that_cannot_be_is_refused(form, number, shown):
     with pytest.raises(LabelError) as caught:
         normalise(torch.tensor(3.0), form(number))
-    assert str(caught.value) == (
-        f"num_items is {shown}; it counts target tokens, so 0 or more is allowed."
-    )
+    assert str(caught.value) == (f"num_items is {shown}; it counts target tokens, so 0 or more is allowed.")
 
 
 @pytest.mark.parametrize("shape", [(2,), (1, 2), (0,)])
@@ -191,8 +187,7 @@ def test_one_label_per_position_is_needed(score):
     with pytest.raises(LabelError) as caught:
         score(hidden_states(2, 4), LABELS[:, 1:])
     assert str(caught.value) == (
-        "labels have shape (2, 3), but (2, 4) positions are to be scored; "
-        "give one label per position."
+        "labels have shape (2, 3), but (2, 4) positions are to be scored; give one label per position."
     )
     with pytest.raises(LabelError, match=r"labels have shape \(8,\), but \(2, 4\) positions"):
         score(hidden_states(2, 4), LABELS.reshape(-1))

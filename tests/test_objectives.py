@@ -46,9 +46,7 @@ def test_the_floor_is_laid_under_the_power():
     assert weights(DFT(alpha=2, floor=0.2), 0.1, 0.5) == pytest.approx([0.2, 0.25])
 
 
-@pytest.mark.parametrize(
-    "objective", [DFT(), DFT(alpha=0), DFT(alpha=0.5, floor=0.1), NLL()], ids=repr
-)
+@pytest.mark.parametrize("objective", [DFT(), DFT(alpha=0), DFT(alpha=0.5, floor=0.1), NLL()], ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_weight_has_the_dtype_of_the_log_probability_and_no_graph(objective, dtype):
     weight_T = objective.weight(rows(0.2, 0.9, dtype=dtype))
@@ -80,9 +78,7 @@ def test_an_objective_says_what_it_is_and_where_it_was_seen(kind):
     assert all(field.description for field in kind.model_fields.values())
 
 
-@pytest.mark.parametrize(
-    ("given", "alpha"), [("1e-2", 0.01), (2, 2.0), ("0.5", 0.5), (10**3, 1000.0)]
-)
+@pytest.mark.parametrize(("given", "alpha"), [("1e-2", 0.01), (2, 2.0), ("0.5", 0.5), (10**3, 1000.0)])
 def test_a_number_may_be_written_as_yaml_reads_it(given, alpha):
     assert DFT(alpha=given).alpha == alpha
 

@@ -154,9 +154,7 @@ def test_a_plan_without_a_named_kernel_keeps_the_lean_one_at_hand(path):
 
 
 def test_the_names_of_a_plugin_are_offered_when_one_is_mistyped():
-    with pytest.raises(
-        SettingsError, match=r"Did you mean `constant`\? Allowed: dft, nll, constant\."
-    ):
+    with pytest.raises(SettingsError, match=r"Did you mean `constant`\? Allowed: dft, nll, constant\."):
         catalogue_with(acme=Acme()).settings("constand")
 
 
@@ -169,8 +167,7 @@ def test_two_plugins_with_one_name_are_an_error_that_names_both():
     with pytest.raises(PluginError) as caught:
         catalogue_with(acme=Acme(), rival=Rival())
     assert str(caught.value) == (
-        "`constant` is registered by acme and by rival (register_objectives). "
-        "Uninstall one of them, or rename it."
+        "`constant` is registered by acme and by rival (register_objectives). Uninstall one of them, or rename it."
     )
 
 
@@ -233,9 +230,7 @@ def test_an_installed_plugin_that_cannot_be_imported_is_named_and_the_others_wor
 def test_a_hook_with_a_mistyped_name_is_refused(install):
     install("dft_typo", WORKING.replace("def register_objectives", "def register_objective"))
     install("dft_good", WORKING.replace("halved", "quartered"))
-    with pytest.warns(
-        RuntimeWarning, match=r"dft_typo:main is broken .*unknown hook 'register_objective'"
-    ):
+    with pytest.warns(RuntimeWarning, match=r"dft_typo:main is broken .*unknown hook 'register_objective'"):
         manager = build_manager()
     objectives = build_catalogue(manager).objectives
     assert "quartered" in objectives

@@ -73,13 +73,9 @@ def test_describe_is_one_word_or_a_call():
     assert parse({"alpha": 0.7, "floor": 0.1}).describe() == "dft(alpha=0.7, floor=0.1)"
 
 
-@pytest.mark.parametrize(
-    ("value", "kind"), [(None, "NoneType"), (True, "bool"), (1.5, "float"), (["dft"], "list")]
-)
+@pytest.mark.parametrize(("value", "kind"), [(None, "NoneType"), (True, "bool"), (1.5, "float"), (["dft"], "list")])
 def test_what_is_neither_a_name_nor_a_mapping_is_refused(value, kind):
-    assert problems(value) == [
-        f"`loss: {value!r}` is a {kind}; write `loss: dft`, or a mapping with `name`."
-    ]
+    assert problems(value) == [f"`loss: {value!r}` is a {kind}; write `loss: dft`, or a mapping with `name`."]
 
 
 def test_an_unknown_name_brings_the_closest_one():
@@ -95,8 +91,7 @@ def test_a_name_that_is_like_no_other_brings_the_list_alone():
 
 def test_an_unknown_kernel_brings_the_closest_one():
     assert problems({"kernel": "chunk"}) == [
-        "`loss.kernel`: `chunk` is no name. Did you mean `chunked`? "
-        "Allowed: auto, logits, chunked, reference."
+        "`loss.kernel`: `chunk` is no name. Did you mean `chunked`? Allowed: auto, logits, chunked, reference."
     ]
 
 
@@ -105,8 +100,7 @@ def test_an_unknown_key_brings_the_closest_one():
         f"`loss.alpah`: `alpah` is no option of `dft`. Did you mean `alpha`? Allowed: {DFT_KEYS}."
     ]
     assert problems({"kernal": "auto"}) == [
-        "`loss.kernal`: `kernal` is no option of `dft`. Did you mean `kernel`? "
-        f"Allowed: {DFT_KEYS}."
+        f"`loss.kernal`: `kernal` is no option of `dft`. Did you mean `kernel`? Allowed: {DFT_KEYS}."
     ]
 
 
@@ -124,9 +118,7 @@ def test_options_cannot_be_nested():
 
 def test_a_key_that_is_no_string_is_an_unknown_key():
     # YAML 1.1 reads `on:` as True.
-    assert problems({True: 1}) == [
-        f"`loss.True`: `True` is no option of `dft`. Allowed: {DFT_KEYS}."
-    ]
+    assert problems({True: 1}) == [f"`loss.True`: `True` is no option of `dft`. Allowed: {DFT_KEYS}."]
 
 
 @pytest.mark.parametrize(
@@ -155,8 +147,7 @@ def test_all_problems_are_reported_at_once():
     assert problems(given) == [
         "`loss.scratch_mb: 0`: Input should be greater than or equal to 1.",
         "`loss.kernel`: `fast` is no name. Allowed: auto, logits, chunked, reference.",
-        "`loss.kernal`: `kernal` is no option of `dft`. Did you mean `kernel`? "
-        f"Allowed: {DFT_KEYS}.",
+        f"`loss.kernal`: `kernal` is no option of `dft`. Did you mean `kernel`? Allowed: {DFT_KEYS}.",
         "`loss.alpha: True`: a number is needed, not a truth value.",
         "`loss.floor: 2`: Input should be less than or equal to 1.",
     ]

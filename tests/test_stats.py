@@ -78,9 +78,7 @@ def test_without_an_eos_target_nothing_is_said_about_eos():
 
 
 def test_each_of_several_eos_tokens_counts():
-    assert three_tokens(eos_token_ids=(4, EOS)).as_logs()["dft/eos_prob"] == pytest.approx(
-        0.755 / 3
-    )
+    assert three_tokens(eos_token_ids=(4, EOS)).as_logs()["dft/eos_prob"] == pytest.approx(0.755 / 3)
 
 
 def test_a_prefix_stands_before_every_key():

@@ -1,4 +1,4 @@
-"""The commands: `dft train`, `check`, `losses`, `hosts`."""
+"""The commands: `dft train`, `check`, `losses`, `hosts`, and the group `autoload`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dft_plugin.cli import autoload
 from dft_plugin.cli.checking import Report, check
 from dft_plugin.errors import ConflictError, DftError
 from dft_plugin.host import Launch
@@ -23,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(autoload.app)
 
 Config = Annotated[Path, typer.Argument(help="The YAML or JSON that you train with. It is only read.")]
 Overrides = Annotated[

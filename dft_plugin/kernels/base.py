@@ -65,6 +65,12 @@ class Head:
         """Number of logits per position."""
         return self.weight_VD.shape[0]
 
+    @property
+    def trained(self) -> bool:
+        """Whether any tensor of the head may need a gradient; a LoRA branch counts as one that does."""
+        tensors = (self.weight_VD, self.bias_V)
+        return self.low_rank is not None or any(t is not None and t.requires_grad for t in tensors)
+
 
 @dataclass(frozen=True)
 class OpaqueHead:

@@ -66,7 +66,7 @@ def chunked(
         objective=objective,
         needs=needs | objective.needs,
         scratch_bytes=scratch_bytes,
-        compute_dtype=_compute_dtype(head.weight_VD),
+        compute_dtype=compute_dtype(head.weight_VD),
         with_grad=torch.is_grad_enabled(),
     )
     loss_sum, weight_T, *rows = _Chunked.apply(  # type: ignore[no-untyped-call]
@@ -97,7 +97,8 @@ class _Run:
         return max(_MIN_CHUNK, min(_MAX_CHUNK, rows))
 
 
-def _compute_dtype(weight_VD: Tensor) -> torch.dtype:
+def compute_dtype(weight_VD: Tensor) -> torch.dtype:
+    """Return autocast's dtype where it is on, else the weight's."""
     device_type = weight_VD.device.type
     if torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)

@@ -102,11 +102,7 @@ def _score_block_(
     rest_T1 = e_TV.sum(1, keepdim=True)
     norm_T1 = rest_T1 + e_target_T1
 
-    logp_T1 = torch.where(
-        e_target_T1 > rest_T1,
-        -torch.log1p(rest_T1 / e_target_T1),
-        x_target_T1 - max_T1 - norm_T1.log(),
-    )
+    logp_T1 = log_probability(x_target_T1, max_T1, e_target_T1, rest_T1)
     rows = Rows(
         logp_T=logp_T1[:, 0],
         one_minus_p_T=(rest_T1 / norm_T1)[:, 0],
@@ -128,6 +124,19 @@ def _score_block_(
         logits_TV.copy_(e_TV.mul_(inverse_norm_T1))
         inverse_norm_T1 = torch.ones_like(inverse_norm_T1)
     return Scored(rows, inverse_norm_T1[:, 0])
+
+
+def log_probability(x_target: Tensor, maximum: Tensor, e_target: Tensor, rest: Tensor) -> Tensor:
+    """Return log p of targets, in nats, accurate where p is near 1 and where p underflows.
+
+    Args:
+        x_target: transformed logit of the target.
+        maximum: m, the largest transformed logit of the row.
+        e_target: exp(x_target - m).
+        rest: sum of exp(x - m) over all tokens but the target.
+    """
+    near_one = -torch.log1p(rest / e_target)
+    return torch.where(e_target > rest, near_one, x_target - maximum - (rest + e_target).log())
 
 
 def _entropy(e_TV: Tensor, e_target_T1: Tensor, norm_T1: Tensor) -> Tensor:

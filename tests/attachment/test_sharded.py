@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +21,8 @@ fsdp = pytest.importorskip("torch.distributed.fsdp")
 pytestmark = pytest.mark.slow
 
 WORLD = 2
+LAYOUTS = ("layers and root", "tied", "head apart", "norm and head", "lora")
+LOSSES = {"lean": "dft", "logits": {"name": "dft", "kernel": "logits"}}
 
 
 def build(layout):
@@ -63,27 +64,32 @@ def full(grad):
     return grad.full_tensor() if isinstance(grad, DTensor) else grad
 
 
-def run_rank(rank, layout, loss, port, out):
+def train(rank, layout, loss):
+    model = build(layout)
+    attachment = attach(model, loss)
+    shard(model, layout)
+    steps = []
+    for _ in range(3):
+        model.zero_grad()
+        value = model(**rank_batch(rank), num_items_in_batch=count()).loss
+        # FSDP2 averages over ranks; a Trainer multiplies by their number.
+        (value * WORLD).backward()
+        grads = {name: full(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        steps.append((total.item(), grads))
+    sharded = all(isinstance(p, DTensor) for p in model.parameters())
+    return {"steps": steps, "sharded": sharded, "route": attachment.route}
+
+
+def run_rank(rank, port, out):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     try:
-        model = build(layout)
-        attachment = attach(model, loss)
-        shard(model, layout)
-        steps = []
-        for _ in range(2):
-            model.zero_grad()
-            value = model(**rank_batch(rank), num_items_in_batch=count()).loss
-            # FSDP2 averages over ranks; a Trainer multiplies by their number.
-            (value * WORLD).backward()
-            grads = {name: full(p.grad) for name, p in model.named_parameters() if p.grad is not None}
-            total = value.detach().clone()
-            dist.all_reduce(total)
-            steps.append((total.item(), grads))
-        local = {name: isinstance(p, DTensor) for name, p in model.named_parameters()}
+        saved = {(layout, name): train(rank, layout, LOSSES[name]) for layout in LAYOUTS for name in LOSSES}
         if rank == 0:
-            torch.save({"steps": steps, "sharded": local, "route": attachment.route}, out)
+            torch.save(saved, out)
     finally:
         dist.destroy_process_group()
 
@@ -94,16 +100,22 @@ def free_port():
         return server.getsockname()[1]
 
 
-@pytest.mark.parametrize("loss", ["dft", {"name": "dft", "kernel": "logits"}], ids=["lean", "logits"])
-@pytest.mark.parametrize("layout", ["layers and root", "tied", "head apart", "norm and head", "lora"])
-def test_two_ranks_get_the_gradients_of_one_process(layout, loss, tmp_path):
-    out = Path(tmp_path) / "rank0.pt"
-    torch.multiprocessing.spawn(run_rank, (layout, loss, free_port(), out), nprocs=WORLD)
-    saved = torch.load(out, weights_only=False)
-    assert all(saved["sharded"].values()), "nothing was sharded, so nothing was proved"
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """What rank 0 saw; one start of two processes for all cases, since that is what takes the time."""
+    out = tmp_path_factory.mktemp("ranks") / "rank0.pt"
+    torch.multiprocessing.spawn(run_rank, (free_port(), out), nprocs=WORLD)
+    return torch.load(out, weights_only=False)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_ranks_get_the_gradients_of_one_process(layout, loss, saved):
+    seen = saved[layout, loss]
+    assert seen["sharded"], "nothing was sharded, so nothing was proved"
     whole = {key: torch.cat([rank_batch(rank)[key] for rank in range(WORLD)]) for key in rank_batch(0)}
     theirs = attached.truth(build(layout), whole, num_items=count())
-    for step in saved["steps"]:
+    for step in seen["steps"]:
         attached.assert_same(step, theirs)
-    assert saved["route"].path == ("lean" if loss == "dft" else "logits")
-    assert saved["route"].why_not_lean == (None if loss == "dft" else "asked for")
+    assert seen["route"].path == ("logits" if loss == "logits" else "lean")
+    assert seen["route"].why_not_lean == ("asked for" if loss == "logits" else None)

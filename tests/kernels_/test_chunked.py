@@ -72,9 +72,7 @@ def test_a_chunk_of_half_precision_logits_has_twice_the_rows():
 @pytest.mark.parametrize("frozen", ["hidden", "weight", "bias", "lora_a", "lora_b"])
 def test_a_frozen_input_gets_no_gradient_and_the_others_theirs(frozen):
     made = small(bias=True, rank=R, scale=0.5, softcap=5.0)
-    truth = dict(
-        zip(["hidden", "weight", "bias", "lora_a", "lora_b"], made.truth()[1:], strict=True)
-    )
+    truth = dict(zip(["hidden", "weight", "bias", "lora_a", "lora_b"], made.truth()[1:], strict=True))
     inputs = dict(zip(truth, made.inputs, strict=True))
     freeze(inputs[frozen])
     (score(made).loss_sum / T).backward()
@@ -181,8 +179,8 @@ def test_gradients_have_the_dtypes_of_their_inputs():
 
 
 def test_the_gradient_of_a_half_precision_weight_is_summed_in_float32():
-    # With a weight of zeros p is 1/2. The first chunk gives 64 * 128 / 2 = 4096, each of the other 23
-    # gives 64 / 8 / 2 = 4, which bfloat16 would lose: its numbers are 32 apart there.
+    # With a weight of zeros p is 1/2. The first chunk gives 64 * 128 / 2 = 4096, each of the other
+    # 23 gives 64 / 8 / 2 = 4, which bfloat16 would lose: its numbers are 32 apart there.
     hidden = torch.full((24 * 64, 1), 1 / 8, dtype=torch.bfloat16)
     hidden[:64] = 128
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
@@ -201,9 +199,7 @@ def test_the_inputs_stay_as_they_are():
 def test_it_composes_with_a_checkpoint_around_what_comes_before_it():
     made = small()
     layer = torch.nn.Linear(D, D)
-    plain = problems.Problem(
-        layer(made.hidden_TD), made.targets_T, made.weight_VD, None, None, 1.0, None
-    )
+    plain = problems.Problem(layer(made.hidden_TD), made.targets_T, made.weight_VD, None, None, 1.0, None)
     expected = torch.autograd.grad(score(plain).loss_sum, [*layer.parameters(), made.weight_VD])
 
     def forward(hidden_TD):

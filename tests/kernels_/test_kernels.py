@@ -101,9 +101,7 @@ def test_the_naive_kernel_equals_the_oracle_as_far_as_a_textbook_goes(head):
     ids=repr,
 )
 @every_kernel
-def test_the_gradient_on_the_logits_is_the_weight_times_softmax_minus_onehot(
-    score, objective, weight
-):
+def test_the_gradient_on_the_logits_is_the_weight_times_softmax_minus_onehot(score, objective, weight):
     # The identity as hidden states hands the gradient on the logits to the weight, transposed.
     made = problems.problem((7, 7, 5))
     with torch.no_grad():

@@ -71,9 +71,7 @@ def test_backward_calls_the_head_once_more_and_no_grad_does_not():
 
 def test_a_frozen_head_still_teaches_the_hidden_states():
     made = problem()
-    frozen = dataclasses.replace(
-        made, weight_VD=made.weight_VD.detach(), bias_V=made.bias_V.detach()
-    )
+    frozen = dataclasses.replace(made, weight_VD=made.weight_VD.detach(), bias_V=made.bias_V.detach())
     Projection(frozen).score().loss_sum.backward()
     assert oracle.gap(made.hidden_TD.grad / SHAPE[0], made.truth()[1]) < 1e-5
     assert made.weight_VD.grad is None

@@ -76,9 +76,7 @@ def test_costly_statistics_are_left_out_unless_asked_for():
     assert rows.sum_p_squared_T is None
 
 
-@pytest.mark.parametrize(
-    "transform", [PLAIN, Transform(0.5), Transform(1.0, 3.0), Transform(2.0, 5.0)]
-)
+@pytest.mark.parametrize("transform", [PLAIN, Transform(0.5), Transform(1.0, 3.0), Transform(2.0, 5.0)])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [(torch.float64, 1e-13), (torch.float32, 1e-6), (torch.bfloat16, 4e-3), (torch.float16, 5e-4)],
@@ -140,6 +138,18 @@ def test_a_weighted_sum_is_positive_nats():
     loss_sum, weight_T = weighted_sum(DFT(), rows_with(math.log(0.5), math.log(0.25)))
     assert loss_sum.item() == pytest.approx(0.5 * math.log(2) + 0.25 * math.log(4))
     assert weight_T.tolist() == pytest.approx([0.5, 0.25])
+
+
+def test_a_weighted_sum_is_detached_whatever_the_objective_does():
+    class Leaky(DFT):
+        """Its weight hangs on a tensor that requires grad."""
+
+        def weight(self, rows):
+            return super().weight(rows) * torch.ones((), requires_grad=True)
+
+    loss_sum, weight_T = weighted_sum(Leaky(), rows_with(-1.0))
+    assert not loss_sum.requires_grad
+    assert not weight_T.requires_grad
 
 
 def test_an_impossible_token_costs_nothing_under_dft_and_everything_under_nll():

@@ -34,9 +34,7 @@ class Problem:
 
     def logits(self) -> Tensor:
         """The transformed logits, in float64."""
-        return oracle.head_logits(
-            self.hidden_TD, self.weight_VD, self.bias_V, self.low_rank, self.scale, self.softcap
-        )
+        return oracle.head_logits(self.hidden_TD, self.weight_VD, self.bias_V, self.low_rank, self.scale, self.softcap)
 
     def truth(self, weight: oracle.Weight = oracle.dft) -> list[Tensor]:
         """The mean loss and the gradients of `inputs`; that on the logits is written by hand."""
@@ -72,9 +70,7 @@ def problem(
     return made
 
 
-def logits_with_probability(
-    p: float, *, T: int = 200, V: int = 257, seed: int = 0
-) -> tuple[Tensor, Tensor]:
+def logits_with_probability(p: float, *, T: int = 200, V: int = 257, seed: int = 0) -> tuple[Tensor, Tensor]:
     """float32 logits [T, V] whose targets [T] have probability `p`, but for the rounding."""
     generator = torch.Generator().manual_seed(seed)
     logits_TV = 3 * torch.randn(T, V, generator=generator, dtype=torch.float64)

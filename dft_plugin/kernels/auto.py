@@ -1,0 +1,34 @@
+"""`kernel: auto`: which kernel suits a head."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dft_plugin.kernels.base import Head, Kernel, KernelResult
+from dft_plugin.kernels.blocked import blocked
+from dft_plugin.kernels.chunked import chunked
+from dft_plugin.objectives import Objective, RowStatistic
+
+
+def choose(device_type: str, *, trained: bool) -> Kernel:
+    """Return `blocked` for a frozen head on a CPU, where it was measured to win, else `chunked`.
+
+    Args:
+        device_type: of the head's weight, e.g. `cpu` or `cuda`.
+        trained: whether weight, bias or a LoRA branch of the head needs a gradient.
+    """
+    return blocked if device_type == "cpu" and not trained else chunked
+
+
+def auto(
+    hidden_TD: Tensor,
+    head: Head,
+    targets_T: Tensor,
+    objective: Objective,
+    *,
+    needs: frozenset[RowStatistic] = frozenset(),
+    scratch_bytes: int = 256 << 20,
+) -> KernelResult:
+    """Score with the kernel that `choose` returns; arguments as those of `chunked`."""
+    kernel = choose(head.weight_VD.device.type, trained=head.trained)
+    return kernel(hidden_TD, head, targets_T, objective, needs=needs, scratch_bytes=scratch_bytes)

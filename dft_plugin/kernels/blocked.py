@@ -1,0 +1,236 @@
+"""Linear layer and token loss in one for a frozen head, over blocks of the vocabulary, in one pass.
+
+Equal to `chunked`, without ever holding [T, V]. Shapes: T tokens of a pass, D hidden size, V vocabulary,
+B rows of the weight in a block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dft_plugin.kernels.base import Head, KernelResult, Transform
+from dft_plugin.kernels.chunked import chunked, compute_dtype
+from dft_plugin.kernels.rows import accumulation_dtype, concatenate, log_probability, weighted_sum
+from dft_plugin.objectives import Objective, Rows, RowStatistic
+
+_PASS_TOKENS = 2048
+"""Tokens that share one pass over the weight."""
+
+_BLOCK_BYTES = 16 << 20
+"""A block of logits: small enough to stay near the cores, large enough for a GEMM."""
+
+
+def blocked(
+    hidden_TD: Tensor,
+    head: Head,
+    targets_T: Tensor,
+    objective: Objective,
+    *,
+    needs: frozenset[RowStatistic] = frozenset(),
+    scratch_bytes: int = 256 << 20,
+) -> KernelResult:
+    """Score hidden states behind a head that is not trained.
+
+    1. project onto a block of the vocabulary: one GEMM into a buffer [T, B];
+    2. exponentiate it against the running maximum of each row, and add it to the running sums;
+    3. multiply it with the same block of the weight while both are near: the second GEMM, added to the running
+       gradient [T, D], which is rescaled when a row's maximum grows (online softmax, arXiv 1805.02867);
+    4. at the end subtract the target's part, and multiply each row by w / sum: w is detached, so the
+       gradient is complete, and backward only multiplies it by the upstream factor.
+
+    Two GEMMs, the weight streamed once. Memory beyond inputs and gradient: T * (B + D) elements of
+    float32 for passes of 2048 tokens, whatever V and however many tokens there are.
+
+    Half-precision inputs are multiplied in float32 on a CPU without AMX, block by block: faster there, and closer
+    to the truth. A trained weight, bias or LoRA branch needs the whole row of probabilities at once, so such heads
+    are passed on to `chunked`.
+
+    Args:
+        hidden_TD: what the model gives to its head, only scored positions.
+        head: weight, bias, transform.
+        targets_T: int64 targets in [0, V).
+        objective: gives the weights.
+        needs: costly statistics to return.
+        scratch_bytes: handed to `chunked`; what is needed here is less.
+    """
+    if head.low_rank is not None or (head.trained and torch.is_grad_enabled()):
+        return chunked(hidden_TD, head, targets_T, objective, needs=needs, scratch_bytes=scratch_bytes)
+    run = _Run(head.weight_VD, head.bias_V, head.transform, objective, needs | objective.needs)
+    with_grad = torch.is_grad_enabled() and hidden_TD.requires_grad
+    loss_sum, weight_T, *rows = _Blocked.apply(  # type: ignore[no-untyped-call]
+        hidden_TD, targets_T, run, _gemm_dtype(head.weight_VD), with_grad
+    )
+    return KernelResult(loss_sum, Rows(*rows), weight_T)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is constant over the passes of one call."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    transform: Transform
+    objective: Objective
+    needs: frozenset[RowStatistic]
+
+
+def _gemm_dtype(weight_VD: Tensor) -> torch.dtype:
+    dtype = compute_dtype(weight_VD)
+    slow_half = weight_VD.device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
+    return torch.float32 if dtype.itemsize < 4 and slow_half else dtype
+
+
+class _Blocked(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_TD: Tensor, targets_T: Tensor, run: _Run, dtype: torch.dtype, with_grad: bool
+    ) -> tuple[Tensor | None, ...]:
+        loss_sum = hidden_TD.new_zeros((), dtype=accumulation_dtype(dtype))
+        grad_TD = torch.empty_like(hidden_TD) if with_grad else None
+        rows: list[Rows] = []
+        weights: list[Tensor] = []
+        with torch.autocast(hidden_TD.device.type, enabled=False):
+            for start in range(0, max(hidden_TD.shape[0], 1), _PASS_TOKENS):
+                tokens = slice(start, start + _PASS_TOKENS)
+                part = _one_pass(run, hidden_TD[tokens].to(dtype), targets_T[tokens], with_grad)
+                part_sum, weight_T = weighted_sum(run.objective, part.rows)
+                if grad_TD is not None and part.grad_TD is not None:
+                    grad_TD[tokens] = part.grad_TD.mul_((weight_T * part.inverse_norm_T)[:, None])
+                loss_sum += part_sum
+                rows.append(part.rows)
+                weights.append(weight_T)
+        ctx.save_for_backward(grad_TD)
+        joined = concatenate(rows)
+        outputs = (
+            torch.cat(weights),
+            joined.logp_T,
+            joined.one_minus_p_T,
+            joined.is_top1_T,
+            joined.entropy_T,
+            joined.sum_p_squared_T,
+        )
+        ctx.mark_non_differentiable(*[output for output in outputs if output is not None])
+        return loss_sum, *outputs
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        (grad_TD,) = ctx.saved_tensors
+        return (grad_TD * upstream).to(grad_TD.dtype), None, None, None, None
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What one pass over the weight gives: statistics, and the gradient before `w * inverse_norm`."""
+
+    rows: Rows
+    grad_TD: Tensor | None
+    inverse_norm_T: Tensor
+
+
+def _one_pass(run: _Run, hidden_TD: Tensor, targets_T: Tensor, with_grad: bool) -> _Outcome:
+    work_dtype = accumulation_dtype(hidden_TD.dtype)
+    running = _Running.start(run, hidden_TD.to(work_dtype), with_grad)
+    block = max(256, _BLOCK_BYTES // (max(hidden_TD.shape[0], 1) * work_dtype.itemsize))
+    for start in range(0, run.weight_VD.shape[0], block):
+        weight_BD = run.weight_VD[start : start + block].to(hidden_TD.dtype)
+        x_TB = hidden_TD @ weight_BD.t()
+        if run.bias_V is not None:
+            x_TB += run.bias_V[start : start + block]
+        running.add(x_TB.to(work_dtype), weight_BD, targets_T - start)
+    return running.finish(run.weight_VD[targets_T].to(work_dtype))
+
+
+@dataclass
+class _Running:
+    """Sums of T rows over the blocks seen so far, relative to the running maximum of each row.
+
+    The target is left out of all but its own two columns, so that 1 - p keeps its digits where p is near 1.
+    """
+
+    run: _Run
+    max_T1: Tensor
+    rest_T1: Tensor
+    e_log_e_T1: Tensor
+    e_squared_T1: Tensor
+    x_target_T1: Tensor
+    slope_target_T1: Tensor
+    grad_TD: Tensor | None
+
+    @classmethod
+    def start(cls, run: _Run, hidden_TD: Tensor, with_grad: bool) -> _Running:
+        zero_T1 = hidden_TD.new_zeros(hidden_TD.shape[0], 1)
+        # A finite lowest maximum: -inf less -inf would be NaN.
+        lowest_T1 = torch.full_like(zero_T1, torch.finfo(zero_T1.dtype).min)
+        columns = [zero_T1.clone() for _ in range(5)]
+        return cls(run, lowest_T1, *columns, torch.zeros_like(hidden_TD) if with_grad else None)
+
+    def add(self, x_TB: Tensor, weight_BD: Tensor, columns_T: Tensor) -> None:
+        """Add a block of raw logits, which is overwritten; `columns_T` are the targets' columns in it."""
+        transform = self.run.transform
+        if transform.scale != 1.0:
+            x_TB.mul_(transform.scale)
+        slope_TB = None
+        if transform.softcap is not None:
+            tanh_TB = x_TB.div_(transform.softcap).tanh_()
+            slope_TB = 1 - tanh_TB.square()
+            x_TB.mul_(transform.softcap)
+        self._take_targets_out_(x_TB, slope_TB, columns_T)
+
+        max_T1 = torch.maximum(self.max_T1, x_TB.amax(1, keepdim=True))
+        shrink_T1 = (self.max_T1 - max_T1).exp_()
+        if "entropy" in self.run.needs:
+            self.e_log_e_T1 = shrink_T1 * (self.e_log_e_T1 + self.rest_T1 * (self.max_T1 - max_T1))
+        e_TB = x_TB.sub_(max_T1).exp_()
+        self.max_T1 = max_T1
+        self.rest_T1 = shrink_T1 * self.rest_T1 + e_TB.sum(1, keepdim=True)
+        if "entropy" in self.run.needs:
+            self.e_log_e_T1 -= torch.special.entr(e_TB).sum(1, keepdim=True)
+        if "sum_p_squared" in self.run.needs:
+            self.e_squared_T1 = shrink_T1.square() * self.e_squared_T1 + e_TB.square().sum(1, keepdim=True)
+        if self.grad_TD is not None:
+            if slope_TB is not None:
+                e_TB.mul_(slope_TB)
+            self._add_product_(shrink_T1, e_TB.to(weight_BD.dtype), weight_BD)
+
+    def _take_targets_out_(self, x_TB: Tensor, slope_TB: Tensor | None, columns_T: Tensor) -> None:
+        here = ((columns_T >= 0) & (columns_T < x_TB.shape[1])).nonzero()[:, 0]
+        columns = columns_T[here]
+        self.x_target_T1[here, 0] = x_TB[here, columns]
+        self.slope_target_T1[here, 0] = 1.0 if slope_TB is None else slope_TB[here, columns]
+        x_TB[here, columns] = -torch.inf
+
+    def _add_product_(self, shrink_T1: Tensor, e_TB: Tensor, weight_BD: Tensor) -> None:
+        assert self.grad_TD is not None
+        self.grad_TD.mul_(shrink_T1)
+        if self.grad_TD.dtype == e_TB.dtype:
+            self.grad_TD.addmm_(e_TB, weight_BD)
+        else:
+            self.grad_TD += e_TB @ weight_BD
+
+    def finish(self, target_weight_TD: Tensor) -> _Outcome:
+        """Put the targets in; `target_weight_TD` holds the weight's rows of the targets."""
+        max_T1 = torch.maximum(self.max_T1, self.x_target_T1)
+        shrink_T1 = (self.max_T1 - max_T1).exp_()
+        rest_T1 = self.rest_T1 * shrink_T1
+        e_target_T1 = (self.x_target_T1 - max_T1).exp_()
+        norm_T1 = rest_T1 + e_target_T1
+        logp_T1 = log_probability(self.x_target_T1, max_T1, e_target_T1, rest_T1)
+        entropy_T = None
+        if "entropy" in self.run.needs:
+            e_log_e_T1 = shrink_T1 * (self.e_log_e_T1 + self.rest_T1 * (self.max_T1 - max_T1))
+            entropy_T = (norm_T1.log() - (e_log_e_T1 - torch.special.entr(e_target_T1)) / norm_T1)[:, 0]
+        squares_T1 = shrink_T1.square() * self.e_squared_T1 + e_target_T1.square()
+        if self.grad_TD is not None:
+            self.grad_TD.mul_(shrink_T1).sub_(target_weight_TD.mul_(rest_T1 * self.slope_target_T1))
+        rows = Rows(
+            logp_T=logp_T1[:, 0],
+            one_minus_p_T=(rest_T1 / norm_T1)[:, 0],
+            is_top1_T=(self.x_target_T1 >= self.max_T1)[:, 0],
+            entropy_T=entropy_T,
+            sum_p_squared_T=(squares_T1 / norm_T1.square())[:, 0] if "sum_p_squared" in self.run.needs else None,
+        )
+        return _Outcome(rows, self.grad_TD, (self.run.transform.scale / norm_T1)[:, 0])

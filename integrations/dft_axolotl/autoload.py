@@ -1,0 +1,42 @@
+"""What `dft autoload` and `dft train` do to Axolotl: register our plugin where a config has `loss:`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from dft_axolotl.conflicts import PLUGIN, lists_plugin
+from dft_plugin.errors import PluginError
+
+
+def patch(module: ModuleType, loss: Any = None) -> None:
+    """Wrap `prepare_plugins` of `axolotl.cli.config`, which sees every config before it is validated.
+
+    Args:
+        module: axolotl.cli.config.
+        loss: what stands after `loss:`, instead of what the config says.
+    """
+    if not hasattr(module, "prepare_plugins"):
+        raise PluginError(
+            f"{module.__name__} has no `prepare_plugins`: this version of Axolotl was not tested. Add `plugins: "
+            f"[{PLUGIN}]` to the config, or see `dft hosts`."
+        )
+    original = module.prepare_plugins
+
+    def prepare_plugins(cfg: Any) -> None:
+        chosen = cfg.get("loss") if loss is None else loss
+        if chosen is None:
+            original(cfg)
+            return
+        cfg["loss"] = chosen
+        if not lists_plugin(cfg):
+            cfg["plugins"] = [*(cfg.get("plugins") or []), PLUGIN]
+        original(cfg)
+        from axolotl.integrations.base import PluginManager
+
+        if PLUGIN not in PluginManager.get_instance().plugins:
+            raise PluginError(
+                f"Axolotl did not load {PLUGIN}, so `loss: {chosen}` would not take effect. The reason stands above."
+            )
+
+    module.__dict__["prepare_plugins"] = prepare_plugins

@@ -1,0 +1,67 @@
+"""DFTPlugin: where Axolotl calls us."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from axolotl.core.trainers.base import AxolotlTrainer
+from axolotl.integrations.base import BasePlugin
+from axolotl.utils.logging import get_logger
+from transformers import Trainer, TrainerCallback
+
+from dft_axolotl.args import problems_of
+from dft_axolotl.conflicts import cautions
+from dft_axolotl.trainer import AxolotlHook
+from dft_plugin import activate
+from dft_plugin.errors import ConflictError, NotActiveError
+
+# Axolotl shows the INFO lines of its own loggers only.
+logger = get_logger("axolotl.dft")
+
+
+class DFTPlugin(BasePlugin):
+    """Trains with the loss that stands after `loss:`."""
+
+    def get_input_args(self) -> str:
+        """Name the class that Axolotl merges into its schema."""
+        return "dft_axolotl.args.DFTArgs"
+
+    def pre_model_load(self, cfg: Any) -> None:
+        """Check again: by now Axolotl has filled in what it found out about the model."""
+        if cfg.loss is None:
+            return
+        problems = problems_of(cfg.to_dict())
+        if problems:
+            raise ConflictError(problems)
+        for caution in cautions(cfg):
+            logger.warning(caution)
+
+    def add_callbacks_post_trainer(self, cfg: Any, trainer: Trainer) -> list[TrainerCallback]:
+        """Have the run stopped at its start should Axolotl not have called `post_trainer_create`."""
+        return [] if cfg.loss is None else [_MustBeActive(trainer)]
+
+    def post_trainer_create(self, cfg: Any, trainer: Trainer) -> None:
+        """Put the loss on the trainer. Axolotl comes here for every config, with or without `loss:`."""
+        if cfg.loss is None:
+            return
+        if not isinstance(trainer, AxolotlTrainer):
+            raise ConflictError(
+                [
+                    f"{type(trainer).__name__} is not Axolotl's trainer for supervised fine-tuning, and has a loss of "
+                    "its own. Remove `rl:` or `trainer_cls:`, or remove `loss:`."
+                ]
+            )
+        activate(trainer, cfg.loss if isinstance(cfg.loss, str) else cfg.to_dict()["loss"])
+
+
+class _MustBeActive(TrainerCallback):
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(getattr(self.trainer.compute_loss, "__self__", None), AxolotlHook):
+            raise NotActiveError(
+                "training begins without the loss that `loss:` asks for: Axolotl did not call the plugin after it made "
+                "the trainer. Start with `axolotl train` or `dft train`; in a script of your own call "
+                "axolotl.train.setup_model_and_trainer."
+            )

@@ -1,0 +1,16 @@
+"""The entry point: light, since it is imported whenever plugins are listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dft_plugin.hookspecs import hookimpl
+from dft_plugin.host import Host
+
+
+@hookimpl
+def register_hosts() -> Iterable[Host]:
+    """Register LLaMA-Factory."""
+    from dft_llamafactory.host import LlamaFactoryHost
+
+    return [LlamaFactoryHost()]

@@ -1,0 +1,43 @@
+"""LLaMA-Factory's SFT trainer: its own losses are refused, its `plot_loss` draws ours."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from transformers import Trainer
+
+from dft_llamafactory import conflicts
+from dft_plugin.trainer import TrainerHook
+
+PLOTTED = ("dft/nll", "dft/mean_prob", "eval_dft/nll", "eval_dft/mean_prob")
+"""What `plot_loss` draws beside the loss, where it was logged."""
+
+
+class LlamaFactoryHook(TrainerHook):
+    """Reads LLaMA-Factory's parsed arguments; the rest is the plain Trainer's."""
+
+    @classmethod
+    def conflicts(cls, trainer: Trainer) -> list[str]:
+        """Check LLaMA-Factory's arguments as they were parsed, whoever made the trainer."""
+        parsed: Any = trainer
+        found = conflicts.find(vars(parsed.finetuning_args), os.environ)
+        return [*map(str, found), *super().conflicts(trainer)]
+
+    def install(self) -> None:
+        """Wrap what writes `trainer_state.json`, from which the plots are drawn."""
+        super().install()
+        trainer: Any = self.trainer
+        if trainer.finetuning_args.plot_loss:
+            self._save_state = trainer.save_state
+            trainer.save_state = self.save_state
+
+    def save_state(self) -> None:
+        """Save, then plot our statistics; LLaMA-Factory plots its own keys after it."""
+        self._save_state()
+        if not self.trainer.is_world_process_zero():
+            return
+        from llamafactory.extras.ploting import plot_loss
+
+        logged = {key for entry in self.trainer.state.log_history for key in entry}
+        plot_loss(self.trainer.args.output_dir, keys=[key for key in PLOTTED if key in logged])

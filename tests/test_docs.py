@@ -1,0 +1,100 @@
+"""The documentation is true of the code."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import dft_plugin
+import pytest
+from dft_plugin import hookspecs
+from dft_plugin.objectives import Rows
+from dft_plugin.stats import LossStats, Sum
+
+ROOT = Path(__file__).parents[1]
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_generated_pages_are_up_to_date():
+    done = subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_logged_key_is_explained_in_the_readme():
+    import torch
+
+    readme = page("README.md")
+    sums = torch.ones(len(Sum), dtype=torch.float64)
+    for key in LossStats(sums).as_logs():
+        if key not in ("dft/loss", "dft/tokens"):
+            assert f"`{key}`" in readme, key
+    assert "`dft/tokens`" in readme
+
+
+def test_every_field_of_rows_is_explained():
+    guide = page("docs/objectives.md")
+    for name in inspect.get_annotations(Rows):
+        assert f"`{name}`" in guide, name
+
+
+def test_every_hook_is_explained():
+    guide = page("docs/objectives.md")
+    for name, _ in inspect.getmembers(hookspecs, inspect.isfunction):
+        if name.startswith("register_"):
+            assert name in guide, name
+
+
+def test_the_objective_in_the_guide_is_the_sample_plugin():
+    guide = re.search(r"```python\n(.*?)```", page("docs/objectives.md"), re.S)
+    sample = page("tests/plugins/dft-sqrt/src/dft_sqrt.py")
+    body = guide.group(1).split("class Sqrt", 1)[1].split('"""', 2)[2]
+    assert body.strip() == sample.split("class Sqrt", 1)[1].split('"""', 2)[2].strip()
+
+
+@pytest.mark.parametrize("name", ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+def test_relative_links_lead_somewhere(name):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page(name)):
+        assert ((ROOT / name).parent / target).exists(), target
+
+
+def test_the_two_commands_stand_in_the_readme_and_in_the_makefile():
+    for command in ("demo", "test"):
+        assert f"make {command}" in page("README.md")
+        assert f"\n{command}:" in page("Makefile")
+
+
+def test_the_version_is_the_same_in_both_places():
+    assert f'\nversion = "{dft_plugin.__version__}"\n' in page("pyproject.toml")
+
+
+def test_the_eight_lines_of_the_readme_are_settings_and_a_config_of_trl():
+    import yaml
+    from dft_plugin.plugins import build_catalogue
+
+    text = re.search(r"```yaml\n(.*?)```", page("README.md"), re.S).group(1)
+    assert len(text.splitlines()) == 8
+    config = yaml.safe_load(text)
+    catalogue = build_catalogue()
+    catalogue.settings(config.pop("loss"))
+    assert catalogue.hosts["trl"].item.recognise(config)
+
+
+def test_the_lines_of_python_in_the_readme_run(tmp_path):
+    """The block for a loop of one's own, as it stands."""
+    import torch
+    from support import tiny
+
+    code = [block for block in re.findall(r"```python\n(.*?)```", page("README.md"), re.S) if "attachment" in block]
+    model, batch = tiny.llama(), tiny.batch()
+    hidden = model.model(batch["input_ids"]).last_hidden_state
+    labels = batch["labels"]
+    logits = model.lm_head(hidden)
+    scope = {"model": model, "lm_head": model.lm_head, "hidden": hidden, "logits": logits, "labels": labels}
+    exec(code[0], scope)
+    assert torch.isfinite(scope["loss"])

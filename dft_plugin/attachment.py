@@ -128,8 +128,8 @@ class Attachment:
             if isinstance(current, Attachment) or current is self.previous:
                 return
             raise NotActiveError(
-                f"the model's forward is now {_name(current)}, put there after the loss was attached. Undo that first, "
-                "then detach."
+                f"the model's forward is now {_name(current)}, put there after the loss was attached. Undo that "
+                "first, then detach."
             )
         if self.previous is None:
             del self.model.__dict__["forward"]
@@ -289,7 +289,7 @@ class Attachment:
                     f"{type(self.model).__name__} asks for {recorder.calls} losses in one forward pass; only one "
                     "can be replaced. Train it without `loss:`."
                 )
-            if recorder.calls == 1 and recorder.logits is not None and recorder.labels is not None:
+            if output is not None and recorder.logits is not None and recorder.labels is not None:
                 aligned = recorder.labels if shift_labels is None else shift_labels
                 auxiliary = output["loss"] if output["loss"].requires_grad or output["loss"] != 0 else None
                 return output, recorder.logits, aligned, auxiliary

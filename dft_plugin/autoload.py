@@ -39,7 +39,7 @@ PTH = "dft_plugin_autoload.pth"
 
 # Written into the .pth as one line. It runs at every start of Python, so it imports nothing that is not loaded yet,
 # and it must stand on its own feet: `site` reports an error of a .pth line and carries on.
-_CODE = '''\
+_CODE = """\
 import os, sys
 if os.environ.get({switch!r}) != "0" and not any(type(f).__name__ == "DftAutoload" for f in sys.meta_path):
     class DftAutoload:
@@ -51,12 +51,12 @@ if os.environ.get({switch!r}) != "0" and not any(type(f).__name__ == "DftAutoloa
                 from dft_plugin.autoload import patched_spec
             except Exception as error:
                 raise RuntimeError(
-                    f"dft-plugin's autoload is on, but dft-plugin cannot be imported ({{error}}), so `loss:` could not "
+                    f"dft-plugin's autoload is on, but dft-plugin cannot be imported ({{error}}): `loss:` could not "
                     "take effect. Reinstall it, or turn autoload off by deleting " + {path!r}
                 ) from error
             return patched_spec(self, name, self.targets[name], path, target)
     sys.meta_path.insert(0, DftAutoload())
-'''
+"""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class HeadCapture(nn.Module):
     def __init__(self, head: nn.Module, *, probing: bool = False) -> None:
         super().__init__()
         self.head = head
-        self.train(head.training)
+        self.training = head.training
         self.calls = 0
         self.hidden: Tensor | None = None
         self.probe: Tensor | None = None
@@ -136,7 +136,7 @@ def recording(model: nn.Module, recorder: LossRecorder) -> Iterator[None]:
             model.__dict__["_loss_function"] = before
 
 
-def check_own_loss(model: nn.Module, forward: Callable[..., Any]) -> None:
+def check_own_loss(model: Any, forward: Callable[..., Any]) -> None:
     """Check that a forward which computes its loss by itself computes the likelihood of the next token.
 
     A fused forward does. But some classes do not shift the labels that they are given, and others score
@@ -171,7 +171,7 @@ def check_own_loss(model: nn.Module, forward: Callable[..., Any]) -> None:
     ours = ours if auxiliary is None else ours + auxiliary
     if not torch.allclose(theirs.float(), ours, rtol=1e-4 if logits.dtype.itemsize >= 4 else 2e-2):
         raise UnsupportedModelError(
-            f"{type(model).__name__} computes a loss of its own that is not the likelihood of the next token (it gives "
-            f"{float(theirs):.6g} where that is {float(ours):.6g}; some classes do not shift their labels). Train it "
-            "without `loss:`."
+            f"{type(model).__name__} computes a loss of its own that is not the likelihood of the next token (it "
+            f"gives {float(theirs):.6g} where that is {float(ours):.6g}; some classes do not shift their labels). "
+            "Train it without `loss:`."
         )

@@ -7,11 +7,12 @@ import sys
 from typing import ClassVar
 
 import pytest
+import torch
 
-from dft_plugin import hookimpl
+from dft_plugin import hookimpl, token_loss
 from dft_plugin.errors import PluginError, SettingsError
 from dft_plugin.host import Host
-from dft_plugin.kernels import chunked, reference
+from dft_plugin.kernels import auto, blocked, chunked, reference
 from dft_plugin.objectives import DFT, NLL, Number, Objective
 from dft_plugin.plugins import build_catalogue, build_manager
 
@@ -134,6 +135,7 @@ def test_what_is_built_in_comes_through_the_same_hooks():
     }
     assert {name: entry.item for name, entry in catalogue.kernels.items()} == {
         "chunked": chunked,
+        "blocked": blocked,
         "reference": reference,
     }
     assert catalogue.hosts == {}
@@ -146,10 +148,10 @@ def test_what_is_built_in_comes_through_the_same_hooks():
 
 
 @pytest.mark.parametrize("path", ["auto", "logits"])
-def test_a_plan_without_a_named_kernel_keeps_the_lean_one_at_hand(path):
+def test_a_plan_without_a_named_kernel_leaves_the_choice_to_the_head(path):
     catalogue = catalogue_with()
     plan = catalogue.plan(catalogue.settings({"alpha": "0.5", "kernel": path, "scratch_mb": 3}))
-    assert (plan.objective, plan.kernel, plan.path) == (DFT(alpha=0.5), chunked, path)
+    assert (plan.objective, plan.kernel, plan.path) == (DFT(alpha=0.5), auto, path)
     assert plan.scratch_bytes == 3 * 2**20
 
 
@@ -213,6 +215,15 @@ def test_without_third_parties_no_entry_point_is_loaded(install):
     install("dft_acme", "raise RuntimeError('loaded')")
     names = [name for name, _ in build_manager(third_party=False).list_name_plugin()]
     assert names == ["dft_plugin"]
+
+
+def test_the_loss_functions_read_the_plugins_once_and_not_in_every_step(install):
+    logits, labels = torch.zeros(1, 4), torch.tensor([2])
+    token_loss(logits, labels)
+    install("dft_late", "import no_such_package")
+    with pytest.warns(RuntimeWarning, match="dft_late:main is broken"):
+        build_catalogue()
+    token_loss(logits, labels)  # reading them again would warn, and a warning is a failure
 
 
 def test_an_installed_plugin_that_cannot_be_imported_is_named_and_the_others_work(install):

@@ -1,4 +1,4 @@
-"""What in an Axolotl config is in the way of the loss, or is superseded by it. One list for `dft check` and the plugin.
+"""What in an Axolotl config is in the way of the loss, or superseded by it: one list, for `dft check` and the plugin.
 
 Keys are Axolotl 0.19's; a value is as YAML gives it. No Axolotl, no torch.
 """
@@ -113,15 +113,15 @@ RULES = (
     Rule(
         "context_parallel_size",
         _above_one("context_parallel_size"),
-        "Axolotl's context parallelism ({value}) cuts sequences after the tokens were counted and replaces the count by "
-        "an estimate, so the loss would be wrong.",
+        "Axolotl's context parallelism ({value}) cuts sequences after the tokens were counted and replaces the count "
+        "by an estimate, so the loss would be wrong.",
         "Set it to 1, and save memory with sample_packing, FSDP or DeepSpeed.",
     ),
     Rule(
         "sequence_parallel_degree",
         _above_one("sequence_parallel_degree"),
-        "it is the old name of context_parallel_size ({value}), which cuts sequences after the tokens were counted and "
-        "replaces the count by an estimate, so the loss would be wrong.",
+        "the old name of context_parallel_size ({value}) cuts sequences after the tokens were counted and replaces "
+        "the count by an estimate, so the loss would be wrong.",
         "Set it to 1, and save memory with sample_packing, FSDP or DeepSpeed.",
     ),
     Rule(

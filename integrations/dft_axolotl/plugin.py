@@ -19,7 +19,7 @@ from dft_plugin.errors import ConflictError, NotActiveError
 logger = get_logger("axolotl.dft")
 
 
-class DFTPlugin(BasePlugin):
+class DFTPlugin(BasePlugin):  # type: ignore[misc]
     """Trains with the loss that stands after `loss:`."""
 
     def get_input_args(self) -> str:
@@ -61,7 +61,7 @@ class _MustBeActive(TrainerCallback):
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         if not isinstance(getattr(self.trainer.compute_loss, "__self__", None), AxolotlHook):
             raise NotActiveError(
-                "training begins without the loss that `loss:` asks for: Axolotl did not call the plugin after it made "
-                "the trainer. Start with `axolotl train` or `dft train`; in a script of your own call "
+                "training begins without the loss that `loss:` asks for: Axolotl did not call the plugin after it "
+                "made the trainer. Start with `axolotl train` or `dft train`; in a script of your own call "
                 "axolotl.train.setup_model_and_trainer."
             )

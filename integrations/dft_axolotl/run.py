@@ -1,6 +1,6 @@
 """Axolotl's training module with the loss active; what `dft train` lets a launcher start on each rank.
 
-    accelerate launch -m dft_axolotl.run --dft-loss '{"name": "dft"}' config.yml [--key=value ...]
+accelerate launch -m dft_axolotl.run --dft-loss '{"name": "dft"}' config.yml [--key=value ...]
 """
 
 from __future__ import annotations

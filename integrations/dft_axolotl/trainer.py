@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from axolotl.core.trainers.base import AxolotlTrainer
-from axolotl.integrations.base import PluginManager
 from transformers import Trainer, TrainerCallback
 
 from dft_axolotl.conflicts import superseded
 from dft_plugin.trainer import TrainerHook
+
+_LOW_IS_GOOD = ("dft/loss", "dft/nll", "dft/perplexity", "ppl")
 
 
 class AxolotlHook(TrainerHook):
@@ -27,18 +28,25 @@ class AxolotlHook(TrainerHook):
         return problems
 
     def install(self) -> None:
-        """Wrap the trainer, and mend `ppl` and `eval_ppl` before any logger sees them."""
+        """Wrap the trainer, mend `ppl` and `eval_ppl` before any logger sees them, and the choice of the best."""
         super().install()
-        self.replaced += superseded(PluginManager.get_instance().cfg or {})
+        self.replaced += superseded(self.trainer.axolotl_cfg or {})
         self.trainer.callback_handler.callbacks.insert(0, _TruePerplexity())
+        self._prefer_low()
+
+    def _prefer_low(self) -> None:
+        """Choose the lowest nll as best: Axolotl drops `greater_is_better: false`, and transformers assumes true."""
+        args, cfg = self.trainer.args, self.trainer.axolotl_cfg or {}
+        metric = args.metric_for_best_model or ""
+        if metric.endswith(_LOW_IS_GOOD) and args.greater_is_better and not cfg.get("greater_is_better"):
+            args.greater_is_better = False
+            self.replaced.append(f"greater_is_better (the lowest {metric} is the best)")
 
 
 class _TruePerplexity(TrainerCallback):
     """Axolotl writes exp(loss) into a log, after our wrapper of `log` has run; callbacks come after that."""
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         for prefix in ("", "eval_"):
             key, true = f"{prefix}ppl", f"{prefix}dft/perplexity"
             if logs and key in logs and true in logs:

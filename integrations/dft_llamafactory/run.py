@@ -1,6 +1,6 @@
 """LLaMA-Factory's training with the loss active; what `dft train` starts on each rank.
 
-python -m dft_llamafactory.run --dft-settings '{"name": "dft"}' cfg.yaml [key=value ...]
+python -m dft_llamafactory.run [--dft-settings '{"name": "dft"}'] cfg.yaml [key=value ...]
 """
 
 from __future__ import annotations
@@ -12,17 +12,36 @@ from dataclasses import replace
 
 from dft_llamafactory import arguments
 from dft_llamafactory.install import run_with_loss
+from dft_plugin.errors import SettingsError
 
 
 def main(words: Sequence[str]) -> None:
-    """Train as `llamafactory-cli train` does in one process."""
+    """Train as `llamafactory-cli train` does in one process.
+
+    Args:
+        words: of the command line; without `--dft-settings` the config's own `loss:` holds, for launchers of one's
+            own (`accelerate launch -m dft_llamafactory.run sft.yaml`).
+
+    Raises:
+        SettingsError: there is no loss to train with.
+    """
     from llamafactory.train.tuner import run_exp
 
     words = list(words)
-    at = words.index("--dft-settings")
-    settings = json.loads(words[at + 1])
-    request = arguments.read(words[:at] + words[at + 2 :])
-    run_with_loss(run_exp, replace(request, loss=settings))
+    settings = None
+    if _SETTINGS in words:
+        at = words.index(_SETTINGS)
+        settings = json.loads(words[at + 1])
+        del words[at : at + 2]
+    request = arguments.read(words)
+    if settings is not None:
+        request = replace(request, loss=settings)
+    if request.loss is None:
+        raise SettingsError(["no `loss:` was given. Add the line `loss: dft` to the config."])
+    run_with_loss(run_exp, request)
+
+
+_SETTINGS = "--dft-settings"
 
 
 if __name__ == "__main__":

@@ -114,7 +114,9 @@ def test_a_model_without_output_embeddings_has_no_lean_path(kernel, caplog):
     expected = attached.truth(model, batch)
     model.get_output_embeddings = lambda: None
     attach(model, {"name": "dft", "kernel": kernel})
-    with pytest.raises(UnsupportedModelError, match="lean kernel was asked for by name, but the model has no output embeddings"):
+    with pytest.raises(
+        UnsupportedModelError, match="lean kernel was asked for by name, but the model has no output embeddings"
+    ):
         model(**batch)
     attachment = attach(model)
     attached.assert_same(attached.backward(model, batch), expected)
@@ -201,13 +203,19 @@ def classifier():
 
 
 REFUSED = {
-    t5: "T5ForConditionalGeneration is an encoder-decoder, whose labels are not shifted; only causal language models are supported.",
+    t5: "T5ForConditionalGeneration is an encoder-decoder, whose labels are not shifted; only causal language models "
+    "are supported.",
     bert: "BertForMaskedLM is no causal language model; its loss is not the likelihood of the next token.",
-    classifier: "LlamaForSequenceClassification is no causal language model; its loss is not the likelihood of the next token.",
+    classifier: "LlamaForSequenceClassification is no causal language model; its loss is not the likelihood of the "
+    "next token.",
     lambda: nn.Linear(2, 2): "Linear is no transformers PreTrainedModel. For a model of your own use "
     "dft_plugin.linear_token_loss or dft_plugin.token_loss.",
-    lambda: tiny.llama().model: "LlamaModel is no causal language model; its loss is not the likelihood of the next token.",
-    lambda: nn.DataParallel(tiny.llama()): "the model is wrapped in DataParallel. Attach the loss first, then wrap the model.",
+    lambda: (
+        tiny.llama().model
+    ): "LlamaModel is no causal language model; its loss is not the likelihood of the next token.",
+    lambda: nn.DataParallel(
+        tiny.llama()
+    ): "the model is wrapped in DataParallel. Attach the loss first, then wrap the model.",
 }
 
 

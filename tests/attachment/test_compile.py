@@ -36,8 +36,7 @@ def plain_names(grads):
     ("order", "backend", "tied"),
     [
         ("attach, compile", "inductor", False),
-        ("attach, compile", "aot_eager", True),
-        ("compile, attach", "aot_eager", False),
+        ("compile, attach", "aot_eager", True),
     ],
 )
 def test_a_compiled_model_gives_the_same_loss_and_gradients(order, backend, tied):
@@ -58,7 +57,7 @@ def test_a_compiled_model_gives_the_same_loss_and_gradients(order, backend, tied
 
 
 def test_a_model_compiled_in_place_gives_the_same_loss_and_gradients():
-    model, batch = tiny.llama().train(), tiny.batch()
+    model, batch = tiny.llama(num_hidden_layers=1).train(), tiny.batch()
     theirs = attached.truth(model, batch)
     attach(model)
     model.compile(backend="aot_eager")
@@ -67,7 +66,7 @@ def test_a_model_compiled_in_place_gives_the_same_loss_and_gradients():
 
 
 def test_a_second_length_and_a_batch_without_targets_run_compiled():
-    model = tiny.llama().train()
+    model = tiny.llama(num_hidden_layers=1).train()
     batches = [tiny.batch(), tiny.batch(length=26, seed=1)]
     truths = [attached.truth(model, batch) for batch in batches]
     attach(model)

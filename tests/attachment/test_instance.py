@@ -153,7 +153,10 @@ def test_detach_under_somebody_elses_forward_is_an_error():
     model = tiny.llama()
     attachment = attach(model)
     model.forward = LlamaForCausalLM.forward.__get__(model)
-    with pytest.raises(NotActiveError, match=r"the model's forward is now .*LlamaForCausalLM.forward, put there .* Undo that first, then detach"):
+    with pytest.raises(
+        NotActiveError,
+        match=r"the model's forward is now .*LlamaForCausalLM.forward, put there .* Undo that first, then detach",
+    ):
         attachment.detach()
     model.forward = attachment
     attachment.detach()

@@ -58,7 +58,10 @@ def parts(model, batch, num_items=None):
 def test_attached_likelihood_is_the_models_own_loss(name, kernel):
     model, batch = build(name), tiny.batch()
     theirs = attached.backward(model, batch)
-    assert abs(float(parts(build(name), batch)[1].detach())) > 0.1, "there is no auxiliary loss to lose"
+    auxiliary = parts(build(name), batch)[1].item()
+    if name == "jetmoe" and not auxiliary:
+        pytest.skip("this transformers does not add it")
+    assert abs(auxiliary) > 0.1, "there is no auxiliary loss to lose"
     attachment = attach(model, {"name": "nll", "kernel": kernel})
     for _ in range(2):
         attached.assert_same(attached.backward(model, batch), theirs)

@@ -31,8 +31,6 @@ def adapted(model=None, *, noise=0.1, **lora):
     return adapted_model.train()
 
 
-
-
 CASES = {
     "layers": {"target_modules": LAYERS},
     "layers and a saved head": {"target_modules": LAYERS, "modules_to_save": ["lm_head"]},

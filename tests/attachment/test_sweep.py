@@ -1,4 +1,4 @@
-"""Every causal LM that the installed transformers knows: the attached likelihood is the model's own loss, or refused."""
+"""Every causal LM that transformers knows: the attached likelihood is the model's own loss, or refused."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from support import oracle, problems
-from torch.utils._python_dispatch import TorchDispatchMode
+from support.counting import CountGemms
 
 from dft_plugin.kernels import Head, LowRank, Transform, chunked
 from dft_plugin.objectives import DFT
@@ -95,17 +95,6 @@ def test_with_everything_frozen_there_is_no_graph():
     made = small()
     freeze(*made.inputs)
     assert not score(made).loss_sum.requires_grad
-
-
-class CountGemms(TorchDispatchMode):
-    """Counts the matrix products that are run, not the calls in our code."""
-
-    products = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func.overloadpacket in self.products
-        return func(*args, **(kwargs or {}))
 
 
 def gemms_of(made: problems.Problem) -> tuple[int, int]:

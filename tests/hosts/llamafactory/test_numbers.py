@@ -110,7 +110,9 @@ def test_alpha_zero_trains_as_stock_cross_entropy_does(kind, home, tmp_path):
 
 def test_the_router_loss_is_trained_as_the_model_does(home, tmp_path):
     """Upstream's DFT drops it. With checkpointing (LLaMA-Factory's default) it has no gradient in any loss."""
-    config = factory.arguments(home, tmp_path, "moe", disable_gradient_checkpointing=True, max_steps=1)
+    config = factory.arguments(
+        home, tmp_path, "moe", disable_gradient_checkpointing=True, max_steps=1, learning_rate=1e-3
+    )
     stock = factory.train({**config, "moe_aux_loss_coef": 0.5})
     kept = factory.train({**config, "moe_aux_loss_coef": 0.5}, "nll")
     without = factory.train({**config, "moe_aux_loss_coef": 1e-9}, "nll")

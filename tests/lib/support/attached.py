@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -19,7 +20,10 @@ def build(model_type: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A tiny random causal LM in train mode, its biases not zero: a zero bias hides that it is dropped."""
     config = CONFIG_MAPPING[model_type](**{**tiny.SHAPE, **changes})
     torch.manual_seed(seed)
-    return noisy(AutoModelForCausalLM.from_config(config).float()).train()
+    with warnings.catch_warnings():
+        # Some classes of transformers 4 warn of their own deprecated attributes.
+        warnings.simplefilter("ignore")
+        return noisy(AutoModelForCausalLM.from_config(config).float()).train()
 
 
 def noisy(model: Any, scale: float = 0.05) -> Any:

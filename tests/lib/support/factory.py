@@ -51,7 +51,7 @@ def qwen2_moe() -> Qwen2MoeForCausalLM:
     return Qwen2MoeForCausalLM(Qwen2MoeConfig(**{**tiny.SHAPE, **router, **sizes}))
 
 
-def plain_rows(count: int = 24, seed: int = 0) -> list[dict[str, str]]:
+def plain_rows(count: int = 40, seed: int = 0) -> list[dict[str, str]]:
     """Rows of different lengths, so that micro-batches count different numbers of targets."""
     pick = random.Random(seed)
     return [

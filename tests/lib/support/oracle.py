@@ -80,7 +80,8 @@ def head_logits(
 def gap(ours: Tensor | Sequence[Tensor], truth: Tensor | Sequence[Tensor]) -> float:
     """Norm of the difference over the norm of the truth; the worst of several pairs."""
     pairs = [(ours, truth)] if isinstance(ours, Tensor) else zip(ours, truth, strict=True)
-    return max(float((a.double() - b.double()).norm() / b.double().norm()) for a, b in pairs)
+    pairs = [(a.detach().double(), b.detach().double()) for a, b in pairs]
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs)
 
 
 def causal_loss(model: Any, batch: dict[str, Tensor], weight: Weight = dft) -> Tensor:

@@ -1,0 +1,66 @@
+"""A folder with models and data; Axolotl's global state put back after each test."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
+import pytest
+from support import axolotl_runs
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment():
+    """Axolotl reads some of it while it is imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in axolotl_runs.ENVIRONMENT.items():
+            patch.setenv(key, value)
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory, environment):
+    """Models and data, made once."""
+    import axolotl.core.builders.causal
+    import axolotl.train
+
+    # Axolotl and accelerate collect garbage several times in a run; a million objects of imports are none.
+    gc.freeze()
+    home = tmp_path_factory.mktemp("axolotl")
+    axolotl_runs.make_folder(home)
+    return home
+
+
+@pytest.fixture
+def home(tmp_path, shared, monkeypatch):
+    """A user's folder, and the working directory."""
+    (shared / "prepared").mkdir(exist_ok=True)
+    for name in ("models", "data", "prepared"):
+        (tmp_path / name).symlink_to(shared / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def clean_axolotl():
+    """Axolotl is made for one run per process: its plugins and its patches of transformers stay."""
+    from axolotl.integrations.base import PluginManager
+    from transformers.loss.loss_utils import LOSS_MAPPING
+
+    losses, env = dict(LOSS_MAPPING), dict(os.environ)
+    yield
+    PluginManager.get_instance().plugins.clear()
+    LOSS_MAPPING.update(losses)
+    os.environ.clear()
+    os.environ.update(env)
+
+
+def pytest_collection_modifyitems(items):
+    """Axolotl and its pinned releases warn of each other in dozens of places; ours must not."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.filterwarnings("default"))
+            item.add_marker(pytest.mark.filterwarnings("error:::dft_"))

@@ -1,0 +1,98 @@
+"""Evaluation: the loss, likelihoods that keep their meaning, the best checkpoint."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("axolotl")
+
+from support import oracle
+from support.axolotl_runs import by_hand, prepare, train, write_config
+
+pytestmark = pytest.mark.host
+
+EVALUATION = {"val_set_size": 0.25, "eval_steps": 1, "eval_strategy": "steps"}
+
+
+def test_perplexities_are_those_of_the_likelihood(home):
+    run = train(write_config(home, **EVALUATION))
+    for entry in run.logs:
+        assert entry["ppl"] == pytest.approx(math.exp(entry["dft/nll"]), rel=1e-9)
+        assert entry["ppl"] > 2 * math.exp(entry["loss"]), "the loss is far below the likelihood here"
+    for entry in run.evaluations:
+        assert entry["eval_ppl"] == pytest.approx(math.exp(entry["eval_dft/nll"]), rel=1e-9)
+
+
+def test_loggers_see_the_true_perplexity_too(home):
+    from transformers import TrainerCallback
+
+    seen = []
+
+    class Logger(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append(dict(logs))
+
+    _, trainer = prepare(write_config(home, **EVALUATION, max_steps=1))
+    # Where the reporters of `report_to` stand, before the callbacks that are added later.
+    trainer.callback_handler.callbacks.insert(1, Logger())
+    trainer.train()
+    (train_log,) = [logs for logs in seen if "ppl" in logs]
+    assert train_log["ppl"] == train_log["dft/perplexity"]
+    eval_log, *_ = [logs for logs in seen if "eval_ppl" in logs]
+    assert eval_log["eval_ppl"] == eval_log["eval_dft/perplexity"]
+    evaluated = trainer.evaluate()
+    assert evaluated["eval_ppl"] == evaluated["eval_dft/perplexity"]
+
+
+def test_eval_loss_is_the_configured_loss(home):
+    _, trainer = prepare(write_config(home, **EVALUATION, eval_batch_size=64))
+    (batch,) = trainer.get_eval_dataloader()
+    total, count, _ = by_hand(trainer.model, batch)
+    with torch.no_grad():
+        logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    nll = oracle.loss(logits[:, :-1], batch["labels"][:, 1:], oracle.nll).item()
+    evaluated = trainer.evaluate()
+    assert evaluated["eval_loss"] == pytest.approx(total / count, rel=1e-6)
+    assert evaluated["eval_dft/nll"] == pytest.approx(nll, rel=1e-6)
+    assert evaluated["eval_dft/tokens"] == count
+
+
+def test_the_best_checkpoint_and_early_stopping_can_go_by_the_likelihood(home):
+    run = train(
+        write_config(
+            home,
+            **EVALUATION,
+            max_steps=8,
+            learning_rate=30.0,
+            save_strategy="steps",
+            save_steps=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_dft/nll",
+            greater_is_better=False,
+            early_stopping_patience=2,
+        )
+    )
+    nll = {entry["step"]: entry["eval_dft/nll"] for entry in run.evaluations if entry["step"]}
+    state = run.trainer.state
+    assert state.best_metric == min(nll.values())
+    assert nll[state.best_global_step] == state.best_metric
+    assert max(nll) == state.best_global_step + 2 < 8, "it was meant to get worse, and to be stopped"
+
+
+def test_axolotls_own_perplexity_metric_still_sees_cross_entropy(home):
+    from axolotl.utils.callbacks.perplexity import Perplexity
+
+    from dft_plugin.attachment import Attachment
+
+    _, trainer = prepare(write_config(home))
+    text = ["word1 word2 word3 word4 word5"]
+    ids = trainer.processing_class(text, return_tensors="pt")["input_ids"]
+    trainer.model.eval()
+    with torch.no_grad():
+        logits = trainer.model(input_ids=ids).logits
+    assert isinstance(trainer.model.forward, Attachment)
+    score = Perplexity(trainer.processing_class, 128).compute(trainer.model, text)["score"]
+    assert score == pytest.approx(oracle.loss(logits[:, :-1], ids[:, 1:], oracle.nll).exp().item(), rel=1e-5)

@@ -1,0 +1,152 @@
+"""`dft train`, and after `dft autoload enable` the unmodified `llamafactory-cli train`, in one process and in two."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from dft_plugin import autoload
+from safetensors.torch import load_file
+from support import tiny
+
+pytest.importorskip("llamafactory")
+
+from support import factory
+
+pytestmark = pytest.mark.host
+
+ON = "dft: loss dft(alpha=1.0, floor=0.0) is on for LlamaForCausalLM (CustomSeq2SeqTrainer)"
+HALVED = {"per_device_train_batch_size": 2, "ddp_backend": "gloo"}
+TWO_RANKS = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+KINDS = {"full": {}, "lora-neat_packing": {**factory.LORA, "neat_packing": True}}
+
+
+@pytest.fixture
+def autoloaded():
+    """`dft autoload enable` in this environment, and as it was afterwards."""
+    path = autoload.pth_path()
+    before = path.read_text() if path.is_file() else None
+    done = factory.command("autoload", "enable", cwd=path.parent, script="dft")
+    assert done.returncode == 0, done.stderr
+    yield
+    if before is None:
+        path.unlink()
+    else:
+        path.write_text(before)
+
+
+@pytest.fixture
+def folder(home, tmp_path):
+    """Write a config into an empty folder whose name has a space; returns the folder."""
+
+    def make(name="sft.yaml", **changes):
+        place = tmp_path / "a run"
+        place.mkdir(exist_ok=True)
+        config = {**factory.arguments(home, place / "out"), **changes}
+        if name.endswith(".json"):
+            (place / name).write_text(json.dumps(config))
+        else:
+            factory.write_config(place / name, **config)
+        return place
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def expected(home, tmp_path_factory):
+    """The same run in this process: float64 loss of the first step, and the weights after two."""
+    return {
+        kind: factory.train(factory.arguments(home, tmp_path_factory.mktemp("here"), **changes), "dft")
+        for kind, changes in KINDS.items()
+    }
+
+
+def assert_trained(done, folder, expected, kind="full"):
+    """It trained our loss, on all ranks, to the weights that one process in this process gets."""
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count(ON) == 1, "one start-up line, not one for each rank"
+    logs = factory.history(folder / "out")
+    assert logs[0]["loss"] == pytest.approx(expected[kind].expected, rel=1e-6)
+    assert [entry["dft/tokens"] for entry in logs] == [entry["dft/tokens"] for entry in expected[kind].logs]
+    name = "adapter_model.safetensors" if "lora" in kind else "model.safetensors"
+    saved = {key.replace(".weight", ""): value for key, value in load_file(folder / "out" / name).items()}
+    after = {key.replace(".default", "").replace(".weight", ""): v for key, v in expected[kind].after.items()}
+    assert tiny.max_gap(saved, after) < 1e-6
+
+
+def test_dft_train_trains_the_loss_of_the_yaml(folder, expected):
+    place = folder(loss="dft")
+    before = (place / "sft.yaml").read_text()
+    assert_trained(factory.command("train", "sft.yaml", cwd=place, script="dft"), place, expected)
+    assert (place / "sft.yaml").read_text() == before
+
+
+def test_dft_train_takes_json_and_overrides(folder):
+    """LLaMA-Factory 0.9.5 itself fails on any JSON file."""
+    place = folder("sft.json", loss={"name": "dft", "floor": 0.5})
+    words = ("loss.alpha=0", "output_dir=another out", "learning_rate=0.0")
+    done = factory.command("train", "sft.json", *words, cwd=place, script="dft")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "loss dft(alpha=0, floor=0.5)" in done.stderr.replace("alpha=0.0", "alpha=0")
+    (first, _) = factory.history(place / "another out")
+    assert first["dft/loss"] == pytest.approx(first["dft/nll"], rel=1e-6)
+    assert first["learning_rate"] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dft_train_starts_two_ranks_that_train_what_one_does(kind, folder, expected):
+    place = folder("my sft.yaml", loss="dft", **KINDS[kind], **HALVED)
+    done = factory.command("train", "my sft.yaml", cwd=place, environment=TWO_RANKS, script="dft")
+    assert_trained(done, place, expected, kind)
+
+
+def test_the_unmodified_command_trains_the_loss_even_if_it_may_drop_keys(autoloaded, folder, expected):
+    """ALLOW_EXTRA_ARGS=1 makes LLaMA-Factory's parser drop what it does not know. An override wins."""
+    place = folder(loss="nll")
+    done = factory.command("train", "sft.yaml", "loss=dft", cwd=place, environment={"ALLOW_EXTRA_ARGS": "1"})
+    assert_trained(done, place, expected)
+
+
+def test_the_unmodified_command_starts_two_ranks_that_train_what_one_does(autoloaded, folder, expected):
+    place = folder(loss="dft", **HALVED)
+    assert_trained(factory.command("train", "sft.yaml", cwd=place, environment=TWO_RANKS), place, expected)
+
+
+def test_without_our_line_the_unmodified_command_trains_as_ever(autoloaded, folder):
+    place = folder()
+    done = factory.command("train", "sft.yaml", cwd=place)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "dft: loss" not in done.stderr
+    assert not any(key.startswith("dft/") for entry in factory.history(place / "out") for key in entry)
+
+
+def test_the_unmodified_command_refuses_what_is_in_the_way(autoloaded, folder):
+    place = folder(loss="dft", use_dft_loss=True)
+    done = factory.command("train", "sft.yaml", cwd=place)
+    assert done.returncode != 0
+    assert "ConflictError: `use_dft_loss`: LLaMA-Factory's own DFT would take the place of ours." in done.stderr
+    assert not (place / "out").exists()
+
+
+def test_the_v1_trainer_refuses_the_loss_even_if_it_may_drop_keys(autoloaded, tmp_path):
+    script = "from llamafactory.v1.config import get_args; get_args({'model': 'm', 'loss': 'dft'})"
+    done = factory.command("-c", script, cwd=tmp_path, environment={"ALLOW_EXTRA_KEYS": "1"}, script="python")
+    assert done.returncode != 0
+    assert "ConflictError: `USE_V1=1`: LLaMA-Factory's v1 trainer computes cross-entropy" in done.stderr
+
+
+def test_without_autoload_the_unmodified_command_stops_at_the_unknown_key(folder):
+    place = folder(loss="dft")
+    environment = {autoload.SWITCH: "0"}
+    done = factory.command("train", "sft.yaml", cwd=place, environment=environment)
+    assert done.returncode != 0
+    assert "not used by the HfArgumentParser: ['loss']" in done.stderr
+
+
+def test_check_tells_a_user_of_use_dft_loss_what_moving_gains(folder):
+    place = folder(use_dft_loss=True)
+    done = factory.command("check", "sft.yaml", cwd=place, script="dft")
+    assert done.returncode == 1
+    assert "host      llamafactory (0.9." in done.stdout
+    assert "Add the line `loss: dft`." in done.stdout
+    assert "Replace it by the line `loss: dft`. The weights after a step are the same, and you gain:" in done.stdout

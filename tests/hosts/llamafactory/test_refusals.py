@@ -1,0 +1,164 @@
+"""What would keep the loss from taking effect is refused before anything starts, with the text that helps."""
+
+from __future__ import annotations
+
+import pytest
+from dft_llamafactory import conflicts, install
+from dft_llamafactory.arguments import read
+from dft_llamafactory.host import LlamaFactoryHost
+from dft_plugin import activate
+from dft_plugin.errors import ConflictError, NotActiveError
+
+pytest.importorskip("llamafactory")
+
+from support import factory
+
+pytestmark = pytest.mark.host
+
+OTHER_STAGE = (
+    "`stage`: `loss:` weighs the tokens of supervised fine-tuning, and stage {0} has a loss of its own. "
+    "Set `stage: sft`, or leave out `loss:`."
+)
+KT = "KTransformers trains with a trainer and a forward pass of its own."
+SEQUENCE = "sequence parallelism reduces the loss of each shard by itself, which was never run with ours."
+
+IN_CONFIG = [
+    *[({"stage": stage}, OTHER_STAGE.format(stage)) for stage in ("pt", "rm", "ppo", "dpo", "kto")],
+    (
+        {"use_dft_loss": True},
+        "`use_dft_loss`: LLaMA-Factory's own DFT would take the place of ours. Replace it by the line `loss: dft`. "
+        "The weights after a step are the same, and you gain: the router's auxiliary loss of a MoE model "
+        "(LLaMA-Factory's DFT drops it), steps with a micro-batch that has no target (LLaMA-Factory's DFT crashes "
+        "there), the `dft/*` statistics, options such as `alpha`, and most of the memory of the logits.",
+    ),
+    (
+        {"use_asft_loss": True},
+        "`use_asft_loss`: ASFT would take the place of `loss:`. Remove it, or leave out `loss:`.",
+    ),
+    (
+        {"use_eaft_loss": "true"},
+        "`use_eaft_loss`: EAFT would take the place of `loss:`. Remove it, or leave out `loss:`.",
+    ),
+    (
+        {"label_smoothing_factor": 0.1},
+        "`label_smoothing_factor`: the Trainer takes the labels from the model and trains smoothed cross-entropy. "
+        "Remove it, or set it to 0.",
+    ),
+    ({"use_kt": True}, f"`use_kt`: {KT} Set `use_kt: false`, or leave out `loss:`."),
+    (
+        {"use_hyper_parallel": True},
+        "`use_hyper_parallel`: HyperParallel trains with a trainer of its own. Set `use_hyper_parallel: false`, or "
+        "leave out `loss:`.",
+    ),
+    (
+        {"sequence_parallel_size": 2},
+        f"`sequence_parallel_size`: {SEQUENCE} Set it to 1, or leave out `loss:`.",
+    ),
+    (
+        {"parallelism_config": {"sp_size": 2}},
+        f"`parallelism_config`: {SEQUENCE} Set its `sp_size` to 1, or leave out `loss:`.",
+    ),
+]
+MEGATRON = "the loss is computed inside Megatron. Unset it, or leave out `loss:`."
+IN_ENVIRONMENT = [
+    (
+        "USE_V1",
+        "`USE_V1=1`: LLaMA-Factory's v1 trainer computes cross-entropy in a method of its own, and reads other keys. "
+        "Unset it, or leave out `loss:`.",
+    ),
+    ("USE_MCA", f"`USE_MCA=1`: {MEGATRON}"),
+    ("USE_MEGATRON_BRIDGE", f"`USE_MEGATRON_BRIDGE=1`: {MEGATRON}"),
+    (
+        "USE_RAY",
+        "`USE_RAY=1`: Ray starts workers that do not carry the loss. Unset it and start with torchrun "
+        "(FORCE_TORCHRUN=1), or leave out `loss:`.",
+    ),
+    ("USE_KT", f"`USE_KT=1`: {KT} Unset it, or leave out `loss:`."),
+]
+
+
+def refusal(config):
+    """What a run with this config says, before LLaMA-Factory is called."""
+
+    def run_exp(args, callbacks):
+        pytest.fail("LLaMA-Factory was started")
+
+    with pytest.raises(ConflictError) as caught:
+        install.run_with_loss(run_exp, read({"loss": "dft", **config}))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("config", "text"), IN_CONFIG, ids=[",".join(map(str, c.values())) for c, _ in IN_CONFIG])
+def test_a_key_in_the_way_is_refused_by_the_run_and_by_the_check(config, text):
+    assert refusal(config) == text
+    (found,) = LlamaFactoryHost().conflicts(config)
+    assert str(found) == text
+
+
+@pytest.mark.parametrize(("variable", "text"), IN_ENVIRONMENT, ids=[name for name, _ in IN_ENVIRONMENT])
+def test_a_variable_in_the_way_is_refused_by_the_run_and_by_the_check(variable, text, monkeypatch):
+    monkeypatch.setenv(variable, "1")
+    assert refusal({}) == text
+    (found,) = LlamaFactoryHost().conflicts({})
+    assert str(found) == text
+
+
+def test_sequence_parallelism_of_accelerate_is_refused(monkeypatch):
+    monkeypatch.setenv("PARALLELISM_CONFIG_SP_SIZE", "2")
+    assert refusal({}) == f"`PARALLELISM_CONFIG_SP_SIZE=2`: {SEQUENCE} Unset it, or leave out `loss:`."
+
+
+def test_what_is_off_is_not_refused(monkeypatch):
+    monkeypatch.setenv("USE_RAY", "0")
+    off = {"stage": "sft", "use_dft_loss": False, "use_kt": "false", "label_smoothing_factor": 0.0}
+    assert LlamaFactoryHost().conflicts({**off, "parallelism_config": {"dp_shard_size": 2}}) == []
+
+
+def test_every_problem_is_reported_at_once():
+    text = refusal({"loss": {"name": "dft", "alhpa": 1}, "stage": "dpo", "use_kt": True})
+    assert text.startswith("3 problems:\n  - `loss.alhpa`")
+    assert "\n  - `stage`: " in text
+    assert "\n  - `use_kt`: " in text
+
+
+def trainer_of(config, home, tmp_path):
+    """The trainer of a run that is stopped before its first step."""
+    made = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(trainer):
+        made.append(trainer)
+        raise Stop
+
+    with pytest.raises(Stop):
+        factory.train(factory.arguments(home, tmp_path, **config), None, stop)
+    return made[0]
+
+
+@pytest.mark.parametrize("flag", ["use_dft_loss", "use_eaft_loss"])
+def test_a_trainer_with_a_loss_of_its_own_is_refused_whoever_made_it(flag, home, tmp_path):
+    trainer = trainer_of({flag: True}, home, tmp_path)
+    with pytest.raises(ConflictError, match=f"`{flag}`: "):
+        activate(trainer)
+    assert "forward" not in trainer.model.__dict__, "a refused trainer's model must stay as it was"
+
+
+def test_a_stage_that_slips_through_is_stopped_before_its_first_step(home, tmp_path, monkeypatch):
+    """Without the table: LLaMA-Factory makes a trainer that we do not know."""
+    monkeypatch.setattr(conflicts, "CONFIG_RULES", ())
+    with pytest.raises(NotActiveError, match="training starts without the loss") as caught:
+        factory.train(factory.arguments(home, tmp_path, stage="pt"), "dft")
+    assert "Nothing was updated" in str(caught.value)
+
+
+def test_the_trainer_class_is_as_it_was_after_a_run(home, tmp_path):
+    from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
+
+    plain = CustomSeq2SeqTrainer.__init__
+    with install.activating("dft"):
+        assert CustomSeq2SeqTrainer.__init__ is not plain
+        with pytest.raises(ConflictError, match="going on in this process already"), install.activating("dft"):
+            pass
+    assert CustomSeq2SeqTrainer.__init__ is plain

@@ -5,6 +5,7 @@ only says `torch` is then satisfied, whichever build (CPU or CUDA) was chosen.
 """
 
 import os
+from pathlib import Path
 
 import nox
 
@@ -85,6 +86,19 @@ def trl(session: nox.Session) -> None:
     places = ("tests/hosts/trl", "tests/hosts/transformers", "tests/plugins", "tests/cli")
     chosen = session.posargs or places
     session.run("pytest", "-m", "not gpu and (host or not slow)", *chosen, env=OFFLINE)
+
+
+@nox.session(tags=["ci"])
+def llamafactory(session: nox.Session) -> None:
+    """Train tiny models in LLaMA-Factory, by its own command as well."""
+    place = Path("tests", "hosts", "llamafactory")
+    install(session, "-r", str(place / "requirements.txt"), groups=("test",))
+    session.install("--no-deps", "llamafactory==0.9.5")
+    where = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True)
+    # See requirements.txt.
+    Path(str(where).strip(), "torchaudio.py").touch()
+    environment = {**OFFLINE, "DFT_WRITE_DOCS": os.environ.get("DFT_WRITE_DOCS", "0")}
+    session.run("pytest", "-m", "host", *(session.posargs or [str(place)]), env=environment)
 
 
 @nox.session

@@ -143,7 +143,7 @@ def conflicts(config: Config) -> list[Conflict]:
     """List everything that would keep the loss from taking effect."""
     found = [rule.conflict(config) for rule in RULES if rule.applies(config)]
     for name in _plugins(config):
-        if name != PLUGIN and difflib.SequenceMatcher(None, name.lower(), PLUGIN.lower()).ratio() > 0.8:
+        if name != PLUGIN and difflib.SequenceMatcher(None, name.lower(), PLUGIN.lower()).ratio() > 0.7:
             found.append(
                 Conflict(
                     "plugins",

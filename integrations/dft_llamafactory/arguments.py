@@ -48,7 +48,7 @@ def read(given: Mapping[str, Any] | Sequence[str]) -> Request:
 
 
 def _from_file(path: str, words: list[str]) -> Request:
-    """Merge file and overrides as LLaMA-Factory does. (0.9.5 fails on any JSON file; this does not.)"""
+    """Merge file and overrides as LLaMA-Factory does, but for JSON, on which 0.9.5 fails."""
     from omegaconf import OmegaConf
 
     ours = [word for word in words if _is_ours(word.partition("=")[0])]

@@ -9,9 +9,9 @@ from typing import Any
 from dft_plugin.host import Conflict
 
 WHAT_MOVING_GAINS = (
-    "The weights after a step are the same, and you gain: the router's auxiliary loss of a MoE model (LLaMA-Factory's DFT "
-    "drops it), steps with a micro-batch that has no target (LLaMA-Factory's DFT crashes there), the `dft/*` statistics, "
-    "options such as `alpha`, and most of the memory of the logits."
+    "The weights after a step are the same, and you gain: the router's auxiliary loss of a MoE model (LLaMA-Factory's "
+    "DFT drops it), steps with a micro-batch that has no target (LLaMA-Factory's DFT crashes there), the `dft/*` "
+    "statistics, options such as `alpha`, and most of the memory of the logits."
 )
 
 

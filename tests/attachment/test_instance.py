@@ -6,7 +6,6 @@ import copy
 import inspect
 import io
 import pickle
-import warnings
 
 import pytest
 import torch
@@ -188,51 +187,3 @@ def test_statistics_are_kept_apart_for_training_and_evaluation_until_drained():
     assert attachment.drain(training=True).as_logs()["dft/tokens"] == 2 * count
     assert attachment.drain(training=False).as_logs()["dft/tokens"] == count
     assert not attachment.drain(training=True).as_logs()
-
-
-@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
-def test_accelerate_neither_loses_it_nor_hides_it(mixed_precision):
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, PartialState
-
-    model, batch = tiny.llama().train(), tiny.batch()
-    expected = attached.truth(model, batch)[0]
-    attachment = attach(model)
-    try:
-        with warnings.catch_warnings():
-            # accelerate says that there is no GPU.
-            warnings.simplefilter("ignore")
-            accelerator = Accelerator(cpu=True, mixed_precision=mixed_precision)
-            prepared = accelerator.prepare(model)
-        tolerance = 1e-6 if mixed_precision == "no" else 5e-2
-        assert prepared(**batch).loss.item() == pytest.approx(expected, rel=tolerance)
-        kept = accelerator.unwrap_model(prepared)
-        assert kept(**batch).loss.item() == pytest.approx(expected, rel=tolerance)
-        bare = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-        assert bare(**batch).loss.item() == pytest.approx(expected, rel=1e-6)
-        assert attachment.calls == 3
-    finally:
-        AcceleratorState._reset_state()
-        PartialState._reset_state()
-
-
-def test_accelerate_dispatch_and_its_hooks():
-    from accelerate import dispatch_model
-    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-
-    batch = tiny.batch()
-    for hooked in ("model", "head", "dispatched"):
-        model = tiny.llama().train()
-        theirs = attached.truth(model, batch)
-        if hooked == "dispatched":
-            dispatch_model(model, {"": "cpu"}, force_hooks=True)
-        else:
-            module = model if hooked == "model" else model.lm_head
-            add_hook_to_module(module, AlignDevicesHook(execution_device="cpu", io_same_device=True))
-        attachment = attach(model)
-        for _ in range(2):
-            attached.assert_same(attached.backward(model, batch), theirs)
-        assert attachment.calls == 2
-        assert attachment.route.path == "lean"
-        attachment.detach()
-        assert model(**batch).loss.item() == pytest.approx(attached.truth(model, batch, torch.ones_like)[0], rel=1e-5)

@@ -12,17 +12,12 @@ from support import axolotl_runs
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="session", autouse=True)
-def environment():
-    """Axolotl reads some of it while it is imported."""
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in axolotl_runs.ENVIRONMENT.items():
-            patch.setenv(key, value)
-        yield
+# Before the test modules import Axolotl, which reads it then: offline, no telemetry, on the CPU.
+os.environ.update(axolotl_runs.ENVIRONMENT)
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory, environment):
+def shared(tmp_path_factory):
     """Models and data, made once."""
     import axolotl.core.builders.causal
     import axolotl.train

@@ -13,10 +13,11 @@ pytest.importorskip("axolotl")
 from axolotl.cli.config import load_cfg, prepare_plugins
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.dict import DictDefault
-from dft_axolotl.conflicts import RULES, cautions, conflicts, superseded
+from dft_axolotl.args import DFTArgs
+from dft_axolotl.conflicts import RULES, cautions, superseded
 from dft_axolotl.plugin import DFTPlugin
 from pydantic import ValidationError
-from support.axolotl_runs import PLUGIN, prepare, train, write_config
+from support.axolotl_runs import FULL, PLUGIN, prepare, train, write_config
 
 from dft_plugin.errors import ConflictError, NotActiveError
 
@@ -106,21 +107,20 @@ def own_modules(monkeypatch):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_while_the_config_is_read(name, home):
+def test_refused_while_the_config_is_read(name):
     change, text = REFUSED[name]
-    changed = {"plugins": [PLUGIN], **change}
-    # Another plugin's own demands on the config are not what is tested.
-    changed["plugins"] = [plugin for plugin in changed["plugins"] if plugin == PLUGIN]
-    path = write_config(home, **changed)
-    if changed["plugins"] != change.get("plugins", [PLUGIN]):
-        assert text in map(str, conflicts({**change, "loss": "dft"}))
-        return
     with pytest.raises(ValidationError) as caught:
-        load_cfg(str(path))
+        DFTArgs.model_validate({**FULL, **change})
     assert text in str(caught.value)
 
 
-def test_every_rule_has_a_test(home):
+def test_axolotl_asks_our_schema(home):
+    with pytest.raises(ValidationError) as caught:
+        load_cfg(str(write_config(home, use_eaft=True)))
+    assert REFUSED["use_eaft"][1] in str(caught.value)
+
+
+def test_every_rule_has_a_test():
     fired = {
         rule for change, _ in REFUSED.values() for rule in RULES if rule.applies({"loss": "dft", **change})
     }
@@ -193,13 +193,12 @@ def test_a_users_trainer_that_does_not_override_it_trains(home, own_modules):
     assert run.logs[0]["loss"] == pytest.approx(run.expected[0], rel=1e-6)
 
 
-@pytest.mark.parametrize("module", ["kd.trainer:AxolotlKDTrainer", "diffusion.trainer:DiffusionTrainer"])
-def test_axolotls_own_trainers_with_a_loss_are_refused_as_classes_too(module):
-    from importlib import import_module
+def test_axolotls_own_trainers_with_a_loss_are_told_by_their_class_too():
+    from axolotl.core.trainers.mamba import AxolotlMambaTrainer
+    from axolotl.integrations.diffusion.trainer import DiffusionTrainer
 
-    name, _, attribute = module.partition(":")
-    trainer_class = getattr(import_module(f"axolotl.integrations.{name}"), attribute)
-    assert trainer_class.compute_loss is not AxolotlTrainer.compute_loss
+    for trainer_class in (AxolotlMambaTrainer, DiffusionTrainer):
+        assert trainer_class.compute_loss is not AxolotlTrainer.compute_loss
 
 
 def test_label_smoothing_of_another_plugin_is_refused(home, monkeypatch):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from dft_plugin import autoload
 from safetensors.torch import load_file
 from support import tiny
+
+from dft_plugin import autoload
 
 pytest.importorskip("llamafactory")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+
 from dft_llamafactory import arguments
 from dft_plugin.cli.checking import check
 

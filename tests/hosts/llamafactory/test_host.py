@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+
 from dft_llamafactory import arguments, launcher
 from dft_llamafactory.host import LlamaFactoryHost
 from dft_plugin import testing

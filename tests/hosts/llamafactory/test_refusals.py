@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from dft_llamafactory import conflicts, install
 from dft_llamafactory.arguments import read
 from dft_llamafactory.host import LlamaFactoryHost
@@ -125,14 +126,14 @@ def trainer_of(config, home, tmp_path):
     """The trainer of a run that is stopped before its first step."""
     made = []
 
-    class Stop(Exception):
+    class StopHereError(Exception):
         pass
 
     def stop(trainer):
         made.append(trainer)
-        raise Stop
+        raise StopHereError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopHereError):
         factory.train(factory.arguments(home, tmp_path, **config), None, stop)
     return made[0]
 

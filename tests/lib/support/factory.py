@@ -16,11 +16,11 @@ from unittest import mock
 
 import torch
 import yaml
-from dft_llamafactory.arguments import read
-from dft_llamafactory.install import run_with_loss
 from torch import Tensor
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
+from dft_llamafactory.arguments import read
+from dft_llamafactory.install import run_with_loss
 from support import oracle, tiny, training
 
 WIDTH = {"hidden_size": 64, "intermediate_size": 96}

@@ -1,0 +1,118 @@
+"""The commands that a user types, each in a process of its own: `axolotl`, with and without autoload, and `dft`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("axolotl")
+
+from safetensors.torch import load_file
+from support import tiny
+from support.axolotl_runs import ENVIRONMENT, FULL, PLUGIN, command, history, train, write_config
+
+pytestmark = pytest.mark.host
+
+ON = "dft: loss dft(alpha=1.0, floor=0.0) is on for LlamaForCausalLM (AxolotlTrainer)"
+RANKS = "cpu_ranks.CpuRanks"
+SAVED = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+TWO_RANKS = ("--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0")
+
+
+@pytest.fixture
+def autoload_on(monkeypatch):
+    """As `dft autoload enable` leaves the environment; a user's own file is put back."""
+    from dft_plugin import autoload
+
+    path = autoload.pth_path()
+    before = path.read_text() if path.exists() else None
+    enabled = command(path.parent, "dft", "autoload", "enable")
+    assert enabled.returncode == 0, enabled.stderr
+    yield
+    autoload.disable()
+    if before is not None:
+        path.write_text(before)
+
+
+@pytest.fixture
+def expected(home):
+    """The same config in this process, with the plugin in the YAML."""
+    run = train(write_config(home, "expected.yml", **SAVED))
+    return run
+
+
+def assert_same(home, done, expected, out="out/config.yml"):
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("dft: loss") == 1, "one start-up line"
+    assert ON in done.stderr
+    logs = history(home, out, 2)
+    for mine, theirs in zip(logs, expected.logs, strict=True):
+        for key in ("loss", "dft/nll", "dft/tokens", "ppl"):
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-5), key
+    weights = load_file(home / out / "checkpoint-2" / "model.safetensors")
+    assert tiny.max_gap(weights, expected.weights) < 1e-6
+
+
+def test_preprocess_and_train_with_the_plugin_in_the_yaml(home, expected):
+    write_config(home, **SAVED, dataset_prepared_path="own")
+    assert command(home, "axolotl", "preprocess", "config.yml").returncode == 0
+    assert any((home / "own").iterdir())
+    assert_same(home, command(home, "axolotl", "train", "config.yml", "--launcher", "python"), expected)
+
+
+@pytest.mark.parametrize("launcher", ["python", "accelerate", "torchrun"])
+def test_autoload_makes_one_line_enough_for_the_unmodified_command(launcher, home, expected, autoload_on):
+    two = launcher == "torchrun"
+    write_config(
+        home,
+        **SAVED,
+        plugins=[RANKS],
+        micro_batch_size=2 if two else 4,
+    )
+    extra = TWO_RANKS if two else ()
+    done = command(home, "axolotl", "train", "config.yml", "--launcher", launcher, *extra)
+    assert_same(home, done, expected)
+
+
+def test_autoload_stops_the_run_where_our_package_is_broken(home, autoload_on):
+    write_config(home, drop=["plugins"])
+    broken = home / "broken"
+    broken.mkdir()
+    (broken / "dft_axolotl.py").write_text("import a_module_that_is_gone")
+    done = command(home, "axolotl", "train", "config.yml", "--launcher", "python", PYTHONPATH=str(broken))
+    assert done.returncode != 0
+    assert "PluginError: autoload: dft_axolotl.autoload could not patch axolotl.cli.config" in done.stderr
+
+
+@pytest.mark.parametrize("launcher", ["python", "torchrun"])
+def test_dft_train_needs_the_one_line_only(launcher, home, expected):
+    two = launcher == "torchrun"
+    text = write_config(home, **SAVED, plugins=[RANKS], micro_batch_size=1, learning_rate=5.0).read_text()
+    overrides = [f"micro_batch_size={2 if two else 4}", "learning_rate=1.0", "output_dir=other", "gradient_checkpointing=no"]
+    overrides += [word.removeprefix("--") for word in TWO_RANKS] if two else []
+    done = command(home, "dft", "train", "config.yml", f"launcher={launcher}", *overrides)
+    assert_same(home, done, expected, "other")
+    assert (home / "config.yml").read_text() == text
+
+
+def test_dft_train_starts_axolotls_default_launcher(home, expected):
+    write_config(home, **SAVED, drop=["plugins"], loss="nll")
+    assert_same(home, command(home, "dft", "train", "config.yml", "loss=dft"), expected)
+
+
+def test_dft_check_reports_what_the_plugin_would(home):
+    write_config(home, drop=["plugins"], chunked_cross_entropy=True)
+    fine = command(home, "dft", "check", "config.yml")
+    assert (fine.returncode, "replaces  chunked_cross_entropy" in fine.stdout) == (0, True), fine.stderr
+    write_config(home, rl="dpo", use_eaft=True)
+    refused = command(home, "dft", "check", "config.yml", "--json")
+    assert refused.returncode == 1
+    found = json.loads(refused.stdout)
+    assert found["host"] == "axolotl"
+    assert [conflict["key"] for conflict in found["conflicts"]] == ["rl", "use_eaft"]
+    trained = command(home, "dft", "train", "config.yml")
+    assert trained.returncode == 2
+    assert "`use_eaft`: EAFT weights" in trained.stderr

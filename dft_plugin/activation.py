@@ -69,7 +69,8 @@ def _hook_class(trainer: Any, catalogue: Catalogue) -> type[TrainerHook]:
             return hook_class
     if not is_trainer(trainer):
         raise UnsupportedModelError(
-            f"{type(trainer).__name__} is no transformers Trainer. In a loop of your own, use dft_plugin.attach(model)."
+            f"{type(trainer).__name__} is no transformers Trainer. In a loop of your own, "
+            "use dft_plugin.attach(model)."
         )
     return TrainerHook
 

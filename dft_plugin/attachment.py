@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from dft_plugin import calibration, targets
 from dft_plugin.errors import NotActiveError, UnsupportedModelError
 from dft_plugin.hf_head import ReadableHead, call_inside, read_head
-from dft_plugin.hf_model import auxiliary_loss, eos_token_ids, refuse_unsupported, unwrap
+from dft_plugin.hf_model import auxiliary_loss, eos_token_ids, require_causal_lm, unwrap
 from dft_plugin.interception import (
     HeadCapture,
     LossRecorder,
@@ -28,7 +28,7 @@ from dft_plugin.interception import (
     standing_in,
     without_dropout,
 )
-from dft_plugin.kernels import OpaqueHead, Transform
+from dft_plugin.kernels import IDENTITY, OpaqueHead, Transform
 from dft_plugin.loss import LossPlan, LossResult, NumItems, hidden_loss, logits_loss
 from dft_plugin.stats import LossStats
 
@@ -50,9 +50,26 @@ class Route:
     """
 
     path: str
-    transform: Transform = Transform()
+    transform: Transform = IDENTITY
     why_not_lean: str | None = None
     vocab_size: int = 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one run of the model's forward showed.
+
+    Attributes:
+        output: what the model returned.
+        logits: what its loss would have been made from; the stand-in's, where one stood in.
+        labels_BS: aligned labels.
+        auxiliary: what the model adds to any loss (a router's), scaled by the model; or None.
+    """
+
+    output: Any
+    logits: Tensor
+    labels_BS: Tensor
+    auxiliary: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -204,11 +221,11 @@ class Attachment:
         if self.route is None and not self._probe(inputs, head):
             return None
         capture = HeadCapture(head)
-        output, _, labels_BS, auxiliary = self._run(inputs, capture)
+        seen = self._run(inputs, capture)
         hidden_BSD = capture.hidden
         if capture.calls != 1 or hidden_BSD is None:
             return self._leave_lean(f"the model calls its head {capture.calls} times")
-        labels_BS = labels_BS.to(hidden_BSD.device)
+        labels_BS = seen.labels_BS.to(hidden_BSD.device)
         if hidden_BSD.shape[:-1] != labels_BS.shape:
             return self._leave_lean(
                 f"its head gets hidden states {tuple(hidden_BSD.shape)} for labels {tuple(labels_BS.shape)}"
@@ -217,8 +234,8 @@ class Attachment:
         result = self._score_hidden(head, hidden_BSD[scored_BS], labels_BS[scored_BS])
         if isinstance(result, str):
             return self._leave_lean(result)
-        output["logits"] = None
-        return Pass(output, result, scored_BS, auxiliary)
+        seen.output["logits"] = None
+        return Pass(seen.output, result, scored_BS, seen.auxiliary)
 
     def _score_hidden(self, head: Any, hidden_TD: Tensor, labels_T: Tensor) -> LossResult | str:
         """Score inside the head's forward; returns why it cannot be trusted where it was checked in vain."""
@@ -232,7 +249,7 @@ class Attachment:
         called = OpaqueHead(head, self.route.vocab_size, self.route.transform)
         return hidden_loss(self.plan, hidden_TD, called, labels_T)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _inside_head(
         self, hidden_TD: Tensor, labels_T: Tensor, reading: ReadableHead
     ) -> tuple[Tensor, LossResult | str | None]:
@@ -254,19 +271,15 @@ class Attachment:
 
     def _logits_pass(self, inputs: dict[str, Any], *, keep_logits: bool) -> Pass:
         """Score the logits that the model makes."""
-        output, logits, labels_BS, auxiliary = self._run(inputs, None)
-        labels_BS = labels_BS.to(logits.device)
-        result = logits_loss(self.plan, logits, labels_BS)
+        seen = self._run(inputs, None)
+        labels_BS = seen.labels_BS.to(seen.logits.device)
+        result = logits_loss(self.plan, seen.logits, labels_BS)
         if not keep_logits:
-            output["logits"] = None
-        return Pass(output, result, labels_BS != targets.IGNORE_INDEX, auxiliary)
+            seen.output["logits"] = None
+        return Pass(seen.output, result, labels_BS != targets.IGNORE_INDEX, seen.auxiliary)
 
-    def _run(self, inputs: dict[str, Any], capture: HeadCapture | None) -> tuple[Any, Tensor, Tensor, Tensor | None]:
-        """Run the model's forward once.
-
-        Returns:
-            The output, the logits that its loss would see, aligned labels, and the auxiliary loss.
-        """
+    def _run(self, inputs: dict[str, Any], capture: HeadCapture | None) -> Seen:
+        """Run the model's forward once, with `capture` in place of its head if one is given."""
         inputs = {key: value for key, value in inputs.items() if key not in _OURS_TO_SAY}
         shift_labels = inputs.pop("shift_labels", None)
         labels = inputs.pop("labels", None)
@@ -274,25 +287,9 @@ class Attachment:
         if self.model.training and "use_cache" in self.__signature__.parameters:
             inputs.setdefault("use_cache", False)
         if self._asks_for_loss:
-            recorder = LossRecorder()
-            extra = {} if shift_labels is None else {"shift_labels": shift_labels}
-            output = None
-            try:
-                with standing_in(self.model, capture), recording(self.model, recorder):
-                    output = self.original(**inputs, labels=labels, **extra, return_dict=True)
-            except Exception:
-                # A class with a loss of its own may fail on what our stand-in gives it instead of logits.
-                if recorder.calls or capture is None:
-                    raise
-            if recorder.calls > 1:
-                raise UnsupportedModelError(
-                    f"{type(self.model).__name__} asks for {recorder.calls} losses in one forward pass; only one "
-                    "can be replaced. Train it without `loss:`."
-                )
-            if output is not None and recorder.logits is not None and recorder.labels is not None:
-                aligned = recorder.labels if shift_labels is None else shift_labels
-                auxiliary = output["loss"] if output["loss"].requires_grad or output["loss"] != 0 else None
-                return output, recorder.logits, aligned, auxiliary
+            seen = self._run_with_labels(inputs, labels, shift_labels, capture)
+            if seen is not None:
+                return seen
             # A fused forward (Liger, Cut Cross-Entropy), or a class with a loss of its own.
             check_own_loss(self.model, self.original)
             self._asks_for_loss = False
@@ -301,7 +298,32 @@ class Attachment:
         with standing_in(self.model, capture):
             output = self.original(**inputs, return_dict=True)
         aligned = targets.shift(labels) if shift_labels is None else shift_labels
-        return output, output["logits"], aligned, auxiliary_loss(self.model, output)
+        return Seen(output, output["logits"], aligned, auxiliary_loss(self.model, output))
+
+    def _run_with_labels(
+        self, inputs: dict[str, Any], labels: Tensor, shift_labels: Tensor | None, capture: HeadCapture | None
+    ) -> Seen | None:
+        """Run the model and answer its call for a loss. Returns None if it makes none."""
+        recorder = LossRecorder()
+        extra = {} if shift_labels is None else {"shift_labels": shift_labels}
+        output = None
+        try:
+            with standing_in(self.model, capture), recording(self.model, recorder):
+                output = self.original(**inputs, labels=labels, **extra, return_dict=True)
+        except Exception:
+            # A class with a loss of its own may fail on what our stand-in gives it instead of logits.
+            if recorder.calls or capture is None:
+                raise
+        if recorder.calls > 1:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} asks for {recorder.calls} losses in one forward pass; only one "
+                "can be replaced. Train it without `loss:`."
+            )
+        if output is None or recorder.logits is None or recorder.labels is None:
+            return None
+        aligned = recorder.labels if shift_labels is None else shift_labels
+        added = output["loss"]
+        return Seen(output, recorder.logits, aligned, added if added.requires_grad or added != 0 else None)
 
     def _probe(self, inputs: dict[str, Any], head: Any) -> bool:
         """Decide the route from the first batch; returns whether it is the lean one.
@@ -310,27 +332,30 @@ class Attachment:
         modules (norm and head, as transformers' plans have it) where one is called more often than the others.
         """
         capture = HeadCapture(head, probing=True)
-        _, logits, _, auxiliary = self._run(inputs, capture)
+        # Dropout draws the same numbers in the passes that follow as it would have without this one.
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            seen = self._run(inputs, capture)
         if capture.calls != 1 or capture.probe is None or capture.real_KV is None:
             self._leave_lean(f"the model calls its head {capture.calls} times")
             return False
-        if auxiliary is not None and not torch.is_grad_enabled():
+        if seen.auxiliary is not None and not torch.is_grad_enabled():
             # Only a graph can tell where it comes from. The next batch decides.
             return False
-        transform = calibration.find_transform(capture.probe, logits)
+        transform = calibration.find_transform(capture.probe, seen.logits)
         if isinstance(transform, str):
             self._leave_lean(transform)
             return False
-        if auxiliary is not None and capture.led_to(auxiliary):
+        if seen.auxiliary is not None and capture.led_to(seen.auxiliary):
             self._leave_lean("the model adds to its loss what it makes of its logits (a z-loss, say)")
             return False
         reading = read_head(head)
         why_not_lean = reading if isinstance(reading, str) else None
         self.route = Route("lean", transform, why_not_lean, capture.real_KV.shape[-1])
-        self._unchecked = capture.checked_KD(), capture.real_KV
+        self._unchecked = capture.checked_positions(), capture.real_KV
         return True
 
-    def _leave_lean(self, reason: str) -> None:
+    def _leave_lean(self, reason: str) -> Pass | None:
+        """Take the logits path from now on, or refuse where the lean one was asked for by name."""
         if self.plan.path == "lean":
             raise UnsupportedModelError(
                 f"{type(self.model).__name__}: the lean kernel was asked for by name, but {reason}. Set "
@@ -338,6 +363,7 @@ class Attachment:
             )
         logger.warning("dft: %s: scoring the model's logits, since %s.", type(self.model).__name__, reason)
         self.route = Route("logits", why_not_lean=reason)
+        return None
 
 
 def attach_plan(model: torch.nn.Module, plan: LossPlan, attachment_class: type[Attachment] = Attachment) -> Attachment:
@@ -351,8 +377,7 @@ def attach_plan(model: torch.nn.Module, plan: LossPlan, attachment_class: type[A
     Raises:
         UnsupportedModelError: not a causal LM, encoder-decoder, or already wrapped for several devices.
     """
-    causal_lm = unwrap(model)
-    refuse_unsupported(causal_lm)
+    causal_lm = require_causal_lm(unwrap(model))
     attached = causal_lm.__dict__.get("forward")
     if isinstance(attached, Attachment):
         attached.detach()

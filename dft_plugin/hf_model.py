@@ -34,8 +34,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def refuse_unsupported(model: nn.Module) -> None:
-    """Raise `UnsupportedModelError` unless `model` is a decoder-only language model."""
+def require_causal_lm(model: nn.Module) -> PreTrainedModel:
+    """Return `model`, or raise `UnsupportedModelError` unless it is a decoder-only language model."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
@@ -50,6 +50,7 @@ def refuse_unsupported(model: nn.Module) -> None:
         raise UnsupportedModelError(
             f"{name} is no causal language model; its loss is not the likelihood of the next token."
         )
+    return model
 
 
 def _is_causal_lm(model: PreTrainedModel) -> bool:

@@ -38,14 +38,14 @@ class HeadCapture(nn.Module):
         self.hidden = hidden
         if self.probing:
             with torch.no_grad(), without_dropout(self.head):
-                self.real_KV = self.head(self.checked_KD())
+                self.real_KV = self.head(self.checked_positions())
                 self.probe = calibration.probe_logits(self.real_KV)
             self.probe.requires_grad_(torch.is_grad_enabled())
             # A copy, since some forwards change their logits in place.
             return self.probe.clone()
         return hidden.new_zeros((*hidden.shape[:-1], 1), dtype=torch.float32)
 
-    def checked_KD(self) -> Tensor:
+    def checked_positions(self) -> Tensor:
         """The positions whose real logits are made for the check."""
         assert self.hidden is not None
         hidden_ND = self.hidden.reshape(-1, self.hidden.shape[-1])

@@ -110,7 +110,7 @@ class TrainerHook:
         if self.attachment.calls == calls:
             raise NotActiveError(
                 "a training step ended without the loss that `loss:` asks for: something took over the model's "
-                f"forward (it is now {self.attachment.model.__dict__.get('forward')!r}) or computed a loss without labels in "
+                f"forward (it is now {_owner(self.attachment.model.forward)}) or computed a loss without labels in "
                 "the forward. Nothing was updated in this step. Disable it (Liger, Unsloth, a custom compute_loss), "
                 "or leave out `loss:`."
             )
@@ -170,6 +170,11 @@ class TrainerHook:
 def is_trainer(trainer: object) -> bool:
     """Say whether `trainer` is a `transformers.Trainer`."""
     return isinstance(trainer, Trainer)
+
+
+def _owner(function: Any) -> str:
+    # The repr of a bound method prints its whole model.
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
 class _WithoutFirstLabel:

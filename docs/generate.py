@@ -1,10 +1,11 @@
 """Write the generated pages, or with --check say which are out of date.
 
-    python docs/generate.py [--check]
+python docs/generate.py [--check]
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -36,6 +37,19 @@ loss:
 """
 
 
+MODELS_HEAD = """\
+# Models
+
+Made by `python docs/generate.py` from `tests/attachment/sweep_expected.json`, which a test keeps true: it builds a tiny
+random model of every causal-LM class, attaches `loss: nll`, and compares loss and gradients with the class's own.
+
+- **lean**: scored from the hidden states; the logits never exist.
+- **logits**: the model does more to its logits than to scale and cap them, so they are made and scored.
+- **refused**: with the reason, before anything is trained.
+- **not run**: a tiny random model could not be built or run here, for the reason given; nothing is claimed.
+"""
+
+
 def settings_page() -> str:
     """Every key: ours, then the options of each shipped objective."""
     catalogue = build_catalogue(build_manager(third_party=False))
@@ -62,7 +76,18 @@ def _kernel_lines(catalogue: Catalogue) -> list[str]:
     return [f"- `{name}`: {(module.__doc__ or '').splitlines()[0]}" for name, module in modules.items()]
 
 
-PAGES = {"settings.md": settings_page}
+def models_page() -> str:
+    """What the sweep over every causal-LM class found, from the table that the tests keep true."""
+    sys.path.insert(0, str(DOCS.parent / "tests" / "lib"))
+    from support import sweep
+
+    tables = json.loads((DOCS.parent / "tests" / "attachment" / "sweep_expected.json").read_text(encoding="utf-8"))
+    return MODELS_HEAD + "".join(
+        f"\n## transformers {version}\n\n{sweep.render(tables[version])}" for version in tables
+    )
+
+
+PAGES = {"settings.md": settings_page, "models.md": models_page}
 
 
 def main(check: bool) -> int:

@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import dft_plugin
 import pytest
+
+import dft_plugin
 from dft_plugin import hookspecs
 from dft_plugin.objectives import Rows
 from dft_plugin.stats import LossStats, Sum
@@ -75,6 +76,7 @@ def test_the_version_is_the_same_in_both_places():
 
 def test_the_eight_lines_of_the_readme_are_settings_and_a_config_of_trl():
     import yaml
+
     from dft_plugin.plugins import build_catalogue
 
     text = re.search(r"```yaml\n(.*?)```", page("README.md"), re.S).group(1)

@@ -165,8 +165,16 @@ class _Running:
         zero_T1 = hidden_TD.new_zeros(hidden_TD.shape[0], 1)
         # A finite lowest maximum: -inf less -inf would be NaN.
         lowest_T1 = torch.full_like(zero_T1, torch.finfo(zero_T1.dtype).min)
-        columns = [zero_T1.clone() for _ in range(5)]
-        return cls(run, lowest_T1, *columns, torch.zeros_like(hidden_TD) if with_grad else None)
+        return cls(
+            run,
+            max_T1=lowest_T1,
+            rest_T1=zero_T1,
+            e_log_e_T1=zero_T1,
+            e_squared_T1=zero_T1,
+            x_target_T1=zero_T1.clone(),
+            slope_target_T1=zero_T1.clone(),
+            grad_TD=torch.zeros_like(hidden_TD) if with_grad else None,
+        )
 
     def add(self, x_TB: Tensor, weight_BD: Tensor, columns_T: Tensor) -> None:
         """Add a block of raw logits, which is overwritten; `columns_T` are the targets' columns in it."""
@@ -188,7 +196,7 @@ class _Running:
         self.max_T1 = max_T1
         self.rest_T1 = shrink_T1 * self.rest_T1 + e_TB.sum(1, keepdim=True)
         if "entropy" in self.run.needs:
-            self.e_log_e_T1 -= torch.special.entr(e_TB).sum(1, keepdim=True)
+            self.e_log_e_T1 = self.e_log_e_T1 - torch.special.entr(e_TB).sum(1, keepdim=True)
         if "sum_p_squared" in self.run.needs:
             self.e_squared_T1 = shrink_T1.square() * self.e_squared_T1 + e_TB.square().sum(1, keepdim=True)
         if self.grad_TD is not None:

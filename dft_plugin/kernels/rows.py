@@ -73,10 +73,9 @@ def score_rows_(
 
 def concatenate(parts: list[Rows]) -> Rows:
     """Join the statistics of consecutive blocks of rows."""
-    columns: dict[str, Any] = {
-        field.name: [getattr(part, field.name) for part in parts] for field in fields(Rows)
-    }
-    return Rows(**{name: None if column[0] is None else torch.cat(column) for name, column in columns.items()})
+    columns: dict[str, Any] = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Rows)}
+    joined: dict[str, Any] = {name: None if c[0] is None else torch.cat(c) for name, c in columns.items()}
+    return Rows(**joined)
 
 
 def _score_block_(

@@ -147,8 +147,8 @@ def conflicts(config: Config) -> list[Conflict]:
             found.append(
                 Conflict(
                     "plugins",
-                    f"`{name}` is not our plugin's name: Axolotl would print that it cannot be imported, and train "
-                    "cross-entropy.",
+                    f"`{name}` is not our plugin's name, and where a plugin cannot be imported Axolotl prints it and "
+                    "trains cross-entropy.",
                     f"Write `{PLUGIN}`.",
                 )
             )

@@ -19,8 +19,6 @@ os.environ.update(axolotl_runs.ENVIRONMENT)
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
     """Models and data, made once."""
-    import axolotl.core.builders.causal
-    import axolotl.train
 
     # Axolotl and accelerate collect garbage several times in a run; a million objects of imports are none.
     gc.freeze()

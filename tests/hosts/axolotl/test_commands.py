@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
-import torch
 
 pytest.importorskip("axolotl")
 
 from safetensors.torch import load_file
 from support import tiny
-from support.axolotl_runs import ENVIRONMENT, FULL, PLUGIN, command, history, train, write_config
+from support.axolotl_runs import command, history, train, write_config
 
 pytestmark = pytest.mark.host
 
@@ -40,8 +38,7 @@ def autoload_on(monkeypatch):
 @pytest.fixture
 def expected(home):
     """The same config in this process, with the plugin in the YAML."""
-    run = train(write_config(home, "expected.yml", **SAVED))
-    return run
+    return train(write_config(home, "expected.yml", **SAVED))
 
 
 def assert_same(home, done, expected, out="out/config.yml"):
@@ -91,7 +88,12 @@ def test_autoload_stops_the_run_where_our_package_is_broken(home, autoload_on):
 def test_dft_train_needs_the_one_line_only(launcher, home, expected):
     two = launcher == "torchrun"
     text = write_config(home, **SAVED, plugins=[RANKS], micro_batch_size=1, learning_rate=5.0).read_text()
-    overrides = [f"micro_batch_size={2 if two else 4}", "learning_rate=1.0", "output_dir=other", "gradient_checkpointing=no"]
+    overrides = [
+        f"micro_batch_size={2 if two else 4}",
+        "learning_rate=1.0",
+        "output_dir=other",
+        "gradient_checkpointing=no",
+    ]
     overrides += [word.removeprefix("--") for word in TWO_RANKS] if two else []
     done = command(home, "dft", "train", "config.yml", f"launcher={launcher}", *overrides)
     assert_same(home, done, expected, "other")

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("axolotl")
 
-from support import axolotl_runs, tiny
+from support import tiny
 from support.axolotl_runs import LORA, PACKED, QLORA, QWEN2, train, write_config
 
 pytestmark = pytest.mark.host
@@ -15,7 +15,15 @@ CHAT = {
     "datasets": [{"path": "data/chat.jsonl", "type": "chat_template"}],
     "chat_template": "tokenizer_default",
 }
-RELORA = {**LORA, "relora": True, "relora_prune_ratio": 0.9, "jagged_restart_steps": 2, "max_steps": 4, "optimizer": "adamw_torch", "learning_rate": 1e-3}
+RELORA = {
+    **LORA,
+    "relora": True,
+    "relora_prune_ratio": 0.9,
+    "jagged_restart_steps": 2,
+    "max_steps": 4,
+    "optimizer": "adamw_torch",
+    "learning_rate": 1e-3,
+}
 KINDS = {
     "full": {},
     "qwen2": QWEN2,

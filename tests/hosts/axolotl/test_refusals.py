@@ -13,12 +13,12 @@ pytest.importorskip("axolotl")
 from axolotl.cli.config import load_cfg, prepare_plugins
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.dict import DictDefault
-from dft_axolotl.args import DFTArgs
-from dft_axolotl.conflicts import RULES, cautions, superseded
-from dft_axolotl.plugin import DFTPlugin
 from pydantic import ValidationError
 from support.axolotl_runs import FULL, PLUGIN, prepare, train, write_config
 
+from dft_axolotl.args import DFTArgs
+from dft_axolotl.conflicts import RULES, cautions, superseded
+from dft_axolotl.plugin import DFTPlugin
 from dft_plugin.errors import ConflictError, NotActiveError
 
 pytestmark = pytest.mark.host
@@ -27,7 +27,9 @@ KD = "axolotl.integrations.kd.KDPlugin"
 DIFFUSION = "axolotl.integrations.diffusion.DiffusionPlugin"
 HATCHERY = "axolotl.integrations.hatchery.HatcheryPlugin"
 OWN = "trains on preferences, rewards or features with a loss of its own. Remove `rl:` to fine-tune on target tokens, "
-CUTS = "cuts sequences after the tokens were counted and replaces the count by an estimate, so the loss would be wrong."
+CUTS = (
+    "cuts sequences after the tokens were counted and replaces the count by an estimate, so the loss would be wrong."
+)
 SAVE = "Set it to 1, and save memory with sample_packing, FSDP or DeepSpeed."
 REFUSED = {
     **{
@@ -50,8 +52,8 @@ REFUSED = {
     **{
         f"kd-{key}": (
             change,
-            "`kd_trainer`: the distillation trainer computes its own loss from the teacher's logits. Remove it and the "
-            "KDPlugin from `plugins:`, or remove `loss:`.",
+            "`kd_trainer`: the distillation trainer computes its own loss from the teacher's logits. Remove it and "
+            "the KDPlugin from `plugins:`, or remove `loss:`.",
         )
         for key, change in {"key": {"kd_trainer": True}, "plugin": {"plugins": [PLUGIN, KD]}}.items()
     },
@@ -66,8 +68,8 @@ REFUSED = {
     ),
     "diffusion": (
         {"plugins": [PLUGIN, DIFFUSION]},
-        "`plugins`: the diffusion trainer predicts masked tokens with a loss of its own. Remove the DiffusionPlugin, or "
-        "remove `loss:`.",
+        "`plugins`: the diffusion trainer predicts masked tokens with a loss of its own. Remove the DiffusionPlugin, "
+        "or remove `loss:`.",
     ),
     "hatchery": (
         {"plugins": [PLUGIN, HATCHERY]},
@@ -89,12 +91,13 @@ REFUSED = {
     ),
     "use_dft": (
         {"use_dft": True},
-        "`use_dft`: it asks Axolotl for a DFT of its own; only one of the two can be on. Remove it, or remove `loss:`.",
+        "`use_dft`: it asks Axolotl for a DFT of its own; only one of the two can be on. Remove it, or remove "
+        "`loss:`.",
     ),
     "misspelt plugin": (
         {"plugins": [PLUGIN, "dft_plugin.DFTPlugin"]},
-        "`plugins`: `dft_plugin.DFTPlugin` is not our plugin's name: Axolotl would print that it cannot be imported, and "
-        f"train cross-entropy. Write `{PLUGIN}`.",
+        "`plugins`: `dft_plugin.DFTPlugin` is not our plugin's name, and where a plugin cannot be imported Axolotl "
+        f"prints it and trains cross-entropy. Write `{PLUGIN}`.",
     ),
     "typo": ({"loss": "dff"}, "`loss`: `dff` is no name. Did you mean `dft`?"),
     "typo in an option": ({"loss": {"name": "dft", "alhpa": 1.0}}, "`loss.alhpa`: `alhpa` is no option of `dft`."),
@@ -121,9 +124,7 @@ def test_axolotl_asks_our_schema(home):
 
 
 def test_every_rule_has_a_test():
-    fired = {
-        rule for change, _ in REFUSED.values() for rule in RULES if rule.applies({"loss": "dft", **change})
-    }
+    fired = {rule for change, _ in REFUSED.values() for rule in RULES if rule.applies({"loss": "dft", **change})}
     assert fired == set(RULES)
 
 

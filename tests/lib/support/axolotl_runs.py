@@ -115,7 +115,20 @@ def _tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    known = ["<pad>", "<s>", "</s>", "<unk>", *WORDS, "Below", "is", "an", "instruction", "Response", "user", "assistant"]
+    known = [
+        "<pad>",
+        "<s>",
+        "</s>",
+        "<unk>",
+        *WORDS,
+        "Below",
+        "is",
+        "an",
+        "instruction",
+        "Response",
+        "user",
+        "assistant",
+    ]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     made = PreTrainedTokenizerFast(

@@ -86,7 +86,7 @@ def activating(loss: Any) -> Iterator[Guard]:
     @functools.wraps(plain)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         plain(self, *args, **kwargs)
-        pass
+        activate(self, loss)
         guard.activated += 1
 
     if isinstance(getattr(plain, "guard", None), Guard):

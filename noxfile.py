@@ -31,6 +31,7 @@ FLOOR = [
     "PyYAML==6.0.1",
 ]
 TRL = [*NEWEST, BITSANDBYTES, "trl==1.16.0", "datasets==5.2.0"]
+AXOLOTL = ["axolotl==0.19.0", "axolotl-contribs-lgpl==0.0.7", "axolotl-contribs-mit==0.0.6"]
 
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -99,6 +100,19 @@ def llamafactory(session: nox.Session) -> None:
     Path(str(where).strip(), "torchaudio.py").touch()
     environment = {**OFFLINE, "DFT_WRITE_DOCS": os.environ.get("DFT_WRITE_DOCS", "0")}
     session.run("pytest", "-m", "host", *(session.posargs or [str(place)]), env=environment)
+
+
+@nox.session(tags=["ci"])
+def axolotl(session: nox.Session) -> None:
+    """Train tiny models in Axolotl, which pins nearly everything that it imports."""
+    session.env["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+    session.install(TORCH)
+    tools = nox.project.dependency_groups(PYPROJECT, "test")
+    session.install("-r", "tests/hosts/axolotl/requirements.txt", *tools)
+    # Without dependencies, so that pip leaves the pins as they are.
+    session.install("--no-deps", *AXOLOTL)
+    session.install("--no-deps", "-e", ".")
+    session.run("pytest", "-m", "host", *(session.posargs or ["tests/hosts/axolotl"]), env=OFFLINE)
 
 
 @nox.session

@@ -24,6 +24,7 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -154,7 +155,7 @@ def patched_spec(
     return None
 
 
-class _PatchingLoader:
+class _PatchingLoader(Loader):
     """Stands in for a module's loader until the module is executed."""
 
     def __init__(self, loader: Any, patcher: str) -> None:

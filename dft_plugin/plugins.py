@@ -15,7 +15,7 @@ import pluggy
 
 from dft_plugin import builtin, hookspecs
 from dft_plugin.errors import PluginError
-from dft_plugin.settings import Settings, parse_settings
+from dft_plugin.settings import RESERVED_KERNELS, Settings, parse_settings
 
 if TYPE_CHECKING:
     from dft_plugin.host import Host
@@ -99,29 +99,49 @@ def build_catalogue(manager: pluggy.PluginManager | None = None) -> Catalogue:
         PluginError: two plugins claim one name; names both.
     """
     manager = manager or build_manager()
-    return Catalogue(
-        objectives=_collect(manager, "register_objectives", lambda item: item.name),
-        kernels=_collect(manager, "register_kernels", lambda item: item.__name__),
-        hosts=_collect(manager, "register_hosts", lambda item: item.name),
+    # A plugin that fails in one hook is left out of all, so every hook is asked before anything is kept.
+    registered = {hook: _ask(manager, hook) for hook in _NAMES}
+    kept = {owner for owner, _ in manager.list_name_plugin()}
+    objectives, kernels, hosts = (
+        _by_name(hook, {owner: items for owner, items in registered[hook].items() if owner in kept}) for hook in _NAMES
     )
+    return Catalogue(objectives, kernels, hosts)
 
 
-def _collect(manager: pluggy.PluginManager, hook: str, name_of: Callable[[Any], str]) -> dict[str, Entry[Any]]:
-    found: dict[str, Entry[Any]] = {}
-    # One plugin at a time, so that its name is known when it fails or collides.
+_NAMES: Mapping[str, Callable[[Any], str]] = {
+    "register_objectives": lambda item: item.name,
+    "register_kernels": lambda item: item.__name__,
+    "register_hosts": lambda item: item.name,
+}
+"""The hooks, and what a registered object is called by."""
+
+
+def _ask(manager: pluggy.PluginManager, hook: str) -> dict[str, list[Any]]:
+    """Return what each plugin registers through `hook`, by owner; leave out plugins that fail."""
+    answers: dict[str, list[Any]] = {}
     for owner, plugin in manager.list_name_plugin():
+        # One plugin at a time, so that its name is known when it fails.
         others = [other for other in manager.get_plugins() if other is not plugin]
         try:
             results: list[Iterable[Any]] = manager.subset_hook_caller(hook, others)()
-            named = [(name_of(item), item) for result in results for item in result]
+            answers[owner] = [item for result in results for item in result]
+            for item in answers[owner]:
+                _NAMES[hook](item)
         except Exception as error:
             _leave_out(manager, owner, error)
-            continue
-        for name, item in named:
-            if name in found:
+    return answers
+
+
+def _by_name(hook: str, answers: Mapping[str, list[Any]]) -> dict[str, Entry[Any]]:
+    found: dict[str, Entry[Any]] = {}
+    reserved = RESERVED_KERNELS if hook == "register_kernels" else ()
+    for owner, items in answers.items():
+        for item in items:
+            name = _NAMES[hook](item)
+            if name in found or name in reserved:
+                first = found[name].owner if name in found else "dft_plugin itself"
                 raise PluginError(
-                    f"`{name}` is registered by {found[name].owner} and by {owner} ({hook}). Uninstall one of "
-                    "them, or rename it."
+                    f"`{name}` is registered by {first} and by {owner} ({hook}). Uninstall one of them, or rename it."
                 )
             found[name] = Entry(item, owner)
     return found

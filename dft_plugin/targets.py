@@ -21,7 +21,9 @@ def shift(labels_BS: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
     Returns:
         Labels [..., S]: position `s` holds the token at `s + 1`.
     """
-    return torch.nn.functional.pad(labels_BS[..., 1:], (0, 1), value=ignore_index)
+    shifted_BS = torch.full_like(labels_BS, ignore_index)
+    shifted_BS[..., :-1] = labels_BS[..., 1:]
+    return shifted_BS
 
 
 def select(labels: Tensor, vocab_size: int, ignore_index: int = IGNORE_INDEX) -> tuple[Tensor, Tensor]:

@@ -40,8 +40,9 @@ loss:
 MODELS_HEAD = """\
 # Models
 
-Made by `python docs/generate.py` from `tests/attachment/sweep_expected.json`, which a test keeps true: it builds a tiny
-random model of every causal-LM class, attaches `loss: nll`, and compares loss and gradients with the class's own.
+Made by `python docs/generate.py` from `tests/attachment/sweep_expected.json`, which a test keeps true: it builds
+a tiny random model of every causal-LM class, attaches `loss: nll`, and compares loss and gradients with those of
+the class itself.
 
 - **lean**: scored from the hidden states; the logits never exist.
 - **logits**: the model does more to its logits than to scale and cap them, so they are made and scored.

@@ -33,6 +33,8 @@ def heavy_modules_after(statement: str) -> list[str]:
         "from dft_plugin import Number, Objective, Rows, hookimpl",
         "import dft_plugin.errors, dft_plugin.settings, dft_plugin.objectives, dft_plugin.host",
         "from dft_plugin.plugins import build_manager; build_manager(third_party=False)",
+        "import dft_axolotl, dft_axolotl.hooks, dft_axolotl.host, dft_axolotl.args",
+        "import dft_plugin.autoload",
         "import dft_trl.hooks",
     ],
 )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pydantic
 import pytest
 import torch
 
+from dft_plugin import token_loss
+from dft_plugin.errors import PluginError
 from dft_plugin.objectives import DFT, NLL, Objective, Rows
 
 
@@ -117,3 +120,14 @@ def test_an_objective_without_a_weight_says_so():
 
     with pytest.raises(NotImplementedError):
         Nameless().weight(rows(0.5))
+
+
+def test_weights_of_another_shape_are_refused():
+    class Column(Objective):
+        name: ClassVar[str] = "column"
+
+        def weight(self, rows):
+            return rows.logp_T.exp()[:, None]
+
+    with pytest.raises(PluginError, match=r"column returned weights of shape \(3, 1\) for 3 tokens"):
+        token_loss(torch.zeros(3, 5), torch.tensor([0, 1, 2]), objective=Column())

@@ -246,3 +246,38 @@ def test_a_hook_with_a_mistyped_name_is_refused(install):
     objectives = build_catalogue(manager).objectives
     assert "quartered" in objectives
     assert "halved" not in objectives
+
+
+def test_a_plugin_that_fails_in_a_later_hook_leaves_nothing_behind(recwarn):
+    class HalfBroken:
+        @hookimpl
+        def register_objectives(self):
+            return [Constant]
+
+        @hookimpl
+        def register_hosts(self):
+            raise RuntimeError("no hosts today")
+
+    manager = build_manager(third_party=False)
+    manager.register(HalfBroken(), name="half-broken")
+    assert "constant" not in build_catalogue(manager).objectives
+    said = str(recwarn.pop(RuntimeWarning).message)
+    assert "half-broken is broken and left out (RuntimeError: no hosts today)" in said
+
+
+@pytest.mark.parametrize("name", ["auto", "logits"])
+def test_a_kernel_cannot_take_a_word_of_ours(name):
+    def kernel():
+        pass
+
+    kernel.__name__ = name
+
+    class Taker:
+        @hookimpl
+        def register_kernels(self):
+            return [kernel]
+
+    manager = build_manager(third_party=False)
+    manager.register(Taker(), name="taker")
+    with pytest.raises(PluginError, match=f"`{name}` is registered by dft_plugin itself and by taker"):
+        build_catalogue(manager)

@@ -91,3 +91,7 @@ def test_a_label_outside_the_vocabulary_is_refused_with_what_to_check(labels, sh
 def test_another_ignore_index_makes_minus_100_a_label_outside_the_vocabulary():
     with pytest.raises(LabelError, match=r"labels hold -100, .* or 0 for positions to ignore"):
         targets.select(torch.tensor([IGNORED, 2]), vocab_size=4, ignore_index=0)
+
+
+def test_shift_of_no_positions_is_none():
+    assert targets.shift(torch.zeros(2, 0, dtype=torch.long)).shape == (2, 0)

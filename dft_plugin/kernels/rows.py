@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dft_plugin.errors import PluginError
 from dft_plugin.kernels.base import Transform
 from dft_plugin.objectives import Objective, Rows, RowStatistic
 
@@ -165,7 +166,15 @@ def weighted_sum(objective: Objective, rows: Rows) -> tuple[Tensor, Tensor]:
     Returns:
         `(loss_sum, weight_T)`: the sum of -w * log p in nats, and w, both detached. A weight of zero
         takes a token out even where log p is -inf.
+
+    Raises:
+        PluginError: the objective does not return one weight for each row.
     """
     weight_T = objective.weight(rows).detach().to(rows.logp_T.dtype)
+    if weight_T.shape != rows.logp_T.shape:
+        raise PluginError(
+            f"the objective {objective.name} returned weights of shape {tuple(weight_T.shape)} for "
+            f"{rows.logp_T.numel()} tokens; return one weight for each token, [{rows.logp_T.numel()}]."
+        )
     loss_T = torch.where(weight_T == 0, torch.zeros_like(weight_T), -weight_T * rows.logp_T)
     return loss_T.sum(), weight_T

@@ -30,15 +30,17 @@ class AxolotlHook(TrainerHook):
     def install(self) -> None:
         """Wrap the trainer, mend `ppl` and `eval_ppl` before any logger sees them, and the choice of the best."""
         super().install()
-        self.replaced += superseded(self.trainer.axolotl_cfg or {})
-        self.trainer.callback_handler.callbacks.insert(0, _TruePerplexity())
-        self._prefer_low()
+        trainer: Any = self.trainer
+        cfg = trainer.axolotl_cfg or {}
+        self.replaced += superseded(cfg)
+        trainer.callback_handler.callbacks.insert(0, _TruePerplexity())
+        self._prefer_low(bool(cfg.get("greater_is_better")))
 
-    def _prefer_low(self) -> None:
+    def _prefer_low(self, asked_for_high: bool) -> None:
         """Choose the lowest nll as best: Axolotl drops `greater_is_better: false`, and transformers assumes true."""
-        args, cfg = self.trainer.args, self.trainer.axolotl_cfg or {}
+        args = self.trainer.args
         metric = args.metric_for_best_model or ""
-        if metric.endswith(_LOW_IS_GOOD) and args.greater_is_better and not cfg.get("greater_is_better"):
+        if metric.endswith(_LOW_IS_GOOD) and args.greater_is_better and not asked_for_high:
             args.greater_is_better = False
             self.replaced.append(f"greater_is_better (the lowest {metric} is the best)")
 

@@ -99,7 +99,9 @@ def test_a_config_that_no_host_recognises_is_an_error_that_lists_the_hosts(dft, 
 def test_host_chooses_where_the_keys_do_not_tell(dft, config):
     path = config("loss: dft\nmodel: m\n")
     assert dft("check", path, "--host", "trl").returncode == 0
-    assert dft("check", path, "--host", "tlr").stderr == ("dft: --host tlr: no such host. Known: trl.\n")
+    assert dft("check", path, "--host", "tlr").stderr == (
+        "dft: --host tlr: no such host. Known: axolotl, llamafactory, trl.\n"
+    )
 
 
 @pytest.mark.parametrize(

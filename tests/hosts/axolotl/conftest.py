@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 from pathlib import Path
 
@@ -10,16 +11,18 @@ import pytest
 from support import axolotl_runs
 
 HERE = Path(__file__).parent
-
+INSTALLED = importlib.util.find_spec("axolotl") is not None
 
 # Before the test modules import Axolotl, which reads it then: offline, no telemetry, on the CPU.
-os.environ.update(axolotl_runs.ENVIRONMENT)
+if INSTALLED:
+    os.environ.update(axolotl_runs.ENVIRONMENT)
 
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
     """Models and data, made once."""
-
+    importlib.import_module("axolotl.core.builders.causal")
+    importlib.import_module("axolotl.train")
     # Axolotl and accelerate collect garbage several times in a run; a million objects of imports are none.
     gc.freeze()
     home = tmp_path_factory.mktemp("axolotl")
@@ -40,6 +43,9 @@ def home(tmp_path, shared, monkeypatch):
 @pytest.fixture(autouse=True)
 def clean_axolotl():
     """Axolotl is made for one run per process: its plugins and its patches of transformers stay."""
+    if not INSTALLED:
+        yield
+        return
     from axolotl.integrations.base import PluginManager
     from transformers.loss.loss_utils import LOSS_MAPPING
 
@@ -57,3 +63,13 @@ def pytest_collection_modifyitems(items):
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.filterwarnings("default"))
             item.add_marker(pytest.mark.filterwarnings("error:::dft_"))
+
+
+def pytest_configure(config):
+    """Write docs/hosts/axolotl-runs.md where that is asked for."""
+    if os.environ.get("DFT_WRITE_DOCS") == "1":
+        # Test modules are no package here (import mode importlib), so the neighbour is loaded by its path.
+        spec = importlib.util.spec_from_file_location("runs_page", HERE / "runs_page.py")
+        runs_page = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(runs_page)
+        config.pluginmanager.register(runs_page.RunsPage(), "axolotl-runs-page")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from unittest import mock
 
@@ -41,7 +42,9 @@ def test_the_parser_of_the_host_takes_every_key(path, monkeypatch, tmp_path):
     args |= {"output_dir": str(tmp_path), "use_cpu": True}
     if "deepspeed" in args:
         assert json.loads(Path(args.pop("deepspeed")).read_text())["zero_optimization"]["stage"] == 3
-    with mock.patch("transformers.training_args.is_torch_bf16_gpu_available", return_value=True):
+    bf16 = mock.patch("transformers.training_args.is_torch_bf16_gpu_available", return_value=True)
+    # `fsdp` leaves variables behind that would shard the models of later tests.
+    with bf16, mock.patch.dict(os.environ):
         model, data, training, finetuning, _ = get_train_args(args)
     assert (finetuning.stage, training.do_train, training.bf16) == ("sft", True, True)
     assert data.dataset == ["numina"]

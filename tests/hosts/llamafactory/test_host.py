@@ -28,7 +28,7 @@ def test_the_host_conforms(foreign):
     testing.check_host(LlamaFactoryHost(), CONFIG, foreign)
 
 
-@pytest.mark.parametrize("config", [CONFIG, {"model_name_or_path": "m", "dataset": "d"}])
+@pytest.mark.parametrize("config", [CONFIG, {"model_name_or_path": "m", "dataset": "d"}], ids=["usual", "shortest"])
 def test_its_configs_are_not_taken_for_those_of_trl(config):
     assert LlamaFactoryHost().recognise(config)
     assert not TrlHost().recognise(config)

@@ -104,6 +104,7 @@ def test_a_micro_batch_without_targets_adds_nothing(home, tmp_path):
 def test_alpha_zero_trains_as_stock_cross_entropy_does(kind, home, tmp_path):
     config = factory.arguments(home, tmp_path, **KINDS[kind], max_steps=1)
     stock, ours = factory.train(config), factory.train(config, {"name": "dft", "alpha": 0})
+    assert "dft/loss" in ours.logs[0]
     assert tiny.max_gap(stock.after, ours.after) < 1e-6
     assert stock.losses == pytest.approx(ours.losses, rel=1e-5)
 
@@ -128,4 +129,5 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kind, home, tmp_path):
     resumed = factory.train({**config, "resume_from_checkpoint": str(tmp_path / "a" / "checkpoint-2")}, "dft")
     assert resumed.trainer.state.global_step == 4
     assert len(resumed.batches) == 0, "it began anew"
+    assert "dft/loss" in resumed.logs[-1]
     assert tiny.max_gap(straight.after, resumed.after) < 1e-7

@@ -60,6 +60,7 @@ IN_CONFIG = [
         f"`parallelism_config`: {SEQUENCE} Set its `sp_size` to 1, or leave out `loss:`.",
     ),
 ]
+IN_CONFIG_IDS = [f"{key}={value}" for config, _ in IN_CONFIG for key, value in config.items()]
 MEGATRON = "the loss is computed inside Megatron. Unset it, or leave out `loss:`."
 IN_ENVIRONMENT = [
     (
@@ -89,7 +90,7 @@ def refusal(config):
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("config", "text"), IN_CONFIG, ids=[",".join(map(str, c.values())) for c, _ in IN_CONFIG])
+@pytest.mark.parametrize(("config", "text"), IN_CONFIG, ids=IN_CONFIG_IDS)
 def test_a_key_in_the_way_is_refused_by_the_run_and_by_the_check(config, text):
     assert refusal(config) == text
     (found,) = LlamaFactoryHost().conflicts(config)

@@ -58,7 +58,7 @@ KINDS = {"full": full, "lora": lora, "qlora": qlora, "packed": packed}
 @pytest.mark.parametrize("kind", KINDS)
 def test_first_logged_loss_equals_the_float64_loss(kind, tmp_path):
     trainer = KINDS[kind](tmp_path, max_steps=1)
-    batch = {key: value for key, value in next(iter(trainer.get_train_dataloader())).items()}
+    batch = dict(next(iter(trainer.get_train_dataloader())))
     trainer.model.train()
     expected = oracle.causal_loss(trainer.model, batch).item()
     activate(trainer)

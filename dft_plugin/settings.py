@@ -44,6 +44,10 @@ class Settings(BaseModel):
         default_factory=dict, description="Options of the objective, written beside `name`."
     )
 
+    def as_written(self) -> dict[str, Any]:
+        """Return the mapping that `parse_settings` reads as these settings, e.g. to hand them to another process."""
+        return {**self.model_dump(exclude={"options"}), **self.options}
+
     def describe(self) -> str:
         """Return `dft` or `dft(alpha=0.7)`, for logs."""
         inner = ", ".join(f"{key}={value}" for key, value in self.options.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pydantic
@@ -164,3 +165,9 @@ def test_a_problem_names_the_key_that_the_host_uses():
     assert problems({"alpha": -1}, where="dft.loss") == [
         "`dft.loss.alpha: -1`: Input should be greater than or equal to 0."
     ]
+
+
+def test_settings_survive_the_way_to_another_process():
+    written = parse({"name": "dft", "alpha": 0.5, "kernel": "chunked"}).as_written()
+    assert written == {"name": "dft", "kernel": "chunked", "scratch_mb": 256, "alpha": 0.5}
+    assert parse(json.loads(json.dumps(written))).as_written() == written

@@ -30,11 +30,9 @@ _LAUNCHERS = {
 
 def start(launch: Launch) -> int:
     """Run `axolotl train CONFIG --key=value ...` with the loss active. Returns the exit code."""
-    settings = launch.settings.model_dump()
-    options = settings.pop("options")
     words = [word for key, text in launch.overrides for word in _option(key, text)]
     plain = command.launch_training
-    command.launch_training = partial(_launch_training, json.dumps({**settings, **options}))
+    command.launch_training = partial(_launch_training, json.dumps(launch.settings.as_written()))
     try:
         command.cli.main(["train", launch.config_path, *words], "axolotl", standalone_mode=False)
     except subprocess.CalledProcessError as error:

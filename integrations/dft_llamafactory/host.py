@@ -54,7 +54,7 @@ class LlamaFactoryHost(Host):
         """Start as `llamafactory-cli train` does: in this process, or through torchrun."""
         from dft_llamafactory import launcher
 
-        settings = launch.settings.model_dump(exclude={"options"}) | launch.settings.options
+        settings = launch.settings.as_written()
         overrides = [f"{key}={text}" for key, text in launch.overrides]
         return launcher.start(["--dft-settings", json.dumps(settings), launch.config_path, *overrides])
 

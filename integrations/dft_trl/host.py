@@ -78,7 +78,7 @@ class TrlHost(Host):
                 script_args.append(word)
         launch_args = resolve_accelerate_config_argument(launch_args)
         script = Path(__file__).with_name("run.py")
-        settings = json.dumps(launch.settings.model_dump())
+        settings = json.dumps(launch.settings.as_written())
         arguments = [*launch_args, str(script), "--dft-settings", settings, *script_args]
         sys.stdout.flush()
         launch_command(launch_command_parser().parse_args(arguments))

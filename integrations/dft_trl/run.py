@@ -19,12 +19,11 @@ def main(argv: list[str]) -> None:
     """Parse as `trl sft` does, and train with an SFTTrainer that activates the loss on itself."""
     at = argv.index("--dft-settings")
     settings = json.loads(argv[at + 1])
-    options = settings.pop("options")
 
     class ActiveSFTTrainer(trl.SFTTrainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            activate(self, {**settings, **options})
+            activate(self, settings)
 
     # TRL names the trainer's class in the model card and in its tags.
     ActiveSFTTrainer.__name__ = ActiveSFTTrainer.__qualname__ = "SFTTrainer"

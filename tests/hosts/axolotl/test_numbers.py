@@ -54,8 +54,7 @@ def test_four_micro_batches_of_one_equal_one_batch_of_four(kind, home):
     assert [entry["loss"] for entry in split.logs] == pytest.approx(split.expected, rel=1e-6)
 
 
-def test_packing_trains_the_rows_that_it_packs(home):
-    """One bin holds what the rows in it would have counted and lost one by one."""
+def test_packed_micro_batches_of_different_fill_are_counted_together(home):
     run = train(write_config(home, **PACKED, gradient_accumulation_steps=2, max_steps=2))
     assert [entry["loss"] for entry in run.logs] == pytest.approx(run.expected, rel=1e-6)
 

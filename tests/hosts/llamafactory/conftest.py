@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 
 import pytest
 
 TABLE = Path(__file__).parents[3] / "docs" / "hosts" / "llamafactory-runs.md"
-VERSIONED = ("llamafactory", "transformers", "torch", "accelerate", "peft", "bitsandbytes", "datasets")
+VERSIONED = ("transformers", "torch", "accelerate", "peft", "bitsandbytes", "datasets")
 HEADER = """\
 # LLaMA-Factory: what was run
 
 Written by the tests: `DFT_WRITE_DOCS=1 nox -s llamafactory`. Each line is a claim that a test of
-`tests/hosts/llamafactory` checks by running LLaMA-Factory itself, on a CPU, with tiny models.
-
+`tests/hosts/llamafactory` checks by running LLaMA-Factory itself, on a CPU, with tiny models. Every run of
+`make test` runs the newest version here.
 """
 
 
@@ -47,21 +49,21 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_sessionfinish(session):
-    """Write the table, if asked to and if the whole directory was run."""
+    """Write this version's part of the table, if asked to."""
     results = session.config.stash[RESULTS]
     if os.environ.get("DFT_WRITE_DOCS") == "1" and results:
-        TABLE.write_text(HEADER + _versions() + _rows(results))
+        written = TABLE.read_text().split("\n## ")[1:] if TABLE.is_file() else []
+        parts = dict(part.split("\n", 1) for part in written)
+        parts[f"LLaMA-Factory {version('llamafactory')}"] = f"\n{_versions()}\n{_rows(results)}"
+        TABLE.write_text(HEADER + "".join(f"\n## {title}\n{parts[title]}" for title in sorted(parts, reverse=True)))
 
 
 RESULTS = pytest.StashKey()
 
 
 def _versions():
-    from importlib.metadata import version
-    from platform import python_version
-
-    rows = "".join(f"| {name} | {version(name)} |\n" for name in VERSIONED)
-    return f"| | version |\n|---|---|\n| Python | {python_version()} |\n{rows}\n"
+    named = ", ".join(f"{name} {version(name)}" for name in VERSIONED)
+    return f"Python {python_version()}, {named}.\n"
 
 
 def _rows(results):

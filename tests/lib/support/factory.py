@@ -10,18 +10,25 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 import yaml
+from packaging.version import Version
 from torch import Tensor
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from dft_llamafactory.arguments import read
 from dft_llamafactory.install import run_with_loss
 from support import oracle, tiny, training
+
+OLD = Version(version("llamafactory")) < Version("0.9.5")
+
+ROUNDED = 0.0 if Version(version("transformers")) >= Version("5") else 5.1e-5
+"""transformers 4 logs losses with four digits after the point."""
 
 WIDTH = {"hidden_size": 64, "intermediate_size": 96}
 """bitsandbytes quantises blocks of 64 weights."""

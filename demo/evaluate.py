@@ -45,9 +45,7 @@ def accuracy(
             chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         ).to(model.device)
         output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        replies = tokenizer.batch_decode(
-            output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        )
+        replies = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for item, reply in zip(batch, replies, strict=True):
             right += dataset.score_answer(final_number(reply), item) == 1.0
     return right / len(items)

@@ -25,6 +25,10 @@ class Run:
     log: list[dict[str, Any]]
     accuracy: Accuracy
 
+    def first_to_last(self, key: str) -> str:
+        """Show a logged number at the first step, which is before any update, and at the last."""
+        return f"{self.log[0][key]:.3f} -> {self.log[-1][key]:.3f}"
+
 
 def read_log(output_dir: Path) -> list[dict[str, Any]]:
     """Read the training records that the trainer left beside its last checkpoint."""
@@ -37,23 +41,16 @@ def read_log(output_dir: Path) -> list[dict[str, Any]]:
 
 
 def table(base: Accuracy, runs: list[Run], trained: str, other: str) -> Table:
-    """Lay the runs out: first logged step against last, accuracy before against after."""
-    out = Table(title="Same model, data, seed and steps; only the loss differs")
-    for heading in ("", "loss", "nll (nats)", "mean target p", trained, other):
-        out.add_column(heading, justify="left" if heading == "" else "right")
-    dash = "[dim]-[/dim]"
-    out.add_row("before", dash, dash, dash, f"{base.trained:.0%}", f"{base.other:.0%}")
-    for run in runs:
-        out.add_row(
-            run.loss,
-            _first_to_last(run.log, "loss"),
-            _first_to_last(run.log, "dft/nll"),
-            _first_to_last(run.log, "dft/mean_prob"),
-            f"{run.accuracy.trained:.0%}",
-            f"{run.accuracy.other:.0%}",
-        )
+    """Lay the runs out: a column each, first logged step -> last; accuracy on held-out items."""
+    out = Table("", "before", *(run.loss for run in runs))
+    out.title = "Same model, data, seed and steps; only the loss differs"
+    out.add_row("loss that was minimised", "", *(run.first_to_last("loss") for run in runs))
+    out.add_row("nll, nats per token", "", *(run.first_to_last("dft/nll") for run in runs))
+    out.add_row("mean target p", "", *(run.first_to_last("dft/mean_prob") for run in runs))
+    out.add_section()
+    after = [run.accuracy for run in runs]
+    out.add_row(trained, f"{base.trained:.0%}", *(f"{share.trained:.0%}" for share in after))
+    out.add_row(other, f"{base.other:.0%}", *(f"{share.other:.0%}" for share in after))
+    out.add_section()
+    out.add_row("adapter", "", *(str(run.adapter) for run in runs))
     return out
-
-
-def _first_to_last(log: list[dict[str, Any]], key: str) -> str:
-    return f"{log[0][key]:.3f} -> {log[-1][key]:.3f}"

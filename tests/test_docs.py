@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import dft_plugin
 from dft_plugin import hookspecs
 from dft_plugin.objectives import Rows
+from dft_plugin.plugins import build_catalogue
 from dft_plugin.stats import LossStats, Sum
 
 ROOT = Path(__file__).parents[1]
@@ -74,17 +76,17 @@ def test_the_version_is_the_same_in_both_places():
     assert f'\nversion = "{dft_plugin.__version__}"\n' in page("pyproject.toml")
 
 
-def test_the_eight_lines_of_the_readme_are_settings_and_a_config_of_trl():
-    import yaml
-
-    from dft_plugin.plugins import build_catalogue
-
-    text = re.search(r"```yaml\n(.*?)```", page("README.md"), re.S).group(1)
-    assert len(text.splitlines()) == 8
-    config = yaml.safe_load(text)
+def test_each_eight_lines_of_the_readme_are_a_config_of_one_host_with_our_line():
+    blocks = re.findall(r"```yaml\n(.*?)```", page("README.md"), re.DOTALL)
     catalogue = build_catalogue()
-    catalogue.settings(config.pop("loss"))
-    assert catalogue.hosts["trl"].item.recognise(config)
+    found = []
+    for text in blocks:
+        assert len(text.splitlines()) == 8
+        config = yaml.safe_load(text)
+        catalogue.settings(config.pop("loss"))
+        found.append([name for name, entry in catalogue.hosts.items() if entry.item.recognise(config)])
+        assert catalogue.hosts[found[-1][0]].item.conflicts(config) == []
+    assert found == [["axolotl"], ["llamafactory"], ["trl"]]
 
 
 def test_the_lines_of_python_in_the_readme_run(tmp_path):

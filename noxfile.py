@@ -19,6 +19,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 
 NEWEST = ["transformers==5.23.0", "peft==0.21.2", "accelerate==1.15.0"]
 BITSANDBYTES = "bitsandbytes==0.50.2"
+DATASETS = "datasets==5.2.0"
 # The oldest release that pyproject.toml admits, of everything but torch.
 FLOOR = [
     "transformers==4.56.2",
@@ -30,7 +31,7 @@ FLOOR = [
     "rich==13.0.0",
     "PyYAML==6.0.1",
 ]
-TRL = [*NEWEST, BITSANDBYTES, "trl==1.16.0", "datasets==5.2.0"]
+TRL = [*NEWEST, BITSANDBYTES, DATASETS, "trl==1.16.0"]
 AXOLOTL = ["axolotl==0.19.0", "axolotl-contribs-lgpl==0.0.7", "axolotl-contribs-mit==0.0.6"]
 
 OFFLINE = {
@@ -75,9 +76,10 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(tags=["ci"])
 def floor(session: nox.Session) -> None:
-    """Run the default tests on the oldest releases that are supported."""
-    install(session, *FLOOR, BITSANDBYTES, groups=("test",))
+    """Run the default tests, and the plain Trainer, on the oldest releases that are supported."""
+    install(session, *FLOOR, BITSANDBYTES, DATASETS, groups=("test",))
     session.run("pytest", *session.posargs, env=OFFLINE)
+    session.run("pytest", "-m", "host", "tests/hosts/transformers", env=OFFLINE)
 
 
 @nox.session(tags=["ci"])

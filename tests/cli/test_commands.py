@@ -9,8 +9,6 @@ import sys
 
 import pytest
 
-pytest.importorskip("trl")
-
 pytestmark = pytest.mark.host
 
 TRL = "model_name_or_path: m\ndataset_name: d\n"

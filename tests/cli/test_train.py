@@ -12,8 +12,6 @@ import pytest
 import torch
 from support import oracle, tiny, training
 
-pytest.importorskip("trl")
-
 pytestmark = pytest.mark.host
 
 YAML = """\

@@ -33,6 +33,8 @@ FLOOR = [
 ]
 TRL = [*NEWEST, BITSANDBYTES, DATASETS, "trl==1.16.0"]
 AXOLOTL = ["axolotl==0.19.0", "axolotl-contribs-lgpl==0.0.7", "axolotl-contribs-mit==0.0.6"]
+# Its own pins would move Axolotl's.
+LIGER = "liger-kernel==0.8.1"
 
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -113,7 +115,7 @@ def axolotl(session: nox.Session) -> None:
     tools = nox.project.dependency_groups(PYPROJECT, "test")
     session.install("-r", "tests/hosts/axolotl/requirements.txt", *tools)
     # Without dependencies, so that pip leaves the pins as they are.
-    session.install("--no-deps", *AXOLOTL)
+    session.install("--no-deps", *AXOLOTL, LIGER)
     session.install("--no-deps", "-e", ".")
     session.run("pytest", "-m", "host", *(session.posargs or ["tests/hosts/axolotl"]), env=OFFLINE)
 

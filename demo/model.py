@@ -56,7 +56,11 @@ def _hub_answers() -> bool:
 def _from_hub(folder: Path) -> str | None:
     if not _hub_answers():
         return None
-    snapshot_download(REPO, local_dir=folder, allow_patterns=FILES)
+    try:
+        snapshot_download(REPO, local_dir=folder, allow_patterns=FILES)
+    except Exception as error:  # its own errors, those of two HTTP clients, a blocked CDN
+        print(f"the hub answers, but the download failed: {error}")
+        return None
     return f"{_endpoint()}/{REPO}"
 
 

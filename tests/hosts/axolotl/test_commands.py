@@ -35,6 +35,21 @@ def autoload_on(monkeypatch):
         path.write_text(before)
 
 
+LIGER = {
+    "plugins": ["axolotl.integrations.liger.LigerPlugin", "dft_axolotl.DFTPlugin"],
+    "liger_fused_linear_cross_entropy": True,
+}
+
+
+def test_ligers_fused_loss_is_superseded(home, expected, monkeypatch):
+    """The real Liger, whose kernels Triton interprets where there is no GPU."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    write_config(home, **SAVED, **LIGER)
+    done = command(home, "axolotl", "train", "config.yml", "--launcher", "python")
+    assert_same(home, done, expected)
+    assert "kernel chunked; replaces liger_fused_linear_cross_entropy" in done.stderr
+
+
 @pytest.fixture
 def expected(home):
     """The same config in this process, with the plugin in the YAML."""

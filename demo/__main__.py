@@ -31,7 +31,9 @@ def train(loss: str, output_dir: Path) -> None:
     command += [f"model_name_or_path={MODEL}", f"dataset_name={DATA}", f"output_dir={output_dir}"]
     print("$", " ".join(["dft", *command[3:]]), flush=True)
     # All it reads is local by now: don't let the hub's client look for more.
-    subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    code = subprocess.run(command, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}).returncode
+    if code != 0:
+        raise SystemExit(f"training with loss={loss} ended with exit code {code}: see above")
 
 
 def measure(adapter: Path | None, trained_on: set[str]) -> Accuracy:

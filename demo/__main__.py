@@ -21,7 +21,7 @@ CONFIG = "example_configs/trl/quickstart.yaml"
 OUT = Path("demo/out")
 MODEL, DATA = OUT / "model", OUT / "data"
 
-DEMONSTRATIONS, TRAINED_ITEMS, OTHER_ITEMS = 320, 100, 60
+DEMONSTRATIONS, TRAINED_ITEMS, OTHER_ITEMS = 256, 60, 40
 
 
 def train(loss: str, output_dir: Path) -> None:

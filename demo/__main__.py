@@ -72,7 +72,7 @@ def main() -> None:
     console.print(table(base, runs, trained, other))
     console.print(
         f"{time.monotonic() - began:.0f} s. One seed; {TRAINED_ITEMS} and {OTHER_ITEMS} held-out "
-        "questions, so differences under ten points are within the noise."
+        "questions, so differences under twenty points are within the noise."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,7 +82,11 @@ class TrlHost(Host):
         settings = json.dumps(launch.settings.as_written())
         arguments = [*launch_args, str(script), "--dft-settings", settings, *script_args]
         sys.stdout.flush()
-        launch_command(launch_command_parser().parse_args(arguments))
+        try:
+            launch_command(launch_command_parser().parse_args(arguments))
+        except subprocess.CalledProcessError as error:
+            # The run has said why; a traceback of its launcher would bury it.
+            return error.returncode
         return 0
 
     def trainer_hook(self, trainer: object) -> type[TrainerHook] | None:

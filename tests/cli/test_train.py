@@ -128,3 +128,10 @@ def test_two_processes_are_started_by_the_hosts_launcher(folder):
         assert theirs["dft/tokens"] == mine["dft/tokens"]
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
     assert two.stderr.count("dft: loss dft") == 1
+
+
+def test_a_run_that_fails_ends_with_its_own_error_and_exit_code(folder):
+    done = dft(folder, "model_name_or_path=nowhere/at-all")
+    assert done.returncode == 1
+    assert "CalledProcessError" not in done.stderr
+    assert "nowhere/at-all" in done.stderr

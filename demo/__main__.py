@@ -29,6 +29,8 @@ def train(loss: str, output_dir: Path) -> None:
     shutil.rmtree(output_dir, ignore_errors=True)
     command = [sys.executable, "-m", "dft_plugin.cli", "train", CONFIG, f"loss={loss}"]
     command += [f"model_name_or_path={MODEL}", f"dataset_name={DATA}", f"output_dir={output_dir}"]
+    # accelerate gives a process on a CPU one thread unless it is told otherwise.
+    command.append(f"num_cpu_threads_per_process={os.cpu_count()}")
     print("$", " ".join(["dft", *command[3:]]), flush=True)
     # All it reads is local by now: don't let the hub's client look for more.
     code = subprocess.run(command, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}).returncode

@@ -37,7 +37,7 @@ AXOLOTL = ["axolotl==0.19.0", "axolotl-contribs-lgpl==0.0.7", "axolotl-contribs-
 LIGER = "liger-kernel==0.8.1"
 
 # A host's process can abort while Python shuts down, after training: a C++ thread of one of its libraries outlives the
-# interpreter. Seen once in some fifty two-rank runs of LLaMA-Factory. Nothing else is run again.
+# interpreter. Seen once, in a two-rank run of LLaMA-Factory. Nothing else is run again.
 RERUN = ["--reruns", "2", "--only-rerun", "terminate called without an active exception"]
 
 OFFLINE = {

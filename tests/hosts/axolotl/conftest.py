@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import importlib.util
 import os
 from pathlib import Path
@@ -26,7 +27,7 @@ def shared(tmp_path_factory):
     # Axolotl and accelerate collect garbage several times in a run; a million objects of imports are none.
     gc.freeze()
     home = tmp_path_factory.mktemp("axolotl")
-    axolotl_runs.make_folder(home)
+    importlib.import_module("support.axolotl_folder").make_folder(home)
     return home
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
 import pytest
 
 pytest.importorskip("axolotl")
@@ -24,6 +28,22 @@ RELORA = {
     "optimizer": "adamw_torch",
     "learning_rate": 1e-3,
 }
+# As the pretraining docs of Axolotl have it: streamed, so without a length, and without `datasets`.
+PRETRAIN = {
+    "pretraining_dataset": [{"path": "json", "data_files": "data/text.jsonl", "split": "train", "type": "pretrain"}],
+    "streaming": True,
+    "drop": ["datasets"],
+}
+STREAMED = [{"path": "json", "data_files": "data/alpaca.jsonl", "split": "train", "type": "alpaca"}]
+IMAGES = {
+    "base_model": "models/llava",
+    "processor_type": "AutoProcessor",
+    "skip_prepare_dataset": True,
+    "remove_unused_columns": False,
+    "chat_template": "tokenizer_default",
+    "datasets": [{"path": "data/images.jsonl", "ds_type": "json", "type": "chat_template"}],
+}
+LISA = {"lisa_step_interval": 1, "lisa_n_layers": 1, "lisa_layers_attribute": "model.layers"}
 KINDS = {
     "full": {},
     "qwen2": QWEN2,
@@ -37,6 +57,28 @@ KINDS = {
     "chat": CHAT,
     "chunked_cross_entropy": {"chunked_cross_entropy": True, "train_on_inputs": True},
     "moe": {"base_model": "models/mixtral"},
+    "pretraining": PRETRAIN,
+    "pretraining, batch of one": {**PRETRAIN, "micro_batch_size": 1},
+    "pretraining, concatenated": {**PRETRAIN, "pretraining_sample_concatenation": True},
+    "pretraining, packed": {**PRETRAIN, "sample_packing": True, "micro_batch_size": 2},
+    "pretraining, packed, attending across": {
+        **PRETRAIN,
+        "sample_packing": True,
+        "micro_batch_size": 1,
+        "pretrain_multipack_attn": False,
+    },
+    "streaming": {"streaming": True},
+    "streaming, packed": {"streaming": True, "sample_packing": True, "datasets": STREAMED},
+    "images": IMAGES,
+    "images, lora": {**IMAGES, **LORA, "lora_target_linear": False, "lora_target_modules": ["q_proj", "v_proj"]},
+    "lora, dropout": {**LORA, "lora_dropout": 0.5},
+    "lora on the head": {**LORA, "lora_target_linear": False, "lora_target_modules": ["q_proj", "lm_head"]},
+    "lora, head and embeddings trained": {**LORA, "lora_modules_to_save": ["lm_head", "embed_tokens"]},
+    "dora": {**LORA, "peft_use_dora": True},
+    "layer_offloading": {**LORA, "layer_offloading": True},
+    "neftune": {"neftune_noise_alpha": 5.0},
+    "lisa": LISA,
+    "include_tkps": {"include_tkps": True},
 }
 
 
@@ -44,6 +86,41 @@ KINDS = {
 def test_every_logged_loss_equals_float64(kind, home):
     run = train(write_config(home, **KINDS[kind]))
     assert [entry["loss"] for entry in run.logs] == pytest.approx(run.expected, rel=1e-6)
+
+
+def test_tiled_mlp(home, monkeypatch):
+    """Its forward imports DeepSpeed, for a class that is used under DeepSpeed only."""
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    name = "deepspeed"
+    for part in ("", ".runtime", ".sequence_parallel", ".ulysses_sp"):
+        name += part
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
+    module.TiledMLP = object
+    monkeypatch.setattr(LlamaMLP, "forward", LlamaMLP.forward)
+    # A batch of one: Axolotl's backward pass is wrong for more, whichever the loss.
+    whole = train(write_config(home, micro_batch_size=1))
+    tiled = train(write_config(home, micro_batch_size=1, tiled_mlp=True, tiled_mlp_num_shards=3))
+    assert LlamaMLP.forward.__name__ == "tiled_mlp_forward"
+    assert [entry["loss"] for entry in tiled.logs] == pytest.approx(tiled.expected, rel=1e-6)
+    assert tiny.max_gap(whole.weights, tiled.weights) < 1e-6
+
+
+def test_a_flattened_batch_equals_a_padded_one(home, monkeypatch):
+    """Axolotl asks for an attention that keeps sequences apart. None that it takes trains on a CPU; SDPA does."""
+    from transformers.data import DataCollatorWithFlattening
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    for functions in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
+        monkeypatch.setitem(functions, "flex_attention", functions["sdpa"])
+    padded = train(write_config(home))
+    flat = train(write_config(home, attn_implementation="flex_attention", batch_flattening=True))
+    assert isinstance(flat.trainer.data_collator, DataCollatorWithFlattening)
+    assert [entry["loss"] for entry in flat.logs] == pytest.approx(flat.expected, rel=1e-6)
+    assert tiny.max_gap(flat.weights, padded.weights) < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "qlora", "train_on_inputs", "chunked_cross_entropy"])

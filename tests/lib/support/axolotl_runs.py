@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,12 +14,9 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from support import oracle, tiny
+from support import oracle
 
-WORDS = [f"word{i}" for i in range(60)]
-VOCAB = 160
 PLUGIN = "dft_axolotl.DFTPlugin"
 
 ENVIRONMENT = {
@@ -81,64 +77,6 @@ QWEN2: dict[str, Any] = {
     "tokenizer_config": "models/llama",
 }
 PACKED: dict[str, Any] = {"sample_packing": True, "pad_to_sequence_len": True, "micro_batch_size": 1}
-
-
-def make_folder(home: Path) -> None:
-    """Write models, a tokenizer and data sets."""
-    shape = {**tiny.SHAPE, "vocab_size": VOCAB, "hidden_size": 64, "max_position_embeddings": 256}
-    torch.manual_seed(0)
-    made = {
-        "llama": tiny.llama(**shape),
-        "qwen2": Qwen2ForCausalLM(Qwen2Config(**shape)),
-        "mixtral": tiny.mixtral(**shape),
-    }
-    for name, model in made.items():
-        model.save_pretrained(home / "models" / name)
-        _tokenizer().save_pretrained(home / "models" / name)
-    pick = random.Random(0)
-
-    def sentence(least: int, most: int) -> str:
-        return " ".join(pick.choice(WORDS) for _ in range(pick.randint(least, most)))
-
-    pairs = [(sentence(2, 8), sentence(1, 30)) for _ in range(48)]
-    alpaca = [{"instruction": ask, "input": "", "output": answer} for ask, answer in pairs]
-    chat = [
-        {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]}
-        for ask, answer in pairs
-    ]
-    (home / "data").mkdir()
-    for name, rows in (("alpaca", alpaca), ("chat", chat)):
-        (home / "data" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-
-
-def _tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    known = [
-        "<pad>",
-        "<s>",
-        "</s>",
-        "<unk>",
-        *WORDS,
-        "Below",
-        "is",
-        "an",
-        "instruction",
-        "Response",
-        "user",
-        "assistant",
-    ]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    made.chat_template = (
-        "{% for m in messages %}<s> {{ m['role'] }} {{ m['content'] }} </s>{% endfor %}"
-        "{% if add_generation_prompt %}<s> assistant{% endif %}"
-    )
-    return made
 
 
 def write_config(home: Path, name: str = "config.yml", drop: Sequence[str] = (), **changes: Any) -> Path:
@@ -223,7 +161,9 @@ def by_hand(model: Any, inputs: dict[str, Any]) -> tuple[float, int, float]:
     In train mode and with a graph: 4-bit layers have another kernel for inference.
     """
     model.train()
-    output = model(**{key: value for key, value in inputs.items() if key != "labels"})
+    # What dropout and NEFTune draw here, they draw again in the step.
+    with torch.random.fork_rng(devices=[]):
+        output = model(**{key: value for key, value in inputs.items() if key != "labels"})
     losses = oracle.token_losses(output.logits[:, :-1], inputs["labels"][:, 1:]).detach()
     router = output.get("aux_loss")
     # 0.5 is the coefficient of support.tiny.mixtral.

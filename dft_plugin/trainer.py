@@ -164,7 +164,9 @@ class TrainerHook:
     def _all_sum(self, sums_K: Tensor) -> Tensor:
         accelerator = self.trainer.accelerator
         reduced: Tensor = accelerator.reduce(sums_K.to(accelerator.device), reduction="sum")
-        return reduced
+        # Tensor-parallel ranks score the same tokens.
+        copies = getattr(getattr(accelerator, "parallelism_config", None), "tp_size", 1)
+        return reduced / copies
 
 
 def is_trainer(trainer: object) -> bool:

@@ -41,6 +41,12 @@ def home(tmp_path, shared, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def expected(home):
+    """What a command of `SAVED` must come to: the same config in this process, with the plugin in the YAML."""
+    return axolotl_runs.train(axolotl_runs.write_config(home, "expected.yml", **axolotl_runs.SAVED))
+
+
 @pytest.fixture(autouse=True)
 def clean_axolotl():
     """Axolotl is made for one run per process: its plugins and its patches of transformers stay."""

@@ -8,16 +8,11 @@ import pytest
 
 pytest.importorskip("axolotl")
 
-from safetensors.torch import load_file
-from support import tiny
-from support.axolotl_runs import command, history, train, write_config
+from support.axolotl_runs import SAVED, TWO_RANKS, assert_same, command, write_config
 
 pytestmark = pytest.mark.host
 
-ON = "dft: loss dft(alpha=1.0, floor=0.0) is on for LlamaForCausalLM (AxolotlTrainer)"
 RANKS = "cpu_ranks.CpuRanks"
-SAVED = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
-TWO_RANKS = ("--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0")
 
 
 @pytest.fixture
@@ -33,39 +28,6 @@ def autoload_on(monkeypatch):
     autoload.disable()
     if before is not None:
         path.write_text(before)
-
-
-LIGER = {
-    "plugins": ["axolotl.integrations.liger.LigerPlugin", "dft_axolotl.DFTPlugin"],
-    "liger_fused_linear_cross_entropy": True,
-}
-
-
-def test_ligers_fused_loss_is_superseded(home, expected, monkeypatch):
-    """The real Liger, whose kernels Triton interprets where there is no GPU."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    write_config(home, **SAVED, **LIGER)
-    done = command(home, "axolotl", "train", "config.yml", "--launcher", "python")
-    assert_same(home, done, expected)
-    assert "kernel chunked; replaces liger_fused_linear_cross_entropy" in done.stderr
-
-
-@pytest.fixture
-def expected(home):
-    """The same config in this process, with the plugin in the YAML."""
-    return train(write_config(home, "expected.yml", **SAVED))
-
-
-def assert_same(home, done, expected, out="out/config.yml"):
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("dft: loss") == 1, "one start-up line"
-    assert ON in done.stderr
-    logs = history(home, out, 2)
-    for mine, theirs in zip(logs, expected.logs, strict=True):
-        for key in ("loss", "dft/nll", "dft/tokens", "ppl"):
-            assert mine[key] == pytest.approx(theirs[key], rel=1e-5), key
-    weights = load_file(home / out / "checkpoint-2" / "model.safetensors")
-    assert tiny.max_gap(weights, expected.weights) < 1e-6
 
 
 def test_preprocess_and_train_with_the_plugin_in_the_yaml(home, expected):

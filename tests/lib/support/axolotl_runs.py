@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import Tensor
 
-from support import oracle
+from support import oracle, tiny
 
 PLUGIN = "dft_axolotl.DFTPlugin"
 
@@ -77,6 +79,10 @@ QWEN2: dict[str, Any] = {
     "tokenizer_config": "models/llama",
 }
 PACKED: dict[str, Any] = {"sample_packing": True, "pad_to_sequence_len": True, "micro_batch_size": 1}
+# For runs by a command, of which nothing but the files is left.
+SAVED: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+TWO_RANKS = ("--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0")
+ON = "dft: loss dft(alpha=1.0, floor=0.0) is on for LlamaForCausalLM (AxolotlTrainer)"
 
 
 def write_config(home: Path, name: str = "config.yml", drop: Sequence[str] = (), **changes: Any) -> Path:
@@ -194,3 +200,18 @@ def history(home: Path, out: str, step: int) -> list[dict[str, float]]:
     """The training log that a run has saved."""
     state = json.loads((home / out / f"checkpoint-{step}" / "trainer_state.json").read_text())
     return [entry for entry in state["log_history"] if "loss" in entry]
+
+
+def assert_same(
+    home: Path, done: subprocess.CompletedProcess[str], expected: Run, out: str = "out/config.yml"
+) -> None:
+    """Assert that a command of `SAVED` said that the loss is on, logged what a run did, and saved its weights."""
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("dft: loss") == 1, "one start-up line"
+    assert ON in done.stderr
+    logs = history(home, out, 2)
+    for mine, theirs in zip(logs, expected.logs, strict=True):
+        for key in ("loss", "dft/nll", "dft/tokens", "ppl"):
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-5), key
+    weights = load_file(home / out / "checkpoint-2" / "model.safetensors")
+    assert tiny.max_gap(weights, expected.weights) < 1e-6

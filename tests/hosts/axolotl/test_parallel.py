@@ -1,0 +1,43 @@
+"""Several processes of other kinds: tensor parallelism, and a worker of Ray."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("axolotl")
+
+import torch
+from support import tiny
+from support.axolotl_runs import PLUGIN, TWO_RANKS, command, write_config
+
+pytestmark = pytest.mark.host
+
+
+def test_two_tensor_parallel_ranks_train_what_one_process_does(home, expected):
+    write_config(home, max_steps=2, tensor_parallel_size=2, plugins=[PLUGIN, "cpu_mesh.CpuMesh"])
+    done = command(home, "axolotl", "train", "config.yml", "--launcher", "torchrun", *TWO_RANKS)
+    assert done.returncode == 0, done.stderr[-12000:]
+    trained = torch.load(home / "trained.pt")
+    logs = [entry for entry in trained["logs"] if "loss" in entry]
+    for mine, theirs in zip(logs, expected.logs, strict=True):
+        for key in ("loss", "dft/nll", "dft/tokens", "dft/effective_tokens"):
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-5), key
+    assert tiny.max_gap(trained["weights"], expected.weights) < 1e-6
+
+
+def test_a_worker_of_ray(home, expected):
+    """The function that Ray calls on each worker, with the config as the driver sends it."""
+    from axolotl.cli.args import TrainerCliArgs
+    from axolotl.cli.config import load_cfg
+    from axolotl.cli.train import ray_train_func
+    from axolotl.integrations.base import PluginManager
+    from safetensors.torch import load_file
+    from support.axolotl_runs import SAVED, history
+
+    sent = load_cfg(str(write_config(home, **SAVED, use_ray=True))).to_dict()
+    PluginManager.get_instance().plugins.clear()
+    ray_train_func({"cfg": sent, "cli_args": TrainerCliArgs()})
+    logs = history(home, "out/config.yml", 2)
+    assert [entry["loss"] for entry in logs] == pytest.approx([entry["loss"] for entry in expected.logs], rel=1e-6)
+    weights = load_file(home / "out" / "config.yml" / "checkpoint-2" / "model.safetensors")
+    assert tiny.max_gap(weights, expected.weights) < 1e-6

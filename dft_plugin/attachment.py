@@ -24,11 +24,12 @@ from dft_plugin.interception import (
     HeadCapture,
     LossRecorder,
     check_own_loss,
+    logits_are_spare,
     recording,
     standing_in,
     without_dropout,
 )
-from dft_plugin.kernels import IDENTITY, OpaqueHead, Transform
+from dft_plugin.kernels import IDENTITY, OpaqueHead, Transform, score_logits, score_logits_
 from dft_plugin.loss import LossPlan, LossResult, NumItems, hidden_loss, logits_loss
 from dft_plugin.stats import LossStats
 
@@ -273,7 +274,9 @@ class Attachment:
         """Score the logits that the model makes."""
         seen = self._run(inputs, None)
         labels_BS = seen.labels_BS.to(seen.logits.device)
-        result = logits_loss(self.plan, seen.logits, labels_BS)
+        # Logits that nobody reads again make room for their gradient.
+        spare = not keep_logits and seen.auxiliary is None and logits_are_spare(self.model, seen.logits)
+        result = logits_loss(self.plan, seen.logits, labels_BS, kernel=score_logits_ if spare else score_logits)
         if not keep_logits:
             seen.output["logits"] = None
         return Pass(seen.output, result, labels_BS != targets.IGNORE_INDEX, seen.auxiliary)

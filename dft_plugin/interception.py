@@ -13,6 +13,7 @@ from dft_plugin import calibration, targets
 from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf_head import head_slots
 from dft_plugin.hf_model import auxiliary_loss
+from dft_plugin.kernels import may_overwrite
 
 
 class HeadCapture(nn.Module):
@@ -134,6 +135,13 @@ def recording(model: nn.Module, recorder: LossRecorder) -> Iterator[None]:
             del model.__dict__["_loss_function"]
         else:
             model.__dict__["_loss_function"] = before
+
+
+def logits_are_spare(model: Any, logits: Tensor) -> bool:
+    """Whether nobody reads the logits of this pass again, once they are scored: neither autograd nor a hook."""
+    head = model.get_output_embeddings()
+    hooked = head is not None and any(module._forward_hooks for module in head.modules())
+    return may_overwrite(logits) and not hooked
 
 
 def check_own_loss(model: Any, forward: Callable[..., Any]) -> None:

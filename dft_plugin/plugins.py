@@ -67,7 +67,7 @@ class Catalogue:
             objective=self.objectives[settings.name].item(**settings.options),
             kernel=named.item if named else auto,
             path="lean" if named else settings.kernel,
-            scratch_bytes=settings.scratch_mb << 20,
+            scratch_bytes=None if settings.scratch_mb is None else settings.scratch_mb << 20,
         )
 
 

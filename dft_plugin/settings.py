@@ -32,12 +32,14 @@ class Settings(BaseModel):
             "it: where it cannot run, the run is refused. `logits` scores the logits that the model makes."
         ),
     )
-    scratch_mb: int = Field(
-        default=256,
+    scratch_mb: int | None = Field(
+        default=None,
         ge=1,
         description=(
-            "MiB for the logits that exist at one time on the lean path. A chunk has at least 64 and at most 1024 "
-            "tokens, whatever this says."
+            "MiB for the logits that exist at one time on the lean path. Unset, on a CPU: 48 where the head's weight "
+            "is frozen, 256 where it is trained; on an accelerator: 256. A chunk has at least 64 tokens and at most "
+            "1024 (on an accelerator 256 and 4096), whatever this says. `blocked` needs no more than 48 and does not "
+            "heed it."
         ),
     )
     options: dict[str, Any] = Field(

@@ -37,7 +37,7 @@ def test_every_key_is_described():
 
 
 def test_a_name_alone_takes_every_default():
-    assert parse("nll") == Settings(name="nll", kernel="auto", scratch_mb=256, options={})
+    assert parse("nll") == Settings(name="nll", kernel="auto", scratch_mb=None, options={})
 
 
 def test_a_mapping_without_a_name_is_dft():
@@ -169,5 +169,5 @@ def test_a_problem_names_the_key_that_the_host_uses():
 
 def test_settings_survive_the_way_to_another_process():
     written = parse({"name": "dft", "alpha": 0.5, "kernel": "chunked"}).as_written()
-    assert written == {"name": "dft", "kernel": "chunked", "scratch_mb": 256, "alpha": 0.5}
+    assert written == {"name": "dft", "kernel": "chunked", "scratch_mb": None, "alpha": 0.5}
     assert parse(json.loads(json.dumps(written))).as_written() == written

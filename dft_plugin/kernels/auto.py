@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dft_plugin.kernels.base import Head, Kernel, KernelResult
@@ -15,7 +16,7 @@ def choose(device_type: str, *, trained: bool) -> Kernel:
 
     Args:
         device_type: of the head's weight, e.g. `cpu` or `cuda`.
-        trained: whether weight, bias or a LoRA branch of the head needs a gradient.
+        trained: whether weight, bias or a LoRA branch of the head gets a gradient.
     """
     return blocked if device_type == "cpu" and not trained else chunked
 
@@ -27,8 +28,8 @@ def auto(
     objective: Objective,
     *,
     needs: frozenset[RowStatistic] = frozenset(),
-    scratch_bytes: int = 256 << 20,
+    scratch_bytes: int | None = None,
 ) -> KernelResult:
     """Score with the kernel that `choose` returns; arguments as those of `chunked`."""
-    kernel = choose(head.weight_VD.device.type, trained=head.trained)
+    kernel = choose(head.weight_VD.device.type, trained=head.trained and torch.is_grad_enabled())
     return kernel(hidden_TD, head, targets_T, objective, needs=needs, scratch_bytes=scratch_bytes)

@@ -119,7 +119,7 @@ class Kernel(Protocol):
         objective: Objective,
         *,
         needs: frozenset[RowStatistic],
-        scratch_bytes: int,
+        scratch_bytes: int | None,
     ) -> KernelResult:
-        """Score. `needs`: costly statistics to return; `scratch_bytes`: bound on logits held at once."""
+        """Score. `needs`: costly statistics to return; `scratch_bytes`: bound on the logits held at once, or None."""
         ...

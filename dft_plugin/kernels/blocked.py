@@ -13,8 +13,17 @@ import torch
 from torch import Tensor
 
 from dft_plugin.kernels.base import Head, KernelResult, Transform
-from dft_plugin.kernels.chunked import chunked, compute_dtype
-from dft_plugin.kernels.rows import accumulation_dtype, concatenate, log_probability, weighted_sum
+from dft_plugin.kernels.chunked import chunked
+from dft_plugin.kernels.gemm import block_dtype
+from dft_plugin.kernels.rows import concatenate, weighted_sum
+from dft_plugin.kernels.softmax import (
+    accumulation_dtype,
+    exponential_,
+    log_probability,
+    sum_e_y,
+    sum_squares,
+    transform_,
+)
 from dft_plugin.objectives import Objective, Rows, RowStatistic
 
 _PASS_TOKENS = 2048
@@ -22,6 +31,9 @@ _PASS_TOKENS = 2048
 
 _BLOCK_BYTES = 16 << 20
 """A block of logits: small enough to stay near the cores, large enough for a GEMM."""
+
+_BLOCK_ROWS = (256, 8192)
+"""Fewest and most rows of the weight in a block, however many tokens there are."""
 
 
 def blocked(
@@ -31,7 +43,7 @@ def blocked(
     objective: Objective,
     *,
     needs: frozenset[RowStatistic] = frozenset(),
-    scratch_bytes: int = 256 << 20,
+    scratch_bytes: int | None = None,
 ) -> KernelResult:
     """Score hidden states behind a head that is not trained.
 
@@ -62,7 +74,7 @@ def blocked(
     run = _Run(head.weight_VD, head.bias_V, head.transform, objective, needs | objective.needs)
     with_grad = torch.is_grad_enabled() and hidden_TD.requires_grad
     loss_sum, weight_T, *rows = _Blocked.apply(  # type: ignore[no-untyped-call]
-        hidden_TD, targets_T, run, _gemm_dtype(head.weight_VD), with_grad
+        hidden_TD, targets_T, run, block_dtype(head.weight_VD), with_grad
     )
     return KernelResult(loss_sum, Rows(*rows), weight_T)
 
@@ -76,12 +88,6 @@ class _Run:
     transform: Transform
     objective: Objective
     needs: frozenset[RowStatistic]
-
-
-def _gemm_dtype(weight_VD: Tensor) -> torch.dtype:
-    dtype = compute_dtype(weight_VD)
-    slow_half = weight_VD.device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
-    return torch.float32 if dtype.itemsize < 4 and slow_half else dtype
 
 
 class _Blocked(torch.autograd.Function):
@@ -134,7 +140,8 @@ class _Outcome:
 def _one_pass(run: _Run, hidden_TD: Tensor, targets_T: Tensor, with_grad: bool) -> _Outcome:
     work_dtype = accumulation_dtype(hidden_TD.dtype)
     running = _Running.start(run, hidden_TD.to(work_dtype), with_grad)
-    block = max(256, _BLOCK_BYTES // (max(hidden_TD.shape[0], 1) * work_dtype.itemsize))
+    fewest, most = _BLOCK_ROWS
+    block = max(fewest, min(most, _BLOCK_BYTES // (max(hidden_TD.shape[0], 1) * work_dtype.itemsize)))
     for start in range(0, run.weight_VD.shape[0], block):
         weight_BD = run.weight_VD[start : start + block].to(hidden_TD.dtype)
         x_TB = hidden_TD @ weight_BD.t()
@@ -178,27 +185,21 @@ class _Running:
 
     def add(self, x_TB: Tensor, weight_BD: Tensor, columns_T: Tensor) -> None:
         """Add a block of raw logits, which is overwritten; `columns_T` are the targets' columns in it."""
-        transform = self.run.transform
-        if transform.scale != 1.0:
-            x_TB.mul_(transform.scale)
-        slope_TB = None
-        if transform.softcap is not None:
-            tanh_TB = x_TB.div_(transform.softcap).tanh_()
-            slope_TB = 1 - tanh_TB.square()
-            x_TB.mul_(transform.softcap)
+        slope_TB = transform_(x_TB, self.run.transform)
         self._take_targets_out_(x_TB, slope_TB, columns_T)
 
         max_T1 = torch.maximum(self.max_T1, x_TB.amax(1, keepdim=True))
         shrink_T1 = (self.max_T1 - max_T1).exp_()
         if "entropy" in self.run.needs:
             self.e_log_e_T1 = shrink_T1 * (self.e_log_e_T1 + self.rest_T1 * (self.max_T1 - max_T1))
-        e_TB = x_TB.sub_(max_T1).exp_()
+        y_TB = x_TB.sub_(max_T1)
+        e_TB = exponential_(y_TB.clone() if "entropy" in self.run.needs else y_TB)
         self.max_T1 = max_T1
         self.rest_T1 = shrink_T1 * self.rest_T1 + e_TB.sum(1, keepdim=True)
         if "entropy" in self.run.needs:
-            self.e_log_e_T1 = self.e_log_e_T1 - torch.special.entr(e_TB).sum(1, keepdim=True)
+            self.e_log_e_T1 = self.e_log_e_T1 + sum_e_y(e_TB, y_TB)
         if "sum_p_squared" in self.run.needs:
-            self.e_squared_T1 = shrink_T1.square() * self.e_squared_T1 + e_TB.square().sum(1, keepdim=True)
+            self.e_squared_T1 = shrink_T1.square() * self.e_squared_T1 + sum_squares(e_TB)
         if self.grad_TD is not None:
             if slope_TB is not None:
                 e_TB.mul_(slope_TB)

@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 
 from dft_plugin.kernels.base import Head, KernelResult, Transform
-from dft_plugin.kernels.rows import accumulation_dtype, concatenate, score_rows_, weighted_sum
+from dft_plugin.kernels.budget import chunk_rows
+from dft_plugin.kernels.gemm import compute_dtype
+from dft_plugin.kernels.rows import concatenate, score_rows_, weighted_sum
+from dft_plugin.kernels.softmax import accumulation_dtype
 from dft_plugin.objectives import Objective, Rows, RowStatistic
 
-_MIN_CHUNK, _MAX_CHUNK = 64, 1024
-"""Rows of a chunk: below 64 a GEMM is bound by memory, beyond 1024 nothing is gained."""
+_BLOCK_ROWS = 8192
+"""Rows of a weight's gradient that are added at a time where a product and a sum have different dtypes."""
 
 
 def chunked(
@@ -33,7 +36,7 @@ def chunked(
     objective: Objective,
     *,
     needs: frozenset[RowStatistic] = frozenset(),
-    scratch_bytes: int = 256 << 20,
+    scratch_bytes: int | None = None,
 ) -> KernelResult:
     """Score hidden states chunk by chunk.
 
@@ -46,7 +49,7 @@ def chunked(
 
     Two GEMMs with a frozen head and three with a trained one; kernels that recompute the logits
     in backward pay three and four. Memory beyond inputs and gradients: C * V elements, with C chosen so
-    that they fit `scratch_bytes` (at least 64 rows).
+    that they fit `scratch_bytes` (`budget.chunk_rows`).
 
     Composes with autocast (GEMMs in its dtype), with gradient checkpointing around the model, with FSDP2
     and ZeRO-3 when called inside the head's forward, and with a second backward over a retained graph,
@@ -58,7 +61,7 @@ def chunked(
         targets_T: int64 targets in [0, V).
         objective: gives the weights.
         needs: costly statistics to return.
-        scratch_bytes: bound on the buffer of logits.
+        scratch_bytes: bound on the buffer of logits; None: see `budget.chunk_rows`.
     """
     low_rank = head.low_rank
     run = _Run(
@@ -88,21 +91,9 @@ class _Run:
     transform: Transform
     objective: Objective
     needs: frozenset[RowStatistic]
-    scratch_bytes: int
+    scratch_bytes: int | None
     compute_dtype: torch.dtype
     with_grad: bool
-
-    def chunk_rows(self, vocab_size: int) -> int:
-        rows = self.scratch_bytes // (vocab_size * self.compute_dtype.itemsize)
-        return max(_MIN_CHUNK, min(_MAX_CHUNK, rows))
-
-
-def compute_dtype(weight_VD: Tensor) -> torch.dtype:
-    """Return autocast's dtype where it is on, else the weight's."""
-    device_type = weight_VD.device.type
-    if torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return weight_VD.dtype
 
 
 class _Chunked(torch.autograd.Function):
@@ -142,7 +133,8 @@ def _sweep(
     projection = _Projection(weight_VD.to(dtype), _cast(bias_V, dtype), _cast(weight_VR, dtype))
     grads = _Gradients.like(inputs, wanted)
     T, V = hidden_TD.shape[0], weight_VD.shape[0]
-    step = run.chunk_rows(V)
+    row_bytes = V * dtype.itemsize
+    step = chunk_rows(weight_VD.device.type, row_bytes, run.scratch_bytes, weight_trained=wanted[1])
     buffer_CV = projection.weight_VD.new_empty(min(step, T), V)
     loss_sum = hidden_TD.new_zeros((), dtype=accumulation_dtype(dtype))
     weights: list[Tensor] = []
@@ -236,8 +228,10 @@ class _Gradients:
 def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
     if total.dtype == left.dtype:
         total.addmm_(left, right)
-    else:
-        total += left @ right
+        return
+    for start in range(0, total.shape[0], _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        total[rows] += left[rows] @ right
 
 
 def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Token loss on logits that exist already, with one copy of them at most.
+"""Token loss on logits that exist already, with one copy of them or none.
 
 Equal to this, without a float32 copy of the logits::
 
@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.base import KernelResult, Transform
-from dft_plugin.kernels.rows import accumulation_dtype, concatenate, score_rows_, weighted_sum
+from dft_plugin.kernels.base import IDENTITY, KernelResult
+from dft_plugin.kernels.rows import block_rows, concatenate, score_rows_, weighted_sum
+from dft_plugin.kernels.softmax import accumulation_dtype
 from dft_plugin.objectives import Objective, Rows, RowStatistic
-
-_BLOCK_ELEMENTS = 1 << 22
-"""Elements of a working block: 16 MB of float32, whatever the number of tokens."""
 
 
 def score_logits(
@@ -32,11 +30,10 @@ def score_logits(
     *,
     needs: frozenset[RowStatistic] = frozenset(),
 ) -> KernelResult:
-    """Score logits as the model returns them.
+    """Score logits as the model returns them, and leave them as they are.
 
-    Forward reads the logits once, in blocks of 16 MB of float32; backward reads them again and writes the
-    gradient. Memory beyond the logits: their gradient, and 16 MB. The logits themselves stay
-    as they are, for metrics.
+    Forward reads the logits once, block by block; backward reads them again and writes the gradient. Memory beyond
+    the logits: their gradient, and a block (2 MB of float32 on a CPU, or one row).
 
     Args:
         logits_NV: transformed logits of any float dtype.
@@ -51,6 +48,51 @@ def score_logits(
     return KernelResult(loss_sum, Rows(*rows), weight_T)
 
 
+def score_logits_(
+    logits_NV: Tensor,
+    kept_N: Tensor,
+    targets_T: Tensor,
+    objective: Objective,
+    *,
+    needs: frozenset[RowStatistic] = frozenset(),
+) -> KernelResult:
+    """Score logits that nobody reads again: forward overwrites them with their gradient.
+
+    Memory beyond the logits: a block. Backward multiplies by the upstream factor, in place, so a graph can be used
+    only once. Where the node that made the logits has saved them (tanh does), autograd itself refuses the
+    backward pass; `may_overwrite` tells beforehand.
+
+    Args:
+        logits_NV: transformed logits of any float dtype, of a graph; overwritten.
+        kept_N: bool, which positions are scored.
+        targets_T: int64 targets of the kept positions, in [0, V).
+        objective: gives the weights.
+        needs: costly statistics to return.
+    """
+    loss_sum, weight_T, *rows = _OverwriteLogits.apply(  # type: ignore[no-untyped-call]
+        logits_NV, kept_N.nonzero()[:, 0], targets_T, objective, needs | objective.needs
+    )
+    return KernelResult(loss_sum, Rows(*rows), weight_T)
+
+
+_SAVE_NO_OUTPUT = frozenset(
+    {"AddmmBackward0", "MmBackward0", "BmmBackward0", "AddBackward0", "SubBackward0", "MulBackward0", "DivBackward0"}
+    | {"ToCopyBackward0", "CloneBackward0", "CatBackward0", "IndexSelectBackward0"}
+)
+"""Nodes of autograd whose backward does not read what they returned."""
+
+_VIEWS = frozenset({"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "UnsqueezeBackward0"})
+"""Nodes that return the memory of their input."""
+
+
+def may_overwrite(logits: Tensor) -> bool:
+    """Whether the backward pass of what made `logits` can do without them, as far as autograd's graph tells."""
+    node = logits.grad_fn
+    while node is not None and node.name() in _VIEWS:
+        node = node.next_functions[0][0]
+    return node is not None and node.name() in _SAVE_NO_OUTPUT and logits.is_contiguous()
+
+
 class _ScoreLogits(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -63,32 +105,91 @@ class _ScoreLogits(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         rows = concatenate(
             [
-                score_rows_(block_BV, targets_T[block], Transform(), needs).rows
-                for block, block_BV in _blocks(logits_NV, index_T)
+                score_rows_(_copy(logits_NV, positions), targets_T[block], IDENTITY, needs).rows
+                for block, positions in _blocks(logits_NV, index_T)
             ]
         )
         loss_sum, weight_T = weighted_sum(objective, rows)
         ctx.save_for_backward(logits_NV, index_T, targets_T, weight_T)
-        outputs = (weight_T, rows.logp_T, rows.one_minus_p_T, rows.is_top1_T, rows.entropy_T, rows.sum_p_squared_T)
-        ctx.mark_non_differentiable(*[output for output in outputs if output is not None])
-        return loss_sum, *outputs
+        return _outputs(ctx, loss_sum, weight_T, rows)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         logits_NV, index_T, targets_T, weight_T = ctx.saved_tensors
-        grad_NV = torch.zeros_like(logits_NV)
-        for block, block_BV in _blocks(logits_NV, index_T):
-            scored = score_rows_(block_BV, targets_T[block], Transform())
+        grad_NV = torch.empty_like(logits_NV)
+        _clear_others_(grad_NV, index_T)
+        for block, positions in _blocks(logits_NV, index_T):
+            work_BV = _copy(logits_NV, positions)
+            scored = score_rows_(work_BV, targets_T[block], IDENTITY)
             factor_B = weight_T[block] * scored.inverse_norm_T * upstream
-            grad_NV[index_T[block]] = block_BV.mul_(factor_B[:, None]).to(grad_NV.dtype)
+            grad_NV[positions] = work_BV.mul_(factor_B[:, None]).to(grad_NV.dtype)
         return grad_NV, None, None, None, None
 
 
-def _blocks(logits_NV: Tensor, index_T: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield `(slice of T, float copy of its logits)`; one empty block if nothing is scored."""
-    step = max(1, _BLOCK_ELEMENTS // max(logits_NV.shape[1], 1))
+class _OverwriteLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits_NV: Tensor,
+        index_T: Tensor,
+        targets_T: Tensor,
+        objective: Objective,
+        needs: frozenset[RowStatistic],
+    ) -> tuple[Tensor | None, ...]:
+        loss_sum = logits_NV.new_zeros((), dtype=accumulation_dtype(logits_NV.dtype))
+        rows: list[Rows] = []
+        weights: list[Tensor] = []
+        for block, positions in _blocks(logits_NV, index_T):
+            # The rows themselves where they are adjacent and wide enough, else a copy.
+            work_BV = logits_NV[positions].to(loss_sum.dtype)
+            scored = score_rows_(work_BV, targets_T[block], IDENTITY, needs)
+            block_sum, weight_B = weighted_sum(objective, scored.rows)
+            work_BV.mul_((weight_B * scored.inverse_norm_T)[:, None])
+            if work_BV.untyped_storage().data_ptr() != logits_NV.untyped_storage().data_ptr():
+                logits_NV[positions] = work_BV.to(logits_NV.dtype)
+            loss_sum += block_sum
+            rows.append(scored.rows)
+            weights.append(weight_B)
+        _clear_others_(logits_NV, index_T)
+        ctx.grad_NV = logits_NV.detach()
+        return _outputs(ctx, loss_sum, torch.cat(weights), concatenate(rows))
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        grad_NV, ctx.grad_NV = ctx.grad_NV, None
+        if grad_NV is None:
+            raise RuntimeError("the gradient of these logits was handed over: a graph of score_logits_ serves once.")
+        return grad_NV.mul_(upstream), None, None, None, None
+
+
+def _outputs(ctx: Any, loss_sum: Tensor, weight_T: Tensor, rows: Rows) -> tuple[Tensor | None, ...]:
+    """Return what a kernel's Function returns: the sum, and statistics that are not differentiable."""
+    outputs = (weight_T, rows.logp_T, rows.one_minus_p_T, rows.is_top1_T, rows.entropy_T, rows.sum_p_squared_T)
+    ctx.mark_non_differentiable(*[output for output in outputs if output is not None])
+    return loss_sum, *outputs
+
+
+def _blocks(logits_NV: Tensor, index_T: Tensor) -> Iterator[tuple[slice, slice | Tensor]]:
+    """Yield `(slice of T, its positions in N)`; one empty block if nothing is scored."""
+    N, V = logits_NV.shape
+    T = index_T.numel()
+    step = block_rows(logits_NV.device.type, V)
+    for start in range(0, max(T, 1), step):
+        block = slice(start, min(start + step, T))
+        yield block, block if T == N else index_T[block]
+
+
+def _copy(logits_NV: Tensor, positions: slice | Tensor) -> Tensor:
+    """Copy some rows, in the dtype of sums."""
     dtype = accumulation_dtype(logits_NV.dtype)
-    for start in range(0, max(index_T.numel(), 1), step):
-        block = slice(start, start + step)
-        # index_select copies, so the working block may be overwritten.
-        yield block, logits_NV.index_select(0, index_T[block]).to(dtype)
+    if isinstance(positions, slice):
+        return logits_NV[positions].to(dtype, copy=True)
+    return logits_NV.index_select(0, positions).to(dtype)
+
+
+def _clear_others_(grad_NV: Tensor, index_T: Tensor) -> None:
+    """Set the rows that are not in `index_T` to zero."""
+    if index_T.numel() < grad_NV.shape[0]:
+        others_N = torch.ones(grad_NV.shape[0], dtype=torch.bool, device=grad_NV.device)
+        others_N[index_T] = False
+        grad_NV.masked_fill_(others_N[:, None], 0.0)

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dft_plugin.kernels.base import KernelResult, OpaqueHead
+from dft_plugin.kernels.budget import chunk_rows
 from dft_plugin.kernels.logits import score_logits
-from dft_plugin.kernels.rows import accumulation_dtype, concatenate
+from dft_plugin.kernels.rows import concatenate
+from dft_plugin.kernels.softmax import accumulation_dtype
 from dft_plugin.objectives import Objective, RowStatistic
 
 
@@ -22,7 +24,7 @@ def opaque(
     objective: Objective,
     *,
     needs: frozenset[RowStatistic] = frozenset(),
-    scratch_bytes: int = 256 << 20,
+    scratch_bytes: int | None = None,
 ) -> KernelResult:
     """Call the head on chunks of tokens, each under a checkpoint, and score its logits.
 
@@ -35,9 +37,9 @@ def opaque(
         targets_T: int64 targets in [0, V).
         objective: gives the weights.
         needs: costly statistics to return.
-        scratch_bytes: bound on the logits of a chunk, counted in float32.
+        scratch_bytes: bound on the logits of a chunk, counted in float32; None: see `budget.chunk_rows`.
     """
-    step = max(64, min(1024, scratch_bytes // (4 * head.vocab_size)))
+    step = chunk_rows(hidden_TD.device.type, 4 * head.vocab_size, scratch_bytes, weight_trained=False)
 
     def score(hidden_CD: Tensor, targets_C: Tensor) -> KernelResult:
         logits_CV = head.project(hidden_CD)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dft_plugin.kernels.base import Head, KernelResult
-from dft_plugin.kernels.rows import accumulation_dtype
+from dft_plugin.kernels.softmax import accumulation_dtype
 from dft_plugin.objectives import Objective, Rows, RowStatistic
 
 
@@ -20,7 +20,7 @@ def reference(
     objective: Objective,
     *,
     needs: frozenset[RowStatistic] = frozenset(),
-    scratch_bytes: int = 0,
+    scratch_bytes: int | None = None,
 ) -> KernelResult:
     """Score as a textbook would, at the cost of several copies of [T, V].
 

@@ -1,11 +1,11 @@
-"""The softmax of a block of logits, in place, accurate at both ends of p.
+"""Rows of logits to statistics and weights, whatever their number.
 
 Shapes: T rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,28 +13,20 @@ from torch import Tensor
 
 from dft_plugin.errors import PluginError
 from dft_plugin.kernels.base import Transform
+from dft_plugin.kernels.softmax import Scored, accumulation_dtype, block_scorer
 from dft_plugin.objectives import Objective, Rows, RowStatistic
 
 _CACHE_ELEMENTS = 1 << 19
-"""Elements of a row block on a CPU: 2 MB of float32, so that the passes stay in the L2 cache."""
+"""Elements of a row block on a CPU: 2 MB of float32, so that the passes stay in the cache."""
+
+_ACCELERATOR_ELEMENTS = 1 << 24
+"""The same elsewhere: 64 MB of float32, enough to fill a device, little beside a chunk of logits."""
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Statistics of the rows, and the factor that turns the buffer into d(log p)/d(logits).
-
-    Attributes:
-        rows: statistics of the T rows.
-        inverse_norm_T: `-d(log p_t)/d(raw logits) = buffer * inverse_norm_T`.
-    """
-
-    rows: Rows
-    inverse_norm_T: Tensor
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return float64 for float64, else float32: p and all sums are never taken in half precision."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def block_rows(device_type: str, vocab_size: int) -> int:
+    """Return how many rows of logits are worked on at a time."""
+    elements = _CACHE_ELEMENTS if device_type == "cpu" else _ACCELERATOR_ELEMENTS
+    return max(1, elements // max(vocab_size, 1))
 
 
 def score_rows_(
@@ -43,29 +35,23 @@ def score_rows_(
     transform: Transform,
     needs: frozenset[RowStatistic] = frozenset(),
 ) -> Scored:
-    """Score rows of raw logits, and overwrite them with their unnormalised gradient.
-
-    With x the transformed logits, m their maximum, e_j = exp(x_j - m) and R the sum of e_j over
-    all j but the target y, the buffer becomes e_j for j != y and -R for y, times the derivative of the
-    transform. R is summed without the target, so that 1 - p = R / (R + e_y) keeps its digits where
-    p is near 1, and log p = -log1p(R / e_y); where p is small, log p = x_y - m - log(R + e_y), which
-    does not underflow.
+    """Score rows of raw logits, block by block, and overwrite them with their unnormalised gradient.
 
     Args:
-        logits_TV: raw logits of any float dtype; overwritten.
+        logits_TV: raw logits of any float dtype; overwritten, see `softmax.score_block_`.
         targets_T: int64 targets in [0, V).
         transform: what the model does to raw logits.
         needs: costly statistics to compute as well.
     """
     T, V = logits_TV.shape
-    work_dtype = accumulation_dtype(logits_TV.dtype)
-    block = T if logits_TV.device.type != "cpu" else max(1, _CACHE_ELEMENTS // V)
+    if not T:
+        return _no_rows(logits_TV.new_empty(0, dtype=accumulation_dtype(logits_TV.dtype)), needs)
+    score_block_ = block_scorer(logits_TV.device.type)
+    step = block_rows(logits_TV.device.type, V)
     parts = [
-        _score_block_(logits_TV[start : start + block], targets_T[start : start + block], transform, needs, work_dtype)
-        for start in range(0, T, max(block, 1))
+        score_block_(logits_TV[start : start + step], targets_T[start : start + step], transform, needs)
+        for start in range(0, T, step)
     ]
-    if not parts:
-        parts = [_no_rows(logits_TV.new_empty(0, dtype=work_dtype), needs)]
     return Scored(
         concatenate([part.rows for part in parts]),
         torch.cat([part.inverse_norm_T for part in parts]),
@@ -77,72 +63,6 @@ def concatenate(parts: list[Rows]) -> Rows:
     columns: dict[str, Any] = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Rows)}
     joined: dict[str, Any] = {name: None if c[0] is None else torch.cat(c) for name, c in columns.items()}
     return Rows(**joined)
-
-
-def _score_block_(
-    logits_TV: Tensor,
-    targets_T: Tensor,
-    transform: Transform,
-    needs: frozenset[RowStatistic],
-    work_dtype: torch.dtype,
-) -> Scored:
-    x_TV = logits_TV if logits_TV.dtype == work_dtype else logits_TV.to(work_dtype)
-    if transform.scale != 1.0:
-        x_TV.mul_(transform.scale)
-    tanh_TV = None
-    if transform.softcap is not None:
-        tanh_TV = x_TV.div_(transform.softcap).tanh_().clone()
-        x_TV.mul_(transform.softcap)
-    target_T1 = targets_T[:, None]
-    max_T1 = x_TV.amax(1, keepdim=True)
-    x_target_T1 = x_TV.gather(1, target_T1)
-    e_TV = x_TV.sub_(max_T1).exp_()
-    e_target_T1 = e_TV.gather(1, target_T1)
-    e_TV.scatter_(1, target_T1, 0.0)
-    rest_T1 = e_TV.sum(1, keepdim=True)
-    norm_T1 = rest_T1 + e_target_T1
-
-    logp_T1 = log_probability(x_target_T1, max_T1, e_target_T1, rest_T1)
-    rows = Rows(
-        logp_T=logp_T1[:, 0],
-        one_minus_p_T=(rest_T1 / norm_T1)[:, 0],
-        is_top1_T=(x_target_T1 >= max_T1)[:, 0],
-        entropy_T=_entropy(e_TV, e_target_T1, norm_T1)[:, 0] if "entropy" in needs else None,
-        sum_p_squared_T=(
-            ((e_TV.square().sum(1, keepdim=True) + e_target_T1.square()) / norm_T1.square())[:, 0]
-            if "sum_p_squared" in needs
-            else None
-        ),
-    )
-
-    e_TV.scatter_(1, target_T1, -rest_T1)
-    if tanh_TV is not None:
-        e_TV.mul_(tanh_TV.square_().neg_().add_(1.0))
-    inverse_norm_T1 = transform.scale / norm_T1
-    if e_TV is not logits_TV:
-        # R can exceed the range of float16, so the half-precision buffer is normalised.
-        logits_TV.copy_(e_TV.mul_(inverse_norm_T1))
-        inverse_norm_T1 = torch.ones_like(inverse_norm_T1)
-    return Scored(rows, inverse_norm_T1[:, 0])
-
-
-def log_probability(x_target: Tensor, maximum: Tensor, e_target: Tensor, rest: Tensor) -> Tensor:
-    """Return log p of targets, in nats, accurate where p is near 1 and where p underflows.
-
-    Args:
-        x_target: transformed logit of the target.
-        maximum: m, the largest transformed logit of the row.
-        e_target: exp(x_target - m).
-        rest: sum of exp(x - m) over all tokens but the target.
-    """
-    near_one = -torch.log1p(rest / e_target)
-    return torch.where(e_target > rest, near_one, x_target - maximum - (rest + e_target).log())
-
-
-def _entropy(e_TV: Tensor, e_target_T1: Tensor, norm_T1: Tensor) -> Tensor:
-    # -sum p log p with p = e / norm; entr(e) = -e log e is 0 at 0, so underflowed terms drop out.
-    terms_T1: Tensor = torch.special.entr(e_TV).sum(1, keepdim=True) + torch.special.entr(e_target_T1)
-    return terms_T1 / norm_T1 + norm_T1.log()
 
 
 def _no_rows(empty: Tensor, needs: frozenset[RowStatistic]) -> Scored:

@@ -19,6 +19,7 @@ from dft_plugin.kernels import (
     opaque,
     reference,
     score_logits,
+    score_logits_,
 )
 from dft_plugin.objectives import DFT, NLL, Objective
 
@@ -63,7 +64,13 @@ def through_logits(made, objective, **options):
     return score_logits(logits, kept, made.targets_T, objective, **options)
 
 
-EXACT = [readable(chunked), through_opaque, through_logits]
+def through_overwritten_logits(made, objective, **options):
+    logits = Transform(made.scale, made.softcap)(raw_logits(made))
+    kept = torch.ones_like(made.targets_T, dtype=torch.bool)
+    return score_logits_(logits, kept, made.targets_T, objective, **options)
+
+
+EXACT = [readable(chunked), through_opaque, through_logits, through_overwritten_logits]
 exact_kernels = pytest.mark.parametrize("score", EXACT)
 every_kernel = pytest.mark.parametrize("score", [*EXACT, readable(reference)])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import oracle, problems
 
-from dft_plugin.kernels import score_logits
+from dft_plugin.kernels import may_overwrite, score_logits, score_logits_
 from dft_plugin.objectives import DFT, NLL
 
 
@@ -92,3 +92,64 @@ def test_autocast_does_not_touch_the_numbers():
     assert loss_sum.item() == pytest.approx(truth.item(), rel=1e-6)
     truth_TV = 20 * oracle.logits_gradient(logits_TV.detach(), targets_T)
     assert oracle.gap(logits_TV.grad, truth_TV) < 1e-5
+
+
+def scored_in_place(labels, dtype=torch.float32):
+    """Logits of a graph, scored in place, and the leaf behind them."""
+    raw_NV = leaf(len(labels), 7, dtype=dtype)
+    logits_NV = raw_NV * 1
+    labels_N = torch.tensor(labels)
+    kept_N = labels_N != -100
+    return raw_NV, logits_NV, score_logits_(logits_NV, kept_N, labels_N[kept_N], DFT())
+
+
+@pytest.mark.parametrize("labels", [[3, 0, 6, 6], [3, -100, 0, -100], [-100, -100, -100, -100]], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_overwritten_logits_give_the_same_numbers(dtype, labels):
+    raw_NV, _, result = scored_in_place(labels, dtype)
+    kept_NV = leaf(4, 7, dtype=dtype)
+    expected = score(kept_NV, labels)
+    (3 * result.loss_sum).backward()
+    (3 * expected.loss_sum).backward()
+    assert torch.equal(result.rows.logp_T, expected.rows.logp_T)
+    assert result.loss_sum.item() == pytest.approx(expected.loss_sum.item(), rel=1e-6)
+    # The upstream factor meets the rounded gradient here, the unrounded one there.
+    assert torch.allclose(raw_NV.grad, kept_NV.grad, rtol=2 * torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_gradient_takes_the_place_of_the_logits(dtype):
+    _, logits_NV, result = scored_in_place([3, -100, 0, 6], dtype)
+    (gradient,) = torch.autograd.grad(result.loss_sum, logits_NV)
+    assert gradient.data_ptr() == logits_NV.data_ptr()
+    assert gradient[1].abs().max() == 0
+
+
+def test_a_graph_whose_logits_were_overwritten_serves_once():
+    raw_NV, _, result = scored_in_place([3, 0])
+    result.loss_sum.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="serves once"):
+        result.loss_sum.backward()
+    assert raw_NV.grad is not None
+
+
+def test_only_logits_that_no_backward_reads_may_be_overwritten():
+    hidden, weight = leaf(4, 3), leaf(7, 3)
+    projected = hidden @ weight.t()
+    assert may_overwrite(projected)
+    assert may_overwrite(projected.view(2, 2, 7))
+    assert may_overwrite(5 * projected.tanh())
+    assert may_overwrite(projected.bfloat16().float())
+    assert not may_overwrite(projected.tanh())
+    assert not may_overwrite(projected.tanh().view(2, 2, 7))
+    assert not may_overwrite(projected[:, :5])
+    assert not may_overwrite(hidden)
+    assert not may_overwrite(projected.detach())
+
+
+def test_autograd_refuses_where_the_logits_are_read_again_all_the_same():
+    logits_NV = leaf(2, 7).tanh()
+    targets_T = torch.tensor([3, 0])
+    result = score_logits_(logits_NV, torch.ones(2, dtype=torch.bool), targets_T, DFT())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.loss_sum.backward()

@@ -1,0 +1,169 @@
+"""The softmax of one block of logits, in place, accurate at both ends of p. Pointwise work and sums only.
+
+Shapes: T rows of the block, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from dft_plugin.kernels.base import IDENTITY, Transform
+from dft_plugin.objectives import Rows, RowStatistic
+
+logger = logging.getLogger(__name__)
+
+_LOG2_E = math.log2(math.e)
+"""exp(y) is taken as exp2(y * log2 e): torch has a vector form of exp2 on every CPU, of exp only on some."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Statistics of the rows, and the factor that turns the buffer into d(log p)/d(logits).
+
+    Attributes:
+        rows: statistics of the T rows.
+        inverse_norm_T: `-d(log p_t)/d(raw logits) = buffer * inverse_norm_T`.
+    """
+
+    rows: Rows
+    inverse_norm_T: Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return float64 for float64, else float32: p and all sums are never taken in half precision."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@cache
+def block_scorer(device_type: str) -> Callable[..., Scored]:
+    """Return `score_block_` as it runs best on a kind of device, e.g. `cpu` or `cuda`.
+
+    A CPU runs it as it is, on blocks that stay in its cache. On an accelerator each of its passes would be a kernel
+    that reads and writes the block, so there it is compiled, once per process; where that fails (no Triton, no C
+    compiler) it runs as it is, which is slower and gives the same numbers.
+    """
+    if device_type == "cpu":
+        return score_block_
+    compiled: Callable[..., Scored] = torch.compile(score_block_, dynamic=True)
+    try:
+        compiled(
+            torch.zeros(2, 8, device=device_type), torch.zeros(2, dtype=torch.int64, device=device_type), IDENTITY
+        )
+    except Exception as error:
+        # Whatever a compiler raises: it must not stop a training that can do without.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logger.warning("dft: torch.compile does not work on %s, going on without it: %s", device_type, reason)
+        return score_block_
+    return compiled
+
+
+def score_block_(
+    logits_TV: Tensor,
+    targets_T: Tensor,
+    transform: Transform,
+    needs: frozenset[RowStatistic] = frozenset(),
+) -> Scored:
+    """Score rows of raw logits, and overwrite them with their unnormalised gradient.
+
+    With x the transformed logits, m their maximum, e_j = exp(x_j - m) and R the sum of e_j over
+    all j but the target y, the buffer becomes e_j for j != y and -R for y, times the derivative of the
+    transform. R is summed without the target, so that 1 - p = R / (R + e_y) keeps its digits where
+    p is near 1, and log p = -log1p(R / e_y); where p is small, log p = x_y - m - log(R + e_y), which
+    does not underflow.
+
+    Args:
+        logits_TV: raw logits of any float dtype; overwritten.
+        targets_T: int64 targets in [0, V).
+        transform: what the model does to raw logits.
+        needs: costly statistics to compute as well.
+    """
+    work_dtype = accumulation_dtype(logits_TV.dtype)
+    x_TV = logits_TV if logits_TV.dtype == work_dtype else logits_TV.to(work_dtype)
+    slope_TV = transform_(x_TV, transform)
+    target_T1 = targets_T[:, None]
+    max_T1 = x_TV.amax(1, keepdim=True)
+    x_target_T1 = x_TV.gather(1, target_T1)
+    y_TV = x_TV.sub_(max_T1).scatter_(1, target_T1, -torch.inf)
+    y_target_T1 = x_target_T1 - max_T1
+    # The entropy wants y beside e; otherwise one buffer serves.
+    e_TV = exponential_(y_TV.clone() if "entropy" in needs else y_TV)
+    e_target_T1 = exponential_(y_target_T1.clone())
+    rest_T1 = e_TV.sum(1, keepdim=True)
+    norm_T1 = rest_T1 + e_target_T1
+
+    entropy_T1 = squares_T1 = None
+    if "entropy" in needs:
+        entropy_T1 = norm_T1.log() - (sum_e_y(e_TV, y_TV) + sum_e_y(e_target_T1, y_target_T1)) / norm_T1
+    if "sum_p_squared" in needs:
+        squares_T1 = (sum_squares(e_TV) + e_target_T1.square()) / norm_T1.square()
+    rows = Rows(
+        logp_T=log_probability(x_target_T1, max_T1, e_target_T1, rest_T1)[:, 0],
+        one_minus_p_T=(rest_T1 / norm_T1)[:, 0],
+        is_top1_T=(x_target_T1 >= max_T1)[:, 0],
+        entropy_T=None if entropy_T1 is None else entropy_T1[:, 0],
+        sum_p_squared_T=None if squares_T1 is None else squares_T1[:, 0],
+    )
+
+    e_TV.scatter_(1, target_T1, -rest_T1)
+    if slope_TV is not None:
+        e_TV.mul_(slope_TV)
+    inverse_norm_T1 = transform.scale / norm_T1
+    if logits_TV.dtype != work_dtype:
+        # R can exceed the range of float16, so the half-precision buffer is normalised.
+        logits_TV.copy_(e_TV.mul_(inverse_norm_T1))
+        inverse_norm_T1 = torch.ones_like(inverse_norm_T1)
+    elif e_TV is not logits_TV:
+        logits_TV.copy_(e_TV)
+    return Scored(rows, inverse_norm_T1[:, 0])
+
+
+def transform_(x_TV: Tensor, transform: Transform) -> Tensor | None:
+    """Transform raw logits in place.
+
+    Returns:
+        The slope of the softcap at each of them, `1 - tanh^2`, or None for 1 everywhere.
+    """
+    if transform.scale != 1.0:
+        x_TV.mul_(transform.scale)
+    if transform.softcap is None:
+        return None
+    tanh_TV = x_TV.div_(transform.softcap).tanh_()
+    slope_TV = 1 - tanh_TV.square()
+    x_TV.mul_(transform.softcap)
+    return slope_TV
+
+
+def log_probability(x_target: Tensor, maximum: Tensor, e_target: Tensor, rest: Tensor) -> Tensor:
+    """Return log p of targets, in nats, accurate where p is near 1 and where p underflows.
+
+    Args:
+        x_target: transformed logit of the target.
+        maximum: m, the largest transformed logit of the row.
+        e_target: exp(x_target - m).
+        rest: sum of exp(x - m) over all tokens but the target.
+    """
+    near_one = -torch.log1p(rest / e_target)
+    return torch.where(e_target > rest, near_one, x_target - maximum - (rest + e_target).log())
+
+
+def exponential_(y: Tensor) -> Tensor:
+    """Exponentiate in place."""
+    return y.mul_(_LOG2_E).exp2_()
+
+
+def sum_e_y(e_TV: Tensor, y_TV: Tensor) -> Tensor:
+    """Sum e * y over each row, [T, 1], with y = log e; -inf in y is overwritten, since 0 * -inf is NaN."""
+    lowest = -torch.finfo(y_TV.dtype).max
+    return (e_TV * y_TV.clamp_(min=lowest)).sum(1, keepdim=True)
+
+
+def sum_squares(e_TV: Tensor) -> Tensor:
+    """Sum e squared over each row, [T, 1]."""
+    return e_TV.square().sum(1, keepdim=True)

@@ -1,0 +1,61 @@
+"""How many rows of logits exist at a time, and in which dtype a GEMM runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.counting import WatchMemory
+
+from dft_plugin.kernels import Head, LowRank, budget, chunked, gemm
+from dft_plugin.objectives import DFT
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("device_type", "scratch", "trained", "rows"),
+    [
+        ("cpu", None, False, 82),
+        ("cpu", None, True, 441),
+        ("cpu", 1, False, 64),
+        ("cpu", 1 << 40, False, 1024),
+        ("cuda", None, False, 384),
+        ("cuda", None, True, 384),
+        ("cuda", 1, True, 256),
+        ("cuda", 1 << 40, True, 4096),
+    ],
+)
+def test_a_chunk_fits_its_budget(device_type, scratch, trained, rows):
+    # Qwen2.5's 151,936 tokens in float32; 441 rows of them are 256 MiB, of which 384 are whole tiles.
+    assert budget.chunk_rows(device_type, 4 * 151_936, scratch, weight_trained=trained) == rows
+
+
+def test_a_head_with_lora_is_never_copied_and_its_logits_are_few():
+    hidden, weight = torch.randn(256, 8, requires_grad=True), torch.randn(150_000, 8)
+    low_rank = LowRank(torch.randn(256, 2, requires_grad=True), torch.randn(150_000, 2, requires_grad=True))
+    targets = torch.zeros(256, dtype=torch.int64)
+    with WatchMemory(MIB) as seen:
+        chunked(hidden, Head(weight, low_rank=low_rank), targets, DFT()).loss_sum.backward()
+    largest = max(storage.nbytes() for storage in seen.storages.values())
+    assert 40 * MIB < largest <= 48 * MIB
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_half_precision_is_used_where_this_cpu_is_faster_in_it(monkeypatch, faster):
+    monkeypatch.setattr(gemm, "half_is_faster", lambda dtype: faster)
+    weight = torch.ones(2, 2, dtype=torch.bfloat16)
+    assert gemm.block_dtype(weight) == (torch.bfloat16 if faster else torch.float32)
+    assert gemm.block_dtype(weight.float()) == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert gemm.block_dtype(weight.float()) == (torch.bfloat16 if faster else torch.float32)
+
+
+def test_a_product_is_timed_in_both_dtypes(monkeypatch):
+    seconds = {torch.bfloat16: 1.0, torch.float16: 3.0, torch.float32: 2.0}
+    monkeypatch.setattr(gemm, "_seconds", seconds.__getitem__)
+    gemm.half_is_faster.cache_clear()
+    try:
+        assert gemm.half_is_faster(torch.bfloat16)
+        assert not gemm.half_is_faster(torch.float16)
+    finally:
+        gemm.half_is_faster.cache_clear()

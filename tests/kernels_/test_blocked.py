@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import oracle
 
-from dft_plugin.kernels import Head, LowRank, Transform, auto, blocked, choose, chunked
+from dft_plugin.kernels import Head, LowRank, Transform, auto, blocked, choose, chunked, gemm
 from dft_plugin.objectives import DFT, NLL
 
 # More tokens than one pass takes, and more words than a block of 2,048 has room for.
@@ -57,7 +57,8 @@ def test_its_statistics_equal_those_of_chunked(transform):
     assert (ours.is_top1_T == theirs.is_top1_T).float().mean() > 0.99
 
 
-def test_half_precision_is_nearer_to_the_truth_than_chunked():
+def test_multiplied_in_float32_half_precision_is_nearer_to_the_truth_than_chunked(monkeypatch):
+    monkeypatch.setattr(gemm, "half_is_faster", lambda dtype: False)
     hidden, weight, _, targets = problem(torch.bfloat16)
     _, true_gradient = truth(hidden, weight, None, targets, Transform(), oracle.dft)
     gaps = []
@@ -65,7 +66,7 @@ def test_half_precision_is_nearer_to_the_truth_than_chunked():
         (gradient,) = torch.autograd.grad(kernel(hidden, Head(weight), targets, DFT()).loss_sum / T, hidden)
         assert gradient.dtype == torch.bfloat16
         gaps.append(oracle.gap([gradient], [true_gradient]))
-    assert gaps[0] <= gaps[1]
+    assert gaps[0] < 0.8 * gaps[1]
 
 
 def test_a_second_backward_and_an_upstream_factor_are_right():

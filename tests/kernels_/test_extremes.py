@@ -1,0 +1,105 @@
+"""Every kernel where p is next to nothing or next to one; and that blocks and chunks of any size give the same."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from support import oracle, problems
+
+from dft_plugin.kernels import Head, OpaqueHead, Transform, blocked, chunked, gemm, opaque, score_logits, score_logits_
+from dft_plugin.objectives import DFT, NLL
+
+T, V = 40, 97
+PROBABILITIES = [1e-30, 1e-9, 1e-3, 0.5, 1 - 1e-3, 1 - 1e-6, 1 - 1e-9]
+
+
+def behind_a_frozen_head(kernel):
+    """The identity as a head, so that the hidden states are the logits."""
+
+    def score(logits_TV, targets_T, objective):
+        return kernel(logits_TV, Head(torch.eye(V)), targets_T, objective, needs=frozenset(), scratch_bytes=None)
+
+    return score
+
+
+def behind_a_trained_head(logits_TV, targets_T, objective):
+    return chunked(logits_TV, Head(torch.eye(V, requires_grad=True)), targets_T, objective)
+
+
+def behind_a_closed_head(logits_TV, targets_T, objective):
+    return opaque(logits_TV, OpaqueHead(lambda hidden: hidden * 1, V), targets_T, objective)
+
+
+def everything_kept(kernel):
+    def score(logits_TV, targets_T, objective):
+        return kernel(logits_TV * 1, torch.ones_like(targets_T, dtype=torch.bool), targets_T, objective)
+
+    return score
+
+
+WAYS = {
+    "chunked": behind_a_frozen_head(chunked),
+    "chunked, trained": behind_a_trained_head,
+    "blocked": behind_a_frozen_head(blocked),
+    "opaque": behind_a_closed_head,
+    "logits": everything_kept(score_logits),
+    "logits, in place": everything_kept(score_logits_),
+}
+
+
+@pytest.mark.parametrize("p", PROBABILITIES)
+@pytest.mark.parametrize(("objective", "weigh"), [(DFT(), oracle.dft), (NLL(), oracle.nll)], ids=["dft", "nll"])
+@pytest.mark.parametrize("way", WAYS)
+def test_loss_and_gradient_keep_their_digits(way, objective, weigh, p):
+    logits_TV, targets_T = problems.logits_with_probability(p, T=T, V=V)
+    logits_TV.requires_grad_()
+    result = WAYS[way](logits_TV, targets_T, objective)
+    (gradient_TV,) = torch.autograd.grad(result.loss_sum, logits_TV)
+    truth_T = oracle.token_losses(logits_TV.detach(), targets_T, weigh)
+    assert result.loss_sum.item() == pytest.approx(truth_T.sum().item(), rel=3e-6, abs=0)
+    true_gradient_TV = T * oracle.logits_gradient(logits_TV.detach(), targets_T, weigh)
+    assert oracle.gap(gradient_TV, true_gradient_TV) < 1e-5
+
+
+def test_the_naive_formula_does_not():
+    # The test above can fail: this is what hosts compute, and p is 1 in float32.
+    logits_TV, targets_T = problems.logits_with_probability(1 - 1e-9, T=T, V=V)
+    nll_T = torch.nn.functional.cross_entropy(logits_TV, targets_T, reduction="none")
+    truth_T = oracle.token_losses(logits_TV, targets_T)
+    assert abs((nll_T * (-nll_T).exp()).sum().item() / truth_T.sum().item() - 1) > 0.5
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 517])
+@pytest.mark.parametrize("transform", [Transform(), Transform(0.5, 5.0)], ids=["plain", "capped"])
+def test_the_size_of_a_block_changes_nothing(monkeypatch, transform, rows):
+    made = problems.problem((67, 33, 517), bias=True, scale=transform.scale, softcap=transform.softcap)
+    truth, true_gradient, *_ = made.truth()
+    made.weight_VD.requires_grad_(False)
+    made.bias_V.requires_grad_(False)
+    module = sys.modules["dft_plugin.kernels.blocked"]
+    monkeypatch.setattr(module, "_BLOCK_ROWS", (rows, rows))
+    monkeypatch.setattr(module, "_PASS_TOKENS", 29)
+    head = Head(made.weight_VD, made.bias_V, transform)
+    result = blocked(made.hidden_TD, head, made.targets_T, DFT(), needs=frozenset({"entropy"}))
+    assert result.loss_sum.item() / 67 == pytest.approx(truth.item(), rel=1e-6)
+    (gradient,) = torch.autograd.grad(result.loss_sum / 67, made.hidden_TD)
+    assert oracle.gap(gradient, true_gradient) < 1e-5
+    p_TV = made.logits().detach().softmax(1)
+    assert oracle.gap(result.rows.entropy_T, torch.special.entr(p_TV).sum(1)) < 1e-6
+
+
+@pytest.mark.parametrize("faster", [True, False], ids=["half GEMMs", "float32 GEMMs"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_right_whichever_the_cpu_is_faster_in(monkeypatch, dtype, faster):
+    monkeypatch.setattr(gemm, "half_is_faster", lambda dtype: faster)
+    made = problems.problem((67, 33, 517), dtype=dtype)
+    truth, true_gradient, *_ = made.truth()
+    made.weight_VD.requires_grad_(False)
+    result = blocked(made.hidden_TD, Head(made.weight_VD), made.targets_T, DFT())
+    (gradient,) = torch.autograd.grad(result.loss_sum, made.hidden_TD)
+    # float32 GEMMs leave the rounding of the gradient alone; half GEMMs round the logits too.
+    allowed = torch.finfo(dtype).eps * (6 if faster else 0.5)
+    assert oracle.gap(gradient, 67 * true_gradient) < allowed
+    assert result.loss_sum.item() == pytest.approx(67 * truth.item(), rel=allowed if faster else 2e-6)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from dft_plugin.objectives import Objective, Rows, RowStatistic
@@ -123,3 +124,16 @@ class Kernel(Protocol):
     ) -> KernelResult:
         """Score. `needs`: costly statistics to return; `scratch_bytes`: bound on the logits held at once, or None."""
         ...
+
+
+def refuse_second_derivative() -> None:
+    """Raise in a backward pass of `create_graph=True`: the gradient is a constant by then, its derivative lost.
+
+    Raises:
+        RuntimeError: this pass is to be differentiated again.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "create_graph=True: this loss makes its gradient in the forward pass, so it has no second derivative. Use "
+            "`kernel: reference`, or drop create_graph."
+        )

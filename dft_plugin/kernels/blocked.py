@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.base import Head, KernelResult, Transform
+from dft_plugin.kernels.base import Head, KernelResult, Transform, refuse_second_derivative
 from dft_plugin.kernels.chunked import chunked
 from dft_plugin.kernels.gemm import block_dtype
 from dft_plugin.kernels.rows import concatenate, weighted_sum
@@ -124,6 +124,7 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
         (grad_TD,) = ctx.saved_tensors
         return (grad_TD * upstream).to(grad_TD.dtype), None, None, None, None
 

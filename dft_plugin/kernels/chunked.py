@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.base import Head, KernelResult, Transform
+from dft_plugin.kernels.base import Head, KernelResult, Transform, refuse_second_derivative
 from dft_plugin.kernels.budget import chunk_rows
 from dft_plugin.kernels.gemm import compute_dtype
 from dft_plugin.kernels.rows import concatenate, score_rows_, weighted_sum
@@ -109,6 +109,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
         # The gradients are handed over, not copied: an optimizer step may want their memory. A second
         # backward over the same graph makes them again.
         grads, ctx.grads = ctx.grads, None

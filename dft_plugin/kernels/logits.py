@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.base import IDENTITY, KernelResult
+from dft_plugin.kernels.base import IDENTITY, KernelResult, refuse_second_derivative
 from dft_plugin.kernels.rows import block_rows, concatenate, score_rows_, weighted_sum
 from dft_plugin.kernels.softmax import accumulation_dtype
 from dft_plugin.objectives import Objective, Rows, RowStatistic
@@ -115,6 +115,7 @@ class _ScoreLogits(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
         logits_NV, index_T, targets_T, weight_T = ctx.saved_tensors
         grad_NV = torch.empty_like(logits_NV)
         _clear_others_(grad_NV, index_T)
@@ -156,6 +157,7 @@ class _OverwriteLogits(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
         grad_NV, ctx.grad_NV = ctx.grad_NV, None
         if grad_NV is None:
             raise RuntimeError("the gradient of these logits was handed over: a graph of score_logits_ serves once.")

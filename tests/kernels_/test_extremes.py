@@ -103,3 +103,12 @@ def test_half_precision_is_right_whichever_the_cpu_is_faster_in(monkeypatch, dty
     allowed = torch.finfo(dtype).eps * (6 if faster else 0.5)
     assert oracle.gap(gradient, 67 * true_gradient) < allowed
     assert result.loss_sum.item() == pytest.approx(67 * truth.item(), rel=allowed if faster else 2e-6)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_second_derivative_is_refused(way):
+    logits_TV, targets_T = problems.logits_with_probability(0.3, T=T, V=V)
+    logits_TV.requires_grad_()
+    loss_sum = WAYS[way](logits_TV, targets_T, DFT()).loss_sum
+    with pytest.raises(RuntimeError, match=r"create_graph=True: .* Use `kernel: reference`"):
+        torch.autograd.grad(loss_sum, logits_TV, create_graph=True)

@@ -33,8 +33,10 @@ FLOOR = [
 ]
 TRL = [*NEWEST, BITSANDBYTES, DATASETS, "trl==1.16.0"]
 AXOLOTL = ["axolotl==0.19.0", "axolotl-contribs-lgpl==0.0.7", "axolotl-contribs-mit==0.0.6"]
-# Its own pins would move Axolotl's.
+# Their own pins would move Axolotl's.
 LIGER = "liger-kernel==0.8.1"
+# Axolotl's fork of it is on no package index.
+CUT_CROSS_ENTROPY = "cut-cross-entropy==25.1.1"
 
 # A host's process can abort while Python shuts down, after training: a C++ thread of one of its libraries outlives the
 # interpreter. Seen once, in a two-rank run of LLaMA-Factory. Nothing else is run again.
@@ -119,7 +121,7 @@ def axolotl(session: nox.Session) -> None:
     tools = nox.project.dependency_groups(PYPROJECT, "test")
     session.install("-r", "tests/hosts/axolotl/requirements.txt", *tools)
     # Without dependencies, so that pip leaves the pins as they are.
-    session.install("--no-deps", *AXOLOTL, LIGER)
+    session.install("--no-deps", *AXOLOTL, LIGER, CUT_CROSS_ENTROPY)
     session.install("--no-deps", "-e", ".")
     session.run("pytest", *RERUN, "-m", "host", *(session.posargs or ["tests/hosts/axolotl"]), env=OFFLINE)
 

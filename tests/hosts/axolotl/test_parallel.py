@@ -1,4 +1,4 @@
-"""Several processes of other kinds: tensor parallelism, and a worker of Ray."""
+"""Ranks that share a model, on a CPU: tensor parallelism and FSDP2; and a worker of Ray."""
 
 from __future__ import annotations
 
@@ -13,11 +13,29 @@ from support.axolotl_runs import PLUGIN, TWO_RANKS, command, write_config
 pytestmark = pytest.mark.host
 
 
-def test_two_tensor_parallel_ranks_train_what_one_process_does(home, expected):
-    write_config(home, max_steps=2, tensor_parallel_size=2, plugins=[PLUGIN, "cpu_mesh.CpuMesh"])
+FSDP2 = {
+    "fsdp_version": 2,
+    "fsdp_config": {
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
+        "reshard_after_forward": True,
+        "state_dict_type": "FULL_STATE_DICT",
+    },
+}
+SHARED = {
+    "tensor parallel": {"tensor_parallel_size": 2},
+    # The rows of a step are those of one process.
+    "fsdp2": {**FSDP2, "micro_batch_size": 1, "gradient_accumulation_steps": 2},
+}
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_two_ranks_that_share_a_model_train_what_one_process_does(kind, home, expected):
+    write_config(home, max_steps=2, plugins=[PLUGIN, "cpu_mesh.CpuMesh"], **SHARED[kind])
     done = command(home, "axolotl", "train", "config.yml", "--launcher", "torchrun", *TWO_RANKS)
-    assert done.returncode == 0, done.stderr[-12000:]
+    assert done.returncode == 0, done.stderr[-3000:]
     trained = torch.load(home / "trained.pt")
+    assert "lm_head.weight" in trained["sharded"]
     logs = [entry for entry in trained["logs"] if "loss" in entry]
     for mine, theirs in zip(logs, expected.logs, strict=True):
         for key in ("loss", "dft/nll", "dft/tokens", "dft/effective_tokens"):

@@ -128,6 +128,19 @@ def test_every_rule_has_a_test():
     assert fired == set(RULES)
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"unsloth_cross_entropy_loss": True}, "`unsloth_cross_entropy_loss` has been removed"),
+        ({"batch_flattening": True}, "batch_flattening requires a varlen-capable attention backend"),
+    ],
+    ids=["unsloth", "batch_flattening with sdpa"],
+)
+def test_what_axolotl_itself_refuses(change, text, home):
+    with pytest.raises(ValidationError, match=text):
+        load_cfg(str(write_config(home, **change)))
+
+
 def test_everything_is_reported_at_once(home):
     with pytest.raises(ValidationError) as caught:
         load_cfg(str(write_config(home, loss={"alhpa": 1}, rl="dpo", use_eaft=True)))

@@ -1,4 +1,4 @@
-"""An Axolotl plugin that lets tensor-parallel ranks share a CPU, and leaves what they trained in `trained.pt`."""
+"""An Axolotl plugin that lets ranks that share a model share a CPU, and leaves what they trained in `trained.pt`."""
 
 import os
 
@@ -31,12 +31,13 @@ class CpuMesh(BasePlugin):
 
 
 class Leave(TrainerCallback):
-    """Saving such a model fails here, with any loss, so the run ends before."""
+    """Saving a tensor-parallel model fails here, with any loss, so the run ends before."""
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         named = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in model.named_parameters()}
+        sharded = [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
         if args.process_index == 0:
             weights = {name: p.detach().clone() for name, p in named.items()}
-            torch.save({"logs": state.log_history, "weights": weights}, "trained.pt")
+            torch.save({"logs": state.log_history, "weights": weights, "sharded": sharded}, "trained.pt")
         torch.distributed.barrier()
         os._exit(0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dft_plugin.activation import activate, attach
     from dft_plugin.attachment import Attachment
-    from dft_plugin.functional import linear_token_loss, token_loss
+    from dft_plugin.functional import linear_token_loss, token_loss, vocab_parallel_token_loss
     from dft_plugin.hookspecs import hookimpl
     from dft_plugin.objectives import Number, Objective, Rows
 
@@ -27,6 +27,7 @@ _HOME = {
     "hookimpl": "hookspecs",
     "linear_token_loss": "functional",
     "token_loss": "functional",
+    "vocab_parallel_token_loss": "functional",
 }
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "hookimpl",
     "linear_token_loss",
     "token_loss",
+    "vocab_parallel_token_loss",
 ]
 
 

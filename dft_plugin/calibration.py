@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dft_plugin.kernels import Head, Transform
-from dft_plugin.kernels.rows import accumulation_dtype
+from dft_plugin.kernels.softmax import accumulation_dtype
 from dft_plugin.loss import LossPlan
 from dft_plugin.objectives import NLL
 

@@ -43,6 +43,10 @@ class LabelError(DftError, ValueError):
     """A label is neither the ignore index nor an index of the vocabulary."""
 
 
+class ShardError(DftError, ValueError):
+    """The ranks that share a vocabulary do not fit together. Says what each was given."""
+
+
 class PluginError(DftError):
     """A plugin is broken, or two plugins claim one name. Names the owners."""
 

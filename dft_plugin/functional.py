@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from dft_plugin.kernels import Head, Transform
+from dft_plugin.kernels import Head, ShardedHead, Transform, VocabShard
 from dft_plugin.loss import LossPlan, NumItems, hidden_loss, logits_loss
 from dft_plugin.objectives import Objective
 from dft_plugin.plugins import Catalogue, build_catalogue
 from dft_plugin.targets import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 LossLike = str | Mapping[str, Any] | Objective
 """A name (`"dft"`), a mapping as in YAML (`{"name": "dft", "alpha": 0.7}`), or an Objective."""
@@ -68,8 +71,8 @@ def linear_token_loss(
     """Linear layer and token loss in one; never holds more than a chunk of logits.
 
     Equal to `token_loss(softcap * tanh(logit_scale * (hidden @ weight.T + bias) / softcap), labels)`. The
-    gradients are computed in the forward pass. Memory beyond inputs and gradients: 256 MiB at most, or 64 rows of
-    logits.
+    gradients are computed in the forward pass. Memory beyond inputs and gradients, unless `scratch_mb` says otherwise:
+    48 MiB where `weight` is frozen and on a CPU, else 256 MiB, or 64 rows of logits.
 
     Args:
         hidden: [..., H], any float dtype.
@@ -91,6 +94,52 @@ def linear_token_loss(
     """
     head = Head(weight, bias, Transform(logit_scale, softcap))
     plan = plan_for(objective, _installed())
+    return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index).mean(num_items)
+
+
+def vocab_parallel_token_loss(
+    hidden: Tensor,
+    local_weight: Tensor,
+    labels: Tensor,
+    *,
+    group: ProcessGroup | None = None,
+    local_bias: Tensor | None = None,
+    objective: LossLike = "dft",
+    num_items: NumItems = None,
+    ignore_index: int = IGNORE_INDEX,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """`linear_token_loss` where each rank of `group` holds some rows of the head; a collective of the group.
+
+    The rows of the ranks, one after the other, are the head; no rank needs as many as another. Everything but
+    `local_weight` and `local_bias` is the same on all ranks, and so is the loss. The gradient that `hidden` gets is
+    whole, summed over the ranks: what stands before the head must not sum it again, as the input side of
+    Megatron's column-parallel layers does. arXiv 1909.08053, section 3.
+
+    Args:
+        hidden: [..., H], any float dtype.
+        local_weight: [L, H], this rank's rows of the head.
+        labels: [...], any integer dtype, already aligned, indices of the whole vocabulary.
+        group: the ranks that share the vocabulary; None is the default group.
+        local_bias: [L], or None on all ranks.
+        objective: a name, a mapping as in YAML (`scratch_mb` is heeded, `kernel` is not), or an Objective.
+        num_items: target tokens of the whole optimizer step; None counts `labels`.
+        ignore_index: the label of positions that are not scored; they never reach a GEMM.
+        logit_scale: factor on the raw logits.
+        softcap: bound of the scaled logits, applied as `softcap * tanh(logits / softcap)`.
+
+    Returns:
+        The loss, a scalar in nats per token; a zero connected to the graph if nothing is scored.
+
+    Raises:
+        ShardError: the ranks were given different labels or hidden sizes (raised on every rank).
+        SettingsError: the objective is unknown, or an option of it is wrong.
+        LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible.
+    """
+    plan = plan_for(objective, _installed())
+    shard = VocabShard.gather(local_weight, labels, group)
+    head = ShardedHead(local_weight, shard, local_bias, Transform(logit_scale, softcap))
     return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index).mean(num_items)
 
 

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from dft_plugin import targets
 from dft_plugin.errors import LabelError
-from dft_plugin.kernels import Head, Kernel, KernelResult, OpaqueHead, opaque, score_logits
+from dft_plugin.kernels import (
+    Head,
+    Kernel,
+    KernelResult,
+    OpaqueHead,
+    ShardedHead,
+    opaque,
+    score_logits,
+    vocab_parallel,
+)
 from dft_plugin.objectives import Objective, Rows, RowStatistic
 from dft_plugin.stats import LossStats
 
@@ -30,14 +39,14 @@ class LossPlan:
         objective: gives each target token its weight.
         kernel: scores hidden states behind a head that can be read.
         path: `auto` (lean where the head allows it), `lean` (or refuse) or `logits`.
-        scratch_bytes: bound on the logits that exist at one time on the lean path.
+        scratch_bytes: bound on the logits that exist at one time on the lean path; None: what suits the kernel.
         needs: costly statistics that the host wants, beside those of the objective.
     """
 
     objective: Objective
     kernel: Kernel
     path: str
-    scratch_bytes: int
+    scratch_bytes: int | None
     needs: frozenset[RowStatistic] = frozenset()
 
 
@@ -103,7 +112,7 @@ def normalise(loss_sum: Tensor, num_items: float | Tensor) -> Tensor:
 def hidden_loss(
     plan: LossPlan,
     hidden: Tensor,
-    head: Head | OpaqueHead,
+    head: Head | ShardedHead | OpaqueHead,
     labels: Tensor,
     *,
     ignore_index: int = targets.IGNORE_INDEX,
@@ -113,7 +122,7 @@ def hidden_loss(
     Args:
         plan: objective, kernel, scratch memory.
         hidden: what the model gives to its head.
-        head: the head, readable or opaque.
+        head: the head: readable, this rank's part of one, or opaque.
         labels: aligned (already shifted) labels; positions with `ignore_index` never reach a GEMM.
         ignore_index: the label of positions that are not scored.
 
@@ -125,15 +134,10 @@ def hidden_loss(
     hidden_TD = hidden.reshape(-1, hidden.shape[-1])
     if targets_T.numel() < kept_N.numel():
         hidden_TD = hidden_TD[kept_N]
-    kernel: Callable[..., KernelResult] = plan.kernel if isinstance(head, Head) else opaque
-    scored = kernel(
-        hidden_TD,
-        head,
-        targets_T,
-        plan.objective,
-        needs=plan.needs,
-        scratch_bytes=plan.scratch_bytes,
-    )
+    kernel: Callable[..., KernelResult] = plan.kernel
+    if not isinstance(head, Head):
+        kernel = vocab_parallel if isinstance(head, ShardedHead) else opaque
+    scored = kernel(hidden_TD, head, targets_T, plan.objective, needs=plan.needs, scratch_bytes=plan.scratch_bytes)
     return LossResult(scored.loss_sum, scored.rows, scored.weight_T, targets_T)
 
 
@@ -143,6 +147,7 @@ def logits_loss(
     labels: Tensor,
     *,
     ignore_index: int = targets.IGNORE_INDEX,
+    kernel: Callable[..., KernelResult] = score_logits,
 ) -> LossResult:
     """Score logits [..., V] against aligned labels [...].
 
@@ -151,6 +156,7 @@ def logits_loss(
         logits: transformed logits, as the model returns them.
         labels: aligned (already shifted) labels.
         ignore_index: the label of positions that are not scored.
+        kernel: `score_logits`, or `score_logits_` where the logits may be overwritten.
 
     Raises:
         LabelError: shapes do not match, or a label is outside the vocabulary.
@@ -158,7 +164,7 @@ def logits_loss(
     _check(logits, labels)
     kept_N, targets_T = targets.select(labels, logits.shape[-1], ignore_index)
     logits_NV = logits.reshape(-1, logits.shape[-1])
-    scored = score_logits(logits_NV, kept_N, targets_T, plan.objective, needs=plan.needs)
+    scored = kernel(logits_NV, kept_N, targets_T, plan.objective, needs=plan.needs)
     return LossResult(scored.loss_sum, scored.rows, scored.weight_T, targets_T)
 
 

@@ -60,6 +60,7 @@ def test_the_public_names_are_these():
         "hookimpl",
         "linear_token_loss",
         "token_loss",
+        "vocab_parallel_token_loss",
     }
 
 

@@ -140,15 +140,24 @@ class _Outcome:
 
 def _one_pass(run: _Run, hidden_TD: Tensor, targets_T: Tensor, with_grad: bool) -> _Outcome:
     work_dtype = accumulation_dtype(hidden_TD.dtype)
-    running = _Running.start(run, hidden_TD.to(work_dtype), with_grad)
+    running = _Running.start(run, hidden_TD, work_dtype, with_grad)
     fewest, most = _BLOCK_ROWS
     block = max(fewest, min(most, _BLOCK_BYTES // (max(hidden_TD.shape[0], 1) * work_dtype.itemsize)))
+    T = hidden_TD.shape[0]
+    product = hidden_TD.new_empty(T * block)
+    work = product if product.dtype == work_dtype else hidden_TD.new_empty(T * block, dtype=work_dtype)
     for start in range(0, run.weight_VD.shape[0], block):
         weight_BD = run.weight_VD[start : start + block].to(hidden_TD.dtype)
-        x_TB = hidden_TD @ weight_BD.t()
+        B = weight_BD.shape[0]
+        product_TB, x_TB = (buffer[: T * B].view(T, B) for buffer in (product, work))
+        torch.mm(hidden_TD, weight_BD.t(), out=product_TB)
+        if work is not product:
+            x_TB.copy_(product_TB)
         if run.bias_V is not None:
             x_TB += run.bias_V[start : start + block]
-        running.add(x_TB.to(work_dtype), weight_BD, targets_T - start)
+        e_TB = running.add(x_TB, targets_T - start)
+        if with_grad:
+            running.add_gradient(e_TB if work is product else product_TB.copy_(e_TB), weight_BD)
     return running.finish(run.weight_VD[targets_T].to(work_dtype))
 
 
@@ -169,8 +178,8 @@ class _Running:
     grad_TD: Tensor | None
 
     @classmethod
-    def start(cls, run: _Run, hidden_TD: Tensor, with_grad: bool) -> _Running:
-        zero_T1 = hidden_TD.new_zeros(hidden_TD.shape[0], 1)
+    def start(cls, run: _Run, hidden_TD: Tensor, dtype: torch.dtype, with_grad: bool) -> _Running:
+        zero_T1 = hidden_TD.new_zeros(hidden_TD.shape[0], 1, dtype=dtype)
         # A finite lowest maximum: -inf less -inf would be NaN.
         lowest_T1 = torch.full_like(zero_T1, torch.finfo(zero_T1.dtype).min)
         return cls(
@@ -181,16 +190,26 @@ class _Running:
             e_squared_T1=zero_T1,
             x_target_T1=zero_T1.clone(),
             slope_target_T1=zero_T1.clone(),
-            grad_TD=torch.zeros_like(hidden_TD) if with_grad else None,
+            grad_TD=torch.zeros_like(hidden_TD, dtype=dtype) if with_grad else None,
         )
 
-    def add(self, x_TB: Tensor, weight_BD: Tensor, columns_T: Tensor) -> None:
-        """Add a block of raw logits, which is overwritten; `columns_T` are the targets' columns in it."""
+    def add(self, x_TB: Tensor, columns_T: Tensor) -> Tensor:
+        """Add a block of raw logits to the sums.
+
+        Args:
+            x_TB: overwritten.
+            columns_T: the targets' columns in it.
+
+        Returns:
+            Their exponentials, times the slope of the transform: the gradient before `w * inverse_norm`.
+        """
         slope_TB = transform_(x_TB, self.run.transform)
         self._take_targets_out_(x_TB, slope_TB, columns_T)
 
         max_T1 = torch.maximum(self.max_T1, x_TB.amax(1, keepdim=True))
         shrink_T1 = (self.max_T1 - max_T1).exp_()
+        if self.grad_TD is not None:
+            self.grad_TD.mul_(shrink_T1)
         if "entropy" in self.run.needs:
             self.e_log_e_T1 = shrink_T1 * (self.e_log_e_T1 + self.rest_T1 * (self.max_T1 - max_T1))
         y_TB = x_TB.sub_(max_T1)
@@ -201,10 +220,15 @@ class _Running:
             self.e_log_e_T1 = self.e_log_e_T1 + sum_e_y(e_TB, y_TB)
         if "sum_p_squared" in self.run.needs:
             self.e_squared_T1 = shrink_T1.square() * self.e_squared_T1 + sum_squares(e_TB)
-        if self.grad_TD is not None:
-            if slope_TB is not None:
-                e_TB.mul_(slope_TB)
-            self._add_product_(shrink_T1, e_TB.to(weight_BD.dtype), weight_BD)
+        return e_TB if slope_TB is None else e_TB.mul_(slope_TB)
+
+    def add_gradient(self, e_TB: Tensor, weight_BD: Tensor) -> None:
+        """Add what `add` returned, in the dtype of the weight, times the same block of the weight."""
+        assert self.grad_TD is not None
+        if self.grad_TD.dtype == e_TB.dtype:
+            self.grad_TD.addmm_(e_TB, weight_BD)
+        else:
+            self.grad_TD += e_TB @ weight_BD
 
     def _take_targets_out_(self, x_TB: Tensor, slope_TB: Tensor | None, columns_T: Tensor) -> None:
         here = ((columns_T >= 0) & (columns_T < x_TB.shape[1])).nonzero()[:, 0]
@@ -212,14 +236,6 @@ class _Running:
         self.x_target_T1[here, 0] = x_TB[here, columns]
         self.slope_target_T1[here, 0] = 1.0 if slope_TB is None else slope_TB[here, columns]
         x_TB[here, columns] = -torch.inf
-
-    def _add_product_(self, shrink_T1: Tensor, e_TB: Tensor, weight_BD: Tensor) -> None:
-        assert self.grad_TD is not None
-        self.grad_TD.mul_(shrink_T1)
-        if self.grad_TD.dtype == e_TB.dtype:
-            self.grad_TD.addmm_(e_TB, weight_BD)
-        else:
-            self.grad_TD += e_TB @ weight_BD
 
     def finish(self, target_weight_TD: Tensor) -> _Outcome:
         """Put the targets in; `target_weight_TD` holds the weight's rows of the targets."""

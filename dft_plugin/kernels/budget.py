@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _MIB = 1 << 20
 
-_FROZEN_BYTES = 48 * _MIB
+_FROZEN_BYTES = 40 * _MIB
 """Where no gradient of the head's weight exists either, the logits are what training pays for the loss."""
 
 _TRAINED_BYTES = 256 * _MIB
@@ -26,7 +26,7 @@ def chunk_rows(device_type: str, row_bytes: int, scratch_bytes: int | None, *, w
     Args:
         device_type: e.g. `cpu` or `cuda`.
         row_bytes: bytes of the logits of one token.
-        scratch_bytes: bound on the chunk, or None: 48 MiB on a CPU if the weight is frozen, else 256 MiB.
+        scratch_bytes: bound on the chunk, or None: 40 MiB on a CPU if the weight is frozen, else 256 MiB.
         weight_trained: whether the gradient of the whole weight is made.
     """
     on_cpu = device_type == "cpu"

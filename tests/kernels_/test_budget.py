@@ -15,7 +15,7 @@ MIB = 1 << 20
 @pytest.mark.parametrize(
     ("device_type", "scratch", "trained", "rows"),
     [
-        ("cpu", None, False, 82),
+        ("cpu", None, False, 69),
         ("cpu", None, True, 441),
         ("cpu", 1, False, 64),
         ("cpu", 1 << 40, False, 1024),
@@ -37,7 +37,7 @@ def test_a_head_with_lora_is_never_copied_and_its_logits_are_few():
     with WatchMemory(MIB) as seen:
         chunked(hidden, Head(weight, low_rank=low_rank), targets, DFT()).loss_sum.backward()
     largest = max(storage.nbytes() for storage in seen.storages.values())
-    assert 40 * MIB < largest <= 48 * MIB
+    assert 36 * MIB < largest <= 40 * MIB
 
 
 @pytest.mark.parametrize("faster", [True, False])

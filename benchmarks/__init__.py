@@ -1,0 +1,1 @@
+"""What the loss costs, beside what others pay for it. `python -m benchmarks --help`."""

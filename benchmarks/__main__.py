@@ -1,0 +1,92 @@
+"""`python -m benchmarks run`, then `python -m benchmarks report`. See docs/benchmarks/README.md."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from benchmarks import machine, memory, report, timing
+from benchmarks.cases import TIMED, WEIGHED, Case, cases
+from benchmarks.problem import Shape
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console(stderr=True)
+OUT = Path("benchmarks/out")
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False)
+
+
+def _chosen(found: dict[str, Case], keys: tuple[str, ...], wanted: list[str]) -> list[Case]:
+    matching = [case for key, case in found.items() if key.startswith(tuple(keys))]
+    return [case for case in matching if not wanted or case.key.startswith(tuple(wanted))]
+
+
+@app.command()
+def run(
+    case: Annotated[list[str] | None, typer.Option(help="Only cases that begin with this; may be repeated.")] = None,
+    rounds: Annotated[int, typer.Option(help="Of ours and of the bare products.")] = 3,
+    peer_rounds: Annotated[int, typer.Option(help="Of the peers.")] = 1,
+    threads: Annotated[int, typer.Option(help="Of a CPU; one, so that ratios are not about scheduling.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    tokens: int = Shape.tokens,
+    hidden: int = Shape.hidden,
+    vocab: int = Shape.vocab,
+    out: Annotated[Path, typer.Option(help="Where the numbers go, one file for each case.")] = OUT,
+    time: Annotated[bool, typer.Option(help="Measure time.")] = True,
+    weigh: Annotated[bool, typer.Option("--memory/--no-memory", help="Measure memory.")] = True,
+) -> None:
+    """Measure the kernels and their peers, and write the numbers down."""
+    torch.set_num_threads(threads)
+    shape = Shape(tokens=tokens, hidden=hidden, vocab=vocab, device=device)
+    found, wanted = cases(shape), case or []
+    out.mkdir(parents=True, exist_ok=True)
+    facts = {**machine.facts(device), "threads": threads, "shape": asdict(shape), "day": date.today().isoformat()}
+    (out / "machine.json").write_text(json.dumps(facts, indent=1))
+    for item in _chosen(found, TIMED, wanted) if time else []:
+        count = rounds if not item.key.startswith("growth") else min(rounds, 2)
+        numbers = timing.measure(item, rounds=count, peer_rounds=peer_rounds, threads=threads, say=_say)
+        _save(out / f"time-{item.key}.json", item, numbers)
+    for item in _chosen(found, WEIGHED, wanted) if weigh else []:
+        weighed: dict[str, dict[str, Any]] = {}
+        for variant in item.variants:
+            weighed[variant.name] = memory.measure(item, variant.name, shape, threads)
+            _say(f"{item.key}: {variant.name}: {weighed[variant.name]}")
+        _save(out / f"memory-{item.key}.json", item, weighed)
+
+
+def _save(path: Path, case: Case, numbers: dict[str, Any]) -> None:
+    shape = {**asdict(case.shape), "title": case.title, "gradient_bytes": _gradient_bytes(case)}
+    path.write_text(json.dumps({"case": case.key, "shape": shape, "numbers": numbers}, indent=1))
+
+
+def _gradient_bytes(case: Case) -> int:
+    """Bytes of the gradients that any loss must make: of the weight, and of a LoRA branch."""
+    shape = case.shape
+    weight = shape.vocab * shape.hidden if shape.trained else 0
+    return shape.bytes_each * (weight + (shape.vocab + shape.tokens) * shape.rank)
+
+
+@app.command("report")
+def write_report(
+    folder: Annotated[Path, typer.Option(help="Where `run` put the numbers.")] = OUT,
+    into: Annotated[Path | None, typer.Option(help="The file; by default docs/benchmarks/<day>-<device>.md")] = None,
+) -> None:
+    """Write what was measured as a page of the docs."""
+    text = report.render(folder)
+    facts = json.loads((folder / "machine.json").read_text())
+    into = into or Path("docs/benchmarks") / f"{facts['day']}-{facts['shape']['device']}.md"
+    report.write_between_marks(into, text)
+    _say(f"wrote {into}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,72 @@
+"""What this project computes, called as an attached model calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.problem import HiddenInputs, LogitsInputs
+from dft_plugin import kernels, targets
+from dft_plugin.functional import plan_for
+from dft_plugin.kernels import Head, LowRank
+from dft_plugin.loss import LossResult, hidden_loss, logits_loss, normalise
+from dft_plugin.objectives import DFT
+
+
+def _scorer(kernel: str, needs: frozenset[Any] = frozenset()) -> Callable[[HiddenInputs], LossResult]:
+    plan = plan_for({"name": "dft", "kernel": kernel})
+    plan = replace(plan, needs=plan.needs | needs)
+
+    def score(inputs: HiddenInputs) -> LossResult:
+        low_rank = None
+        if inputs.input_NR is not None and inputs.weight_VR is not None:
+            kept_N = inputs.labels_N != targets.IGNORE_INDEX
+            low_rank = LowRank(inputs.input_NR[kept_N], inputs.weight_VR)
+        head = Head(inputs.weight_VH, low_rank=low_rank)
+        return hidden_loss(plan, inputs.hidden_NH, head, inputs.labels_N)
+
+    return score
+
+
+def lean(kernel: str) -> Callable[[HiddenInputs], Tensor]:
+    """The loss of one micro-batch with the named kernel."""
+    score = _scorer(kernel)
+    return lambda inputs: score(inputs).mean()
+
+
+def with_stats(kernel: str) -> Callable[[HiddenInputs], Tensor]:
+    """The same, and the sums that the log shows: nll, p, w."""
+    score = _scorer(kernel)
+
+    def loss(inputs: HiddenInputs) -> Tensor:
+        result = score(inputs)
+        result.stats()
+        return result.mean()
+
+    return loss
+
+
+def with_entropy(kernel: str) -> Callable[[HiddenInputs], Tensor]:
+    """The same, and the entropy of every row, which a host may ask for."""
+    score = _scorer(kernel, frozenset({"entropy"}))
+    return lambda inputs: score(inputs).mean()
+
+
+def logits_kept() -> Callable[[LogitsInputs], Tensor]:
+    """The logits path, where someone reads the logits afterwards."""
+    plan = plan_for("dft")
+    return lambda inputs: logits_loss(plan, inputs.logits_NV, inputs.labels_N).mean()
+
+
+def logits_overwritten() -> Callable[[LogitsInputs], Tensor]:
+    """The logits path, where nobody does."""
+    score: Any = getattr(kernels, "score_logits_", kernels.score_logits)
+
+    def loss(inputs: LogitsInputs) -> Tensor:
+        kept_N, targets_T = targets.select(inputs.labels_N, inputs.shape.vocab)
+        return normalise(score(inputs.logits_NV, kept_N, targets_T, DFT()).loss_sum, targets_T.numel())
+
+    return loss

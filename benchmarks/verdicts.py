@@ -1,0 +1,163 @@
+"""The table: what was to be met, and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from benchmarks.problem import MB
+from benchmarks.timing import BARE
+
+OURS = "ours (kernel: auto)"
+IN_PLACE, KEPT = "ours, in place", "ours, logits kept"
+
+Numbers = dict[str, dict[str, Any]]
+
+
+def ratios(ours: list[float], others: list[float]) -> list[float]:
+    """Divide round by round; a peer may have fewer rounds than the baseline."""
+    return [one / other for one, other in zip(ours, others, strict=False)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        what: is measured.
+        limit: at most this, in the unit of `value`.
+        value: from the numbers; raises KeyError where it was not measured.
+        unit: printed behind.
+    """
+
+    what: str
+    limit: float
+    value: Callable[[Numbers], float]
+    unit: str = ""
+
+    def line(self, numbers: Numbers) -> str:
+        """Return the row of the table."""
+        limit = f"<= {self.limit:g}{self.unit}"
+        try:
+            value = self.value(numbers)
+        except (KeyError, ValueError):
+            return f"| {self.what} | {limit} | not measured | |"
+        shown = f"{value:.0f}" if self.unit else f"{value:.3f}"
+        return f"| {self.what} | {limit} | {shown}{self.unit} | {'met' if value <= self.limit else '**missed**'} |"
+
+
+def over_bare(case: str, name: str = OURS) -> Callable[[Numbers], float]:
+    """Return a ratio to the bare GEMMs: the median over rounds."""
+
+    def value(numbers: Numbers) -> float:
+        time = numbers[case]["time"]
+        return median(ratios(time[name]["seconds"], time[BARE]["seconds"]))
+
+    return value
+
+
+def extra(case: str, name: str = OURS) -> Callable[[Numbers], float]:
+    """Return memory beyond inputs and gradients that any loss makes, in MB."""
+
+    def value(numbers: Numbers) -> float:
+        return float(numbers[case]["memory"][name]["bytes"] - numbers[case]["shape"]["gradient_bytes"]) / MB
+
+    return value
+
+
+def over_variant(case: str, name: str, other: str) -> Callable[[Numbers], float]:
+    """Return a ratio of two variants of a case."""
+
+    def value(numbers: Numbers) -> float:
+        time = numbers[case]["time"]
+        return median(ratios(time[name]["seconds"], time[other]["seconds"]))
+
+    return value
+
+
+def _half(numbers: Numbers) -> float:
+    return over_bare("half")(numbers) / over_bare("frozen")(numbers)
+
+
+def _over_fastest(case: str, name: str) -> Callable[[Numbers], float]:
+    def value(numbers: Numbers) -> float:
+        time = numbers[case]["time"]
+        peers = [median(t["seconds"]) for n, t in time.items() if not n.startswith("ours") and t.get("seconds")]
+        return median(time[name]["seconds"]) / min(peers)
+
+    return value
+
+
+def _over_logits(case: str, name: str) -> Callable[[Numbers], float]:
+    def value(numbers: Numbers) -> float:
+        shape = numbers[case]["shape"]
+        itemsize = 2 if "16" in shape["dtype"] else 4
+        return float(numbers[case]["memory"][name]["bytes"]) / (shape["tokens"] * shape["vocab"] * itemsize)
+
+    return value
+
+
+def _growth(numbers: Numbers, trained: bool) -> list[dict[str, Any]]:
+    points = [case for key, case in numbers.items() if key.startswith("growth")]
+    return [case for case in points if case["shape"]["trained"] == trained]
+
+
+def _linear(numbers: Numbers) -> float:
+    """Return the largest time per token and word over the smallest, of each head."""
+    worst = 0.0
+    for trained in (False, True):
+        rates = [
+            median(case["time"][OURS]["seconds"]) / (case["shape"]["tokens"] * case["shape"]["vocab"])
+            for case in _growth(numbers, trained)
+        ]
+        worst = max(worst, max(rates) / min(rates))
+    return worst
+
+
+def _flat(trained: bool) -> Callable[[Numbers], float]:
+    def value(numbers: Numbers) -> float:
+        points = _growth(numbers, trained)
+        vocab = max({case["shape"]["vocab"] for case in points}, key=[c["shape"]["vocab"] for c in points].count)
+        rows = [case for case in points if case["shape"]["vocab"] == vocab]
+        # The gradient of the hidden states is the caller's.
+        bytes_ = [
+            case["memory"][OURS]["bytes"]
+            - case["shape"]["gradient_bytes"]
+            - 4 * case["shape"]["tokens"] * case["shape"]["hidden"]
+            for case in rows
+        ]
+        return (max(bytes_) - min(bytes_)) / MB
+
+    return value
+
+
+ROWS = (
+    Row("frozen head, float32: time / 2 bare GEMMs", 1.05, over_bare("frozen")),
+    Row("frozen head: extra memory", 64, extra("frozen"), " MB"),
+    Row("trained head, float32: time / 3 bare GEMMs", 1.10, over_bare("trained")),
+    Row("trained head: extra memory beyond the weight's gradient", 320, extra("trained"), " MB"),
+    Row("LoRA on the head: extra memory beyond the low-rank gradients", 64, extra("lora"), " MB"),
+    Row("frozen head, bfloat16: time / 2 bfloat16 GEMMs", 0.65, over_bare("bf16")),
+    Row("half of the labels ignored: time / all labels", 0.55, _half),
+    Row("growth: largest / smallest time per token and word", 1.25, _linear),
+    Row("growth in N, frozen head: memory, largest - smallest", 64, _flat(False), " MB"),
+    Row("growth in N, trained head: memory, largest - smallest", 64, _flat(True), " MB"),
+    Row("logits path, nobody reads them again: extra memory / logits", 0.05, _over_logits("logits", IN_PLACE)),
+    Row("logits path, logits kept: extra memory / logits", 1.0, _over_logits("logits", KEPT)),
+    Row("logits path, bfloat16, in place: extra memory / logits", 0.05, _over_logits("logits-bf16", IN_PLACE)),
+    Row("logits path, bfloat16, kept: extra memory / logits", 1.0, _over_logits("logits-bf16", KEPT)),
+    Row("logits path, in place: time / the fastest host's", 0.5, _over_fastest("logits", IN_PLACE)),
+    Row("logits path, kept: time / the fastest host's", 0.5, _over_fastest("logits", KEPT)),
+    Row("logits path, bfloat16, in place: time / the fastest host's", 0.5, _over_fastest("logits-bf16", IN_PLACE)),
+    Row("logits path, bfloat16, kept: time / the fastest host's", 0.5, _over_fastest("logits-bf16", KEPT)),
+    Row("evaluation without gradient: time / 1 bare GEMM", 1.10, over_bare("eval")),
+    Row("statistics (nll, p, w): time / without", 1.03, over_variant("stats", "with nll, p, w", OURS)),
+    Row("entropy on demand: time / without", 1.03, over_variant("stats", "with entropy", OURS)),
+)
+
+
+def table(numbers: Numbers) -> list[str]:
+    """Return the lines of the table."""
+    return ["| case | to meet | found | |", "| --- | --- | --- | --- |", *(row.line(numbers) for row in ROWS)]

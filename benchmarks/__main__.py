@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -32,7 +34,9 @@ def _chosen(found: dict[str, Case], keys: tuple[str, ...], wanted: list[str]) ->
 
 @app.command()
 def run(
-    case: Annotated[list[str] | None, typer.Option(help="Only cases that begin with this; may be repeated.")] = None,
+    case: Annotated[
+        list[str] | None, typer.Option("--cases", "--case", help="Only cases that begin with this; may be repeated.")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Of ours and of the bare products.")] = 3,
     peer_rounds: Annotated[int, typer.Option(help="Of the peers.")] = 1,
     threads: Annotated[int, typer.Option(help="Of a CPU; one, so that ratios are not about scheduling.")] = 1,
@@ -50,10 +54,11 @@ def run(
     found, wanted = cases(shape), case or []
     out.mkdir(parents=True, exist_ok=True)
     facts = {**machine.facts(device), "threads": threads, "shape": asdict(shape), "day": date.today().isoformat()}
+    facts["command"] = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     (out / "machine.json").write_text(json.dumps(facts, indent=1))
     for item in _chosen(found, TIMED, wanted) if time else []:
-        count = rounds if not item.key.startswith("growth") else min(rounds, 2)
-        numbers = timing.measure(item, rounds=count, peer_rounds=peer_rounds, threads=threads, say=_say)
+        count = _growth_rounds(item, shape, rounds) if item.key.startswith("growth") else rounds
+        numbers = timing.measure(item, rounds=count, peer_rounds=peer_rounds, say=_say)
         _save(out / f"time-{item.key}.json", item, numbers)
     for item in _chosen(found, WEIGHED, wanted) if weigh else []:
         weighed: dict[str, dict[str, Any]] = {}
@@ -61,6 +66,11 @@ def run(
             weighed[variant.name] = memory.measure(item, variant.name, shape, threads)
             _say(f"{item.key}: {variant.name}: {weighed[variant.name]}")
         _save(out / f"memory-{item.key}.json", item, weighed)
+
+
+def _growth_rounds(case: Case, shape: Shape, rounds: int) -> int:
+    """The points with the most tokens take most of the time and vary least."""
+    return 1 if case.shape.tokens > shape.tokens else min(rounds, 2)
 
 
 def _save(path: Path, case: Case, numbers: dict[str, Any]) -> None:

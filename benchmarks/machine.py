@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +13,7 @@ PACKAGES = (
     *("torch", "transformers", "peft", "trl", "llamafactory", "ms-swift", "liger-kernel", "cut-cross-entropy"),
     "dft-plugin",
 )
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16")
 
 
 def facts(device: str) -> dict[str, object]:
@@ -40,4 +41,5 @@ def _processor() -> str:
     known = {key.strip(): value.strip() for key, value in lines.items()}
     flags = known.get("flags", "").split()
     listed = ", ".join(f"{flag} {'yes' if flag in flags else 'no'}" for flag in FLAGS)
-    return f"{known.get('model name', platform.machine())}, {torch.get_num_threads()} thread(s) used; {listed}"
+    used = f"{os.cpu_count()} core(s), {torch.get_num_threads()} thread(s) used"
+    return f"{known.get('model name', platform.machine())}, {used}; {listed}"

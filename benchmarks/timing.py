@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.benchmark import Timer
+from torch.utils.benchmark import timer
 
 from benchmarks.baseline import CHUNKS, bare_gemms, name
 from benchmarks.cases import Case, Variant
@@ -62,15 +62,19 @@ def _step(case: Case, function: Callable[[Any], Tensor], inputs: Any) -> Callabl
     return step
 
 
-def seconds(step: Callable[[], None], threads: int) -> float:
-    """Time one call; waits for the device where there is one."""
+def seconds(step: Callable[[], None]) -> float:
+    """Time exactly one call; torch's clock waits for the device where there is one.
+
+    `Timer.timeit(1)` would call the step three times and time the last: on logits that the first has overwritten, and
+    on gradients that are there to be added to.
+    """
     gc.collect()
-    return float(Timer("step()", globals={"step": step}, num_threads=threads).timeit(1).mean)
+    started = timer()
+    step()
+    return float(timer() - started)
 
 
-def measure(
-    case: Case, *, rounds: int, peer_rounds: int, threads: int, say: Callable[[str], None]
-) -> dict[str, dict[str, Any]]:
+def measure(case: Case, *, rounds: int, peer_rounds: int, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """Time every variant of a case.
 
     Returns:
@@ -93,32 +97,28 @@ def measure(
                 raise
     del small
     inputs = case.inputs(case.shape)
-    bare = _best_bare(case, inputs, threads, found, say)
+    bare = _best_bare(case, inputs, found, say)
     for turn in range(rounds):
         names = [n for n, (variant, _) in functions.items() if turn < (rounds if variant.own else peer_rounds)]
         order = [BARE, *names] if bare else names
         for variant_name in order if turn % 2 == 0 else reversed(order):
             if variant_name == BARE:
-                took = seconds(bare, threads)
+                took = seconds(bare)
             else:
                 inputs.prepare()
-                took = seconds(_step(case, functions[variant_name][1], inputs), threads)
+                took = seconds(_step(case, functions[variant_name][1], inputs))
             found[variant_name]["seconds"].append(took)
             say(f"{case.key}: round {turn + 1}: {variant_name}: {took:.2f} s")
     return found
 
 
-def _best_bare(
-    case: Case, inputs: HiddenInputs, threads: int, found: dict[str, dict[str, Any]], say: Callable[[str], None]
-) -> Any:
+def _best_bare(case: Case, inputs: HiddenInputs, found: dict[str, dict[str, Any]], say: Callable[[str], None]) -> Any:
     """Return the fastest way to cut the rows of the bare products, or None where there is no baseline."""
     if not case.gemms:
         return None
     chunks = CHUNKS if case.shape.tokens > 512 and not case.key.startswith("growth") else CHUNKS[:1]
     tried = {chunk: bare_gemms(inputs, case.gemms, chunk) for chunk in chunks}
-    took = (
-        {chunk: seconds(run, threads) for chunk, run in tried.items()} if len(tried) > 1 else dict.fromkeys(tried, 0.0)
-    )
+    took = {chunk: seconds(run) for chunk, run in tried.items()} if len(tried) > 1 else dict.fromkeys(tried, 0.0)
     best = min(took, key=lambda chunk: took[chunk])
     found[BARE] = {"seconds": [], "cut": name(best)}
     say(f"{case.key}: bare GEMMs: {', '.join(f'{name(c)} {t:.2f} s' for c, t in took.items())}")

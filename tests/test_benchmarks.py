@@ -2,58 +2,78 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from benchmarks import __main__ as command
+from benchmarks import memory, timing
+from benchmarks.cases import Variant, cases
+from benchmarks.problem import Shape
 
 ROOT = Path(__file__).parents[1]
-SIZE = ["--tokens", "32", "--hidden", "16", "--vocab", "512", "--rounds", "2"]
+OURS = "ours (kernel: auto)"
+SHAPE = Shape(tokens=32, hidden=16, vocab=512)
 
 
-def benchmarks(*words: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "benchmarks", *words], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+def absent():
+    raise ModuleNotFoundError("No module named 'absent'")
 
 
-@pytest.fixture(scope="module")
-def numbers(tmp_path_factory):
-    out = tmp_path_factory.mktemp("numbers")
-    benchmarks("run", *SIZE, "--case", "half", "--no-memory", "--out", str(out))
-    benchmarks("run", *SIZE, "--case", "logits-bf16", "--no-time", "--out", str(out))
-    return out
+def timed(key, rounds=2):
+    """Time ours, and a peer that cannot be imported."""
+    case = cases(SHAPE)[key]
+    own = tuple(variant for variant in case.variants if variant.own)
+    case = replace(case, variants=(*own, Variant("absent", absent)))
+    return case, timing.measure(case, rounds=rounds, peer_rounds=1, say=lambda text: None)
 
 
-@pytest.mark.slow
-def test_a_case_times_ours_its_peers_and_the_bare_products_in_every_round(numbers):
-    found = json.loads((numbers / "time-half.json").read_text())["numbers"]
-    assert len(found["ours (kernel: auto)"]["seconds"]) == 2
+def test_ours_and_the_bare_products_are_timed_in_every_round_and_checked_against_float64():
+    _, found = timed("trained")
+    assert len(found[OURS]["seconds"]) == 2
     assert len(found["bare GEMMs"]["seconds"]) == 2
-    assert len(found["cross-entropy (SFT, logits in float32)"]["seconds"]) == 1
-    assert found["ours (kernel: auto)"]["errors"]["loss"] < 1e-6
-    assert found["ours (kernel: auto)"]["errors"]["hidden"] < 1e-5
+    assert found[OURS]["errors"]["loss"] < 1e-6
+    assert found[OURS]["errors"]["hidden"] < 1e-5
+    assert found[OURS]["errors"]["weight"] < 1e-5
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("trl") is not None, reason="TRL is installed")
-def test_a_peer_that_is_not_installed_is_a_row_that_says_so(numbers, tmp_path):
+def test_the_clock_runs_around_one_call():
+    """A second call would find logits that the first has overwritten."""
+    calls = []
+    assert timing.seconds(lambda: calls.append(1)) >= 0
+    assert len(calls) == 1
+
+
+def test_a_page_has_what_was_measured_and_why_a_peer_is_not_here(tmp_path):
+    for key in ("frozen", "logits-bf16"):
+        command._save(tmp_path / f"time-{key}.json", *timed(key))
+    facts = {
+        "device": "a CPU",
+        "python": "3",
+        "versions": {},
+        "command": "python -m benchmarks run",
+        "day": "2026-01-01",
+    }
+    (tmp_path / "machine.json").write_text(json.dumps({**facts, "shape": {"device": "cpu"}}))
     page = tmp_path / "page.md"
     page.write_text("# Mine\n\n<!-- measured: begin -->\nold\n<!-- measured: end -->\n\nMy words.\n")
-    benchmarks("report", "--folder", str(numbers), "--into", str(page))
+    done = CliRunner().invoke(command.app, ["report", "--folder", str(tmp_path), "--into", str(page)])
+    assert done.exit_code == 0, done.output
     text = page.read_text()
-    assert "| TRL | not here: ModuleNotFoundError: No module named 'trl' |" in text
-    assert text.startswith("# Mine\n")
-    assert text.endswith("\n\nMy words.\n") or text.endswith("\nMy words.\n")
+    assert "| absent | not here: ModuleNotFoundError: No module named 'absent' |" in text
+    assert "| frozen head: extra memory | <= 64 MB | not measured | |" in text
+    assert "computes something else" not in text
     assert "old" not in text
+    assert text.startswith("# Mine\n")
+    assert text.endswith("\nMy words.\n")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory on a CPU is measured on Linux only")
-def test_memory_is_measured_in_a_process_of_its_own(numbers):
-    found = json.loads((numbers / "memory-logits-bf16.json").read_text())["numbers"]
-    assert found["ours, in place"]["bytes"] >= 0
-    assert "missing" in found["ms-swift"] or found["ms-swift"]["bytes"] >= 0
+def test_memory_is_measured_in_a_process_of_its_own(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    case = cases(SHAPE)["logits"]
+    assert memory.measure(case, "ours, in place", SHAPE, 1)["bytes"] >= 0

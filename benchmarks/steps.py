@@ -46,8 +46,12 @@ class Clock(TrainerCallback):
         self.seconds: list[float] = []
         self.before = 0
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
+    def on_train_begin(self, *_: Any, model: torch.nn.Module, **__: Any) -> None:
         """Begin to watch."""
+        with torch.no_grad():
+            # A file of weights is mapped, and becomes resident where it is first read.
+            for parameter in model.parameters():
+                parameter.sum()
         self.before = memory.start(self.device)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -146,7 +150,7 @@ def with_llamafactory(loss: str, steps: int, clock: Clock, out: str) -> None:
         "use_dft_loss": loss == "dft",
     }
     if loss == "ours":
-        run_with_loss(lambda given: run_exp(given, callbacks=[clock]), read({**config, "loss": "dft"}))
+        run_with_loss(run_exp, read({**config, "loss": "dft"}), callbacks=[clock])
     else:
         run_exp(config, callbacks=[clock])
 

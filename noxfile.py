@@ -114,7 +114,7 @@ def llamafactory(session: nox.Session) -> None:
     """Train tiny models in LLaMA-Factory, by its own command as well."""
     place = Path("tests", "hosts", "llamafactory")
     install(session, "-r", str(place / "requirements.txt"), groups=("test",))
-    session.install("--no-deps", "llamafactory==0.9.5")
+    session.install("--no-deps", "llamafactory==0.9.5", LIGER)
     where = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True)
     # See requirements.txt.
     Path(str(where).strip(), "torchaudio.py").touch()

@@ -25,9 +25,12 @@ class LlamaFactoryHook(TrainerHook):
         return [*map(str, found), *super().conflicts(trainer)]
 
     def install(self) -> None:
-        """Wrap what writes `trainer_state.json`, from which the plots are drawn."""
+        """Say that Liger's loss is superseded; wrap what writes `trainer_state.json`, from which the plots are drawn."""
         super().install()
         trainer: Any = self.trainer
+        # The forward tells, not the switch: LLaMA-Factory only warns where Liger does not know the model.
+        if self.attachment.original.__module__.startswith("liger_kernel."):
+            self.replaced.append("Liger's fused loss (enable_liger_kernel)")
         if trainer.finetuning_args.plot_loss:
             self._save_state = trainer.save_state
             trainer.save_state = self.save_state

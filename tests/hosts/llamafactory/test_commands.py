@@ -144,6 +144,28 @@ def test_without_autoload_the_unmodified_command_stops_at_the_unknown_key(folder
     assert "not used by the HfArgumentParser: ['loss']" in done.stderr
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_ligers_fused_loss_is_superseded_and_its_layers_stay(kind, folder, expected):
+    """The real Liger, loss and layers; of Triton's interpreter, one function is ours (`support.liger_on_cpu`)."""
+    place = folder(loss="dft", enable_liger_kernel=True, **KINDS[kind])
+    done = factory.on_liger("dft", "train", "sft.yaml", cwd=place)
+    # Liger's layers round in another order: half of them differ in the last bit of a float32.
+    assert_trained(done, place, expected, kind)
+    assert "; replaces Liger's fused loss (enable_liger_kernel)" in done.stderr
+    calls = factory.liger_calls(done)
+    assert all(calls[f"{layer}_backward"] for layer in factory.LIGER_LAYERS), calls
+    assert calls["fused_linear_cross_entropy_forward"], "Liger's forward is not in the model"
+    assert not calls["fused_linear_cross_entropy_backward"], "Liger's loss was trained"
+
+
+def test_without_our_line_ligers_fused_loss_is_trained(folder):
+    """What the test before would see if ours did not supersede it."""
+    place = folder(enable_liger_kernel=True, max_steps=1)
+    done = factory.on_liger("llamafactory-cli", "train", "sft.yaml", cwd=place)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert factory.liger_calls(done)["fused_linear_cross_entropy_backward"] == 1
+
+
 def test_check_tells_a_user_of_use_dft_loss_what_moving_gains(folder):
     place = folder(use_dft_loss=True)
     done = factory.command("check", "sft.yaml", cwd=place, script="dft")

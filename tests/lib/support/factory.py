@@ -220,6 +220,23 @@ def command(
     )
 
 
+LIGER_LAYERS = ("rms_norm", "rope", "swiglu")
+
+
+def on_liger(script: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Start a command with Liger's kernels interpreted; see `liger_on_cpu`."""
+    environment = {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    words = ("-m", "support.liger_on_cpu", script, *words)
+    return command(*words, cwd=cwd, environment=environment, script="python")
+
+
+def liger_calls(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    """How often each of Liger's functions was called in such a command."""
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("liger: "))
+    calls: dict[str, int] = json.loads(line.removeprefix("liger: "))
+    return calls
+
+
 def history(out: Path) -> list[dict[str, float]]:
     """The training logs that a finished run has saved."""
     state = json.loads((out / "trainer_state.json").read_text())

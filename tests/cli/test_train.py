@@ -83,7 +83,7 @@ def history(folder, out="out put"):
 
 def test_one_process_trains_the_loss_of_the_yaml(folder):
     done = dft(folder)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
     assert done.stderr.count("dft: loss dft(alpha=1.0, floor=0.0) is on for LlamaForCausalLM (SFTTrainer)") == 1
     (first, _) = history(folder)
     # The loss is p * nll token by token, so it lies between the two bounds that p alone and nll alone give.
@@ -95,7 +95,7 @@ def test_one_process_trains_the_loss_of_the_yaml(folder):
 
 def test_overrides_reach_the_run(folder):
     done = dft(folder, "loss.alpha=0", "output_dir=other", "learning_rate=0.0")
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
     (first, _) = history(folder, "other")
     assert first["dft/loss"] == pytest.approx(first["dft/nll"], rel=1e-6)
     assert first["learning_rate"] == 0
@@ -104,7 +104,7 @@ def test_overrides_reach_the_run(folder):
 def test_the_first_loss_equals_float64(folder):
     """From the text in the data set on: what TRL tokenises, collates and counts."""
     done = dft(folder, "per_device_train_batch_size=24", "train_sampling_strategy=sequential")
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
     tokenizer, model = training.tokenizer(), tiny.llama()
     losses = []
     for line in (folder / "data" / "train.jsonl").read_text().splitlines():
@@ -122,8 +122,8 @@ def test_two_processes_are_started_by_the_hosts_launcher(folder):
     (folder / "two.yaml").write_text(TWO_PROCESSES)
     one = dft(folder, "output_dir=one")
     two = dft(folder, "output_dir=two", "per_device_train_batch_size=2", "accelerate_config=two.yaml")
-    assert two.returncode == 0, two.stderr[-3000:]
-    assert one.returncode == 0
+    assert two.returncode == 0, two.stderr
+    assert one.returncode == 0, one.stderr
     for mine, theirs in zip(history(folder, "one"), history(folder, "two"), strict=True):
         assert theirs["dft/tokens"] == mine["dft/tokens"]
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)

@@ -21,7 +21,7 @@ def run(processes, host, kind, out, batch_size):
     script = [ranks.__file__, host, kind, str(out), str(batch_size)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launcher, *script], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
     return torch.load(Path(out) / "saved.pt", weights_only=False), done.stderr
 
 

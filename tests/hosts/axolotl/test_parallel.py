@@ -33,7 +33,7 @@ SHARED = {
 def test_two_ranks_that_share_a_model_train_what_one_process_does(kind, home, expected):
     write_config(home, max_steps=2, plugins=[PLUGIN, "cpu_mesh.CpuMesh"], **SHARED[kind])
     done = command(home, "axolotl", "train", "config.yml", "--launcher", "torchrun", *TWO_RANKS)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
     trained = torch.load(home / "trained.pt")
     assert "lm_head.weight" in trained["sharded"]
     logs = [entry for entry in trained["logs"] if "loss" in entry]

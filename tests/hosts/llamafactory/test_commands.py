@@ -64,7 +64,7 @@ def expected(home, tmp_path_factory):
 
 def assert_trained(done, folder, expected, kind="full"):
     """It trained our loss, on all ranks, to the weights that one process in this process gets."""
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
     assert done.stderr.count(ON) == 1, "one start-up line, not one for each rank"
     logs = factory.history(folder / "out")
     assert logs[0]["loss"] == pytest.approx(expected[kind].expected, rel=1e-6, abs=factory.ROUNDED)
@@ -87,7 +87,7 @@ def test_dft_train_takes_json_and_overrides(folder):
     place = folder("sft.json", loss={"name": "dft", "floor": 0.5})
     words = ("loss.alpha=0", "output_dir=another out", "learning_rate=0.0")
     done = factory.command("train", "sft.json", *words, cwd=place, script="dft")
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
     assert "loss dft(alpha=0, floor=0.5)" in done.stderr.replace("alpha=0.0", "alpha=0")
     (first, _) = factory.history(place / "another out")
     assert first["dft/loss"] == pytest.approx(first["dft/nll"], rel=1e-6)
@@ -116,7 +116,7 @@ def test_the_unmodified_command_starts_two_ranks_that_train_what_one_does(autolo
 def test_without_our_line_the_unmodified_command_trains_as_ever(autoloaded, folder):
     place = folder()
     done = factory.command("train", "sft.yaml", cwd=place)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
     assert "dft: loss" not in done.stderr
     assert not any(key.startswith("dft/") for entry in factory.history(place / "out") for key in entry)
 
@@ -162,7 +162,7 @@ def test_without_our_line_ligers_fused_loss_is_trained(folder):
     """What the test before would see if ours did not supersede it."""
     place = folder(enable_liger_kernel=True, max_steps=1)
     done = factory.on_liger("llamafactory-cli", "train", "sft.yaml", cwd=place)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
     assert factory.liger_calls(done)["fused_linear_cross_entropy_backward"] == 1
 
 

@@ -25,7 +25,7 @@ class LlamaFactoryHook(TrainerHook):
         return [*map(str, found), *super().conflicts(trainer)]
 
     def install(self) -> None:
-        """Say that Liger's loss is superseded; wrap what writes `trainer_state.json`, from which the plots are drawn."""
+        """Say whether Liger's loss is superseded; wrap what writes `trainer_state.json`, of which plots are drawn."""
         super().install()
         trainer: Any = self.trainer
         # The forward tells, not the switch: LLaMA-Factory only warns where Liger does not know the model.

@@ -53,7 +53,7 @@ def main() -> None:
         module = import_module(f"liger_kernel.ops.{kernel}")
         for direction in ("forward", "backward"):
             count(module, f"{kernel}_{direction}")
-    atexit.register(lambda: print(f"liger: {json.dumps(calls)}", file=sys.stderr))
+    atexit.register(lambda: sys.stderr.write(f"liger: {json.dumps(calls)}\n"))
     del sys.argv[0]
     (script,) = entry_points(group="console_scripts", name=sys.argv[0])
     sys.exit(script.load()())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from dataclasses import asdict
@@ -28,7 +29,8 @@ def _say(text: str) -> None:
 
 
 def _chosen(found: dict[str, Case], keys: tuple[str, ...], wanted: list[str]) -> list[Case]:
-    matching = [case for key, case in found.items() if key.startswith(tuple(keys))]
+    isa = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+    matching = [case for key, case in found.items() if key.startswith(tuple(keys)) and case.isa == isa]
     return [case for case in matching if not wanted or case.key.startswith(tuple(wanted))]
 
 

@@ -43,6 +43,7 @@ class Case:
         gemms: how many products the bare baseline has; 0 for none.
         grad: whether backward is run.
         on_logits: whether the logits exist beforehand.
+        isa: what ONEDNN_MAX_CPU_ISA must say when the process starts; empty: nothing.
     """
 
     key: str
@@ -52,6 +53,7 @@ class Case:
     gemms: int = 0
     grad: bool = True
     on_logits: bool = False
+    isa: str = ""
 
     def inputs(self, shape: Shape, *, last_ignored: bool = False) -> Any:
         """Draw the problem at a shape."""
@@ -87,6 +89,9 @@ ON_LOGITS = (
     Variant("ms-swift", partial(peers.on_logits, peers.ms_swift)),
 )
 
+WITHOUT_AMX, NO_AMX = "bf16-without-amx", "AVX512_CORE_BF16"
+"""Half precision as most CPUs have it; what multiplies for torch there reads its limit once, when it is loaded."""
+
 GROWTH_HIDDEN = 256
 """Of the growth cases, so that 16,384 tokens take seconds: what grows is the same."""
 
@@ -101,6 +106,7 @@ def cases(shape: Shape) -> dict[str, Case]:
         Case("trained", "Trained head, float32", trained, (AUTO, *PEERS), gemms=3),
         Case("lora", "LoRA on the head, float32", replace(shape, rank=16), (AUTO, *PEERS), gemms=2),
         Case("bf16", "Frozen head, bfloat16", bf16, (AUTO, CHUNKED, *PEERS), gemms=2),
+        Case(WITHOUT_AMX, "Frozen head, bfloat16, without AMX", bf16, (AUTO, CHUNKED, *PEERS), gemms=2, isa=NO_AMX),
         Case("half", "Half of the labels ignored, float32", half, (AUTO, MATERIALISED[0], FUSED[0]), gemms=2),
         Case("eval", "Evaluation, float32", shape, (AUTO, MATERIALISED[0]), gemms=1, grad=False),
         Case("stats", "Statistics, float32", shape, stats),

@@ -212,18 +212,21 @@ class _Gradients:
         hidden_CD: Tensor,
         input_CR: Tensor | None,
     ) -> None:
-        """Add what a chunk gives; `grad_CV * factor_C1` is the gradient on its raw logits."""
-        factor_C1 = factor_C1.to(grad_CV.dtype)
+        """Add what a chunk gives; `grad_CV * factor_C1` is the gradient on its raw logits.
+
+        The factor stays in float32: in half precision it would be rounded, and a small w become zero.
+        """
+        dtype = grad_CV.dtype
         if self.hidden_TD is not None:
-            self.hidden_TD[chunk] = (grad_CV @ projection.weight_VD).mul_(factor_C1)
+            torch.mul(grad_CV @ projection.weight_VD, factor_C1, out=self.hidden_TD[chunk])
         if self.weight_VD is not None:
-            _add_product_(self.weight_VD, grad_CV.t(), hidden_CD * factor_C1)
+            _add_product_(self.weight_VD, grad_CV.t(), (hidden_CD * factor_C1).to(dtype))
         if self.bias_V is not None:
-            self.bias_V += (factor_C1.t() @ grad_CV)[0]
+            self.bias_V += (factor_C1.to(dtype).t() @ grad_CV)[0]
         if self.input_TR is not None and projection.weight_VR is not None:
-            self.input_TR[chunk] = (grad_CV @ projection.weight_VR).mul_(factor_C1)
+            torch.mul(grad_CV @ projection.weight_VR, factor_C1, out=self.input_TR[chunk])
         if self.weight_VR is not None and input_CR is not None:
-            _add_product_(self.weight_VR, grad_CV.t(), input_CR * factor_C1)
+            _add_product_(self.weight_VR, grad_CV.t(), (input_CR * factor_C1).to(dtype))
 
 
 def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:

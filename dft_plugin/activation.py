@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -58,7 +59,7 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
     hook = hook_class(trainer, attachment)
     hook.install()
     if trainer.is_world_process_zero():
-        sys.stderr.write(startup_line(hook) + "\n")
+        sys.stderr.write(startup_line(attachment, type(trainer).__name__, hook.replaced) + "\n")
     return attachment
 
 
@@ -83,9 +84,14 @@ def _kernel_name(kernel: Kernel, reading: ReadableHead) -> str:
     return choose(weight.device.type, trained=trained).__name__
 
 
-def startup_line(hook: TrainerHook) -> str:
-    """Say in one line what is on: objective, kernel, path, and what of the host's was replaced."""
-    attachment = hook.attachment
+def startup_line(attachment: Attachment, trainer: str, replaced: Sequence[str] = ()) -> str:
+    """Say in one line what is on: objective, kernel, path, and what of the host's was replaced.
+
+    Args:
+        attachment: on the model that is trained.
+        trainer: what to call the trainer.
+        replaced: the trainer's settings that were changed, in words.
+    """
     plan = attachment.plan
     head = attachment.model.get_output_embeddings()
     reading = "no head" if head is None else read_head(head)
@@ -95,8 +101,8 @@ def startup_line(hook: TrainerHook) -> str:
         path = f"kernel opaque ({reading})"
     else:
         path = f"kernel {_kernel_name(plan.kernel, reading)}"
-    replaced = f"; replaces {', '.join(hook.replaced)}" if hook.replaced else ""
+    instead = f"; replaces {', '.join(replaced)}" if replaced else ""
     options = ", ".join(f"{key}={value}" for key, value in plan.objective.model_dump().items())
     name = f"{plan.objective.name}({options})" if options else plan.objective.name
     model = type(attachment.model).__name__
-    return f"dft: loss {name} is on for {model} ({type(hook.trainer).__name__}): {path}{replaced}"
+    return f"dft: loss {name} is on for {model} ({trainer}): {path}{instead}"

@@ -108,12 +108,7 @@ class TrainerHook:
         calls = self.attachment.calls
         loss = self._training_step(*args, **kwargs)
         if self.attachment.calls == calls:
-            raise NotActiveError(
-                "a training step ended without the loss that `loss:` asks for: something took over the model's "
-                f"forward (it is now {_owner(self.attachment.model.forward)}) or computed a loss without labels in "
-                "the forward. Nothing was updated in this step. Disable it (Liger, Unsloth, a custom compute_loss), "
-                "or leave out `loss:`."
-            )
+            raise not_active(self.attachment)
         return loss
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any) -> Any:
@@ -152,13 +147,7 @@ class TrainerHook:
         logs = stats.as_logs(prefix)
         if not prefix and logs and not self._warned:
             self._warned = True
-            if logs["dft/mean_prob"] < WEAK_PRIOR and self.attachment.plan.objective.name != "nll":
-                logger.warning(
-                    "dft: the targets' mean probability is %.3f in the first steps. Below %s the model's prior is "
-                    "weak, and plain SFT (`loss: nll`) often trains better. See docs/when-not-to-use.md.",
-                    logs["dft/mean_prob"],
-                    WEAK_PRIOR,
-                )
+            warn_of_weak_prior(logs, self.attachment.plan.objective.name)
         return logs
 
     def _all_sum(self, sums_K: Tensor) -> Tensor:
@@ -172,6 +161,27 @@ class TrainerHook:
 def is_trainer(trainer: object) -> bool:
     """Say whether `trainer` is a `transformers.Trainer`."""
     return isinstance(trainer, Trainer)
+
+
+def not_active(attachment: Attachment) -> NotActiveError:
+    """Return the error for a training step in which our loss was not computed."""
+    return NotActiveError(
+        "a training step ended without the loss that `loss:` asks for: something took over the model's "
+        f"forward (it is now {_owner(attachment.model.forward)}) or computed a loss without labels in "
+        "the forward. Nothing was updated in this step. Disable it (Liger, Unsloth, a custom compute_loss), "
+        "or leave out `loss:`."
+    )
+
+
+def warn_of_weak_prior(logs: Mapping[str, float], objective: str) -> None:
+    """Warn where the first logged statistics say that plain likelihood tends to train better."""
+    if logs["dft/mean_prob"] < WEAK_PRIOR and objective != "nll":
+        logger.warning(
+            "dft: the targets' mean probability is %.3f in the first steps. Below %s the model's prior is "
+            "weak, and plain SFT (`loss: nll`) often trains better. See docs/when-not-to-use.md.",
+            logs["dft/mean_prob"],
+            WEAK_PRIOR,
+        )
 
 
 def _owner(function: Any) -> str:

@@ -31,16 +31,23 @@ class LlamaFactoryHost(Host):
     install: ClassVar[str] = "pip install 'dft-plugin[llamafactory]' 'llamafactory>=0.9.4,<0.9.6'"
     autoload_targets: ClassVar[Mapping[str, str]] = {
         "llamafactory.train.tuner": "dft_llamafactory.autoload",
-        "llamafactory.v1.config.arg_parser": "dft_llamafactory.autoload_v1",
+        "llamafactory.v1.trainers.sft_trainer": "dft_llamafactory.autoload_v1",
+        "llamafactory.v1.config.arg_parser": "dft_llamafactory.autoload_v1_args",
     }
 
     def recognise(self, config: Mapping[str, Any]) -> bool:
-        """LLaMA-Factory has a model, and a stage, a template or a data set that `dataset_info.json` names."""
+        """LLaMA-Factory has a model, and a stage, a template or a data set that `dataset_info.json` names.
+
+        Its v1 trainer names neither so; it has a `train_dataset`.
+        """
         keys = config.keys()
-        return "model_name_or_path" in keys and bool(_ITS_OWN & keys) and not _OTHER_HOSTS & keys
+        own = bool(_ITS_OWN & keys) if "model_name_or_path" in keys else "train_dataset" in keys
+        return own and not _OTHER_HOSTS & keys
 
     def conflicts(self, config: Mapping[str, Any]) -> list[Conflict]:
         """Look into the config and into the environment, where LLaMA-Factory has its larger switches."""
+        if conflicts.uses_v1(os.environ):
+            return conflicts.find_v1(config, self.installed_version())
         return conflicts.find(config, os.environ)
 
     def replaces(self, config: Mapping[str, Any], settings: Settings) -> list[str]:
@@ -48,6 +55,9 @@ class LlamaFactoryHost(Host):
         replaced = ["LLaMA-Factory's cross-entropy"]
         if conflicts.is_on(config.get("enable_liger_kernel", False)):
             replaced.append("Liger's fused loss (`enable_liger_kernel`); its layer kernels stay")
+        kernels = config.get("kernel_config")
+        if isinstance(kernels, Mapping) and kernels.get("name") == "liger_kernel" and kernels.get("include_kernels"):
+            replaced.append("Liger's cross-entropy (`kernel_config`); its layer kernels stay")
         return replaced
 
     def launch(self, launch: Launch) -> int:

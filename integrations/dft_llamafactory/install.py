@@ -14,6 +14,7 @@ from dft_llamafactory import conflicts
 from dft_llamafactory.arguments import Request
 from dft_plugin import activate
 from dft_plugin.errors import ConflictError, NotActiveError, SettingsError
+from dft_plugin.host import Conflict
 from dft_plugin.plugins import build_catalogue
 
 
@@ -36,18 +37,22 @@ class Guard(TrainerCallback):
             )
 
 
-def refuse_conflicts(request: Request) -> None:
+def refuse(loss: Any, found: Iterable[Conflict]) -> None:
     """Raise with everything that is in the way of the loss, in `loss:` itself and in the host's keys.
+
+    Args:
+        loss: what stands after `loss:`.
+        found: what is in the way in the host's keys.
 
     Raises:
         ConflictError: lists all of it.
     """
     problems: list[str] = []
     try:
-        build_catalogue().settings(request.loss)
+        build_catalogue().settings(loss)
     except SettingsError as error:
         problems += error.problems
-    problems += map(str, conflicts.find(request.config, os.environ))
+    problems += map(str, found)
     if problems:
         raise ConflictError(problems)
 
@@ -66,7 +71,7 @@ def run_with_loss(
         ConflictError: the loss could not take effect; nothing was started.
         NotActiveError: the run would train, or has trained, without it.
     """
-    refuse_conflicts(request)
+    refuse(request.loss, conflicts.find(request.config, os.environ))
     with activating(request.loss) as guard:
         run_exp(request.args, [*(callbacks or ()), guard])
 

@@ -6,12 +6,12 @@ python -m dft_llamafactory.run [--dft-settings '{"name": "dft"}'] cfg.yaml [key=
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dft_llamafactory import arguments
-from dft_llamafactory.install import run_with_loss
+from dft_llamafactory import arguments, conflicts
 from dft_plugin.errors import SettingsError
 
 
@@ -25,8 +25,6 @@ def main(words: Sequence[str]) -> None:
     Raises:
         SettingsError: there is no loss to train with.
     """
-    from llamafactory.train.tuner import run_exp
-
     words = list(words)
     settings = None
     if _SETTINGS in words:
@@ -38,7 +36,18 @@ def main(words: Sequence[str]) -> None:
         request = replace(request, loss=settings)
     if request.loss is None:
         raise SettingsError(["no `loss:` was given. Add the line `loss: dft` to the config."])
-    run_with_loss(run_exp, request)
+    if conflicts.uses_v1(os.environ):
+        from llamafactory.v1.trainers.sft_trainer import run_sft
+
+        from dft_llamafactory import install_v1
+
+        install_v1.run_with_loss(run_sft, request)
+    else:
+        from llamafactory.train.tuner import run_exp
+
+        from dft_llamafactory import install
+
+        install.run_with_loss(run_exp, request)
 
 
 _SETTINGS = "--dft-settings"

@@ -10,6 +10,8 @@ from platform import python_version
 
 import pytest
 
+from dft_plugin import autoload
+
 TABLE = Path(__file__).parents[3] / "docs" / "hosts" / "llamafactory-runs.md"
 VERSIONED = ("transformers", "torch", "accelerate", "peft", "bitsandbytes", "datasets")
 HEADER = """\
@@ -27,6 +29,22 @@ def home(tmp_path_factory):
     from support import factory
 
     return factory.make_home(tmp_path_factory.mktemp("a user"))
+
+
+@pytest.fixture
+def autoloaded():
+    """`dft autoload enable` in this environment, and as it was afterwards."""
+    from support import factory
+
+    path = autoload.pth_path()
+    before = path.read_text() if path.is_file() else None
+    done = factory.command("autoload", "enable", cwd=path.parent, script="dft")
+    assert done.returncode == 0, done.stderr
+    yield
+    if before is None:
+        path.unlink()
+    else:
+        path.write_text(before)
 
 
 @pytest.fixture(autouse=True)

@@ -23,20 +23,6 @@ KINDS = {"full": {}, "lora": factory.LORA if factory.OLD else {**factory.LORA, "
 
 
 @pytest.fixture
-def autoloaded():
-    """`dft autoload enable` in this environment, and as it was afterwards."""
-    path = autoload.pth_path()
-    before = path.read_text() if path.is_file() else None
-    done = factory.command("autoload", "enable", cwd=path.parent, script="dft")
-    assert done.returncode == 0, done.stderr
-    yield
-    if before is None:
-        path.unlink()
-    else:
-        path.write_text(before)
-
-
-@pytest.fixture
 def folder(home, tmp_path):
     """Write a config into an empty folder whose name has a space; returns the folder."""
 
@@ -127,13 +113,6 @@ def test_the_unmodified_command_refuses_what_is_in_the_way(autoloaded, folder):
     assert done.returncode != 0
     assert "ConflictError: `use_dft_loss`: LLaMA-Factory's own DFT would take the place of ours." in done.stderr
     assert not (place / "out").exists()
-
-
-def test_the_v1_trainer_refuses_the_loss_even_if_it_may_drop_keys(autoloaded, tmp_path):
-    script = "from llamafactory.v1.config.arg_parser import get_args; get_args({'model': 'm', 'loss': 'dft'})"
-    done = factory.command("-c", script, cwd=tmp_path, environment={"ALLOW_EXTRA_KEYS": "1"}, script="python")
-    assert done.returncode != 0
-    assert "ConflictError: `USE_V1=1`: LLaMA-Factory's v1 trainer computes cross-entropy" in done.stderr
 
 
 def test_without_autoload_the_unmodified_command_stops_at_the_unknown_key(folder):

@@ -63,11 +63,6 @@ IN_CONFIG = [
 IN_CONFIG_IDS = [f"{key}={value}" for config, _ in IN_CONFIG for key, value in config.items()]
 MEGATRON = "the loss is computed inside Megatron. Unset it, or leave out `loss:`."
 IN_ENVIRONMENT = [
-    (
-        "USE_V1",
-        "`USE_V1=1`: LLaMA-Factory's v1 trainer computes cross-entropy in a method of its own, and reads other keys. "
-        "Unset it, or leave out `loss:`.",
-    ),
     ("USE_MCA", f"`USE_MCA=1`: {MEGATRON}"),
     ("USE_MEGATRON_BRIDGE", f"`USE_MEGATRON_BRIDGE=1`: {MEGATRON}"),
     (

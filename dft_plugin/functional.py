@@ -72,7 +72,7 @@ def linear_token_loss(
 
     Equal to `token_loss(softcap * tanh(logit_scale * (hidden @ weight.T + bias) / softcap), labels)`. The
     gradients are computed in the forward pass. Memory beyond inputs and gradients, unless `scratch_mb` says otherwise:
-    40 MiB where `weight` is frozen and on a CPU, else 256 MiB, or 64 rows of logits.
+    40 MiB where `weight` is frozen and on a CPU, else 300 MiB, or 64 rows of logits.
 
     Args:
         hidden: [..., H], any float dtype.

@@ -15,12 +15,12 @@ from torch import Tensor
 from dft_plugin.kernels.base import Head, KernelResult, Transform, refuse_second_derivative
 from dft_plugin.kernels.chunked import chunked
 from dft_plugin.kernels.gemm import block_dtype
-from dft_plugin.kernels.rows import concatenate, weighted_sum
+from dft_plugin.kernels.rows import block_rows, concatenate, weighted_sum
 from dft_plugin.kernels.softmax import (
     accumulation_dtype,
     exponential_,
     log_probability,
-    sum_e_y,
+    sum_e_y_,
     sum_squares,
     transform_,
 )
@@ -213,11 +213,11 @@ class _Running:
         if "entropy" in self.run.needs:
             self.e_log_e_T1 = shrink_T1 * (self.e_log_e_T1 + self.rest_T1 * (self.max_T1 - max_T1))
         y_TB = x_TB.sub_(max_T1)
-        e_TB = exponential_(y_TB.clone() if "entropy" in self.run.needs else y_TB)
+        if "entropy" in self.run.needs:
+            self.e_log_e_T1 = self.e_log_e_T1 + _exponential_and_sum_e_y_(y_TB)
+        e_TB = y_TB if "entropy" in self.run.needs else exponential_(y_TB)
         self.max_T1 = max_T1
         self.rest_T1 = shrink_T1 * self.rest_T1 + e_TB.sum(1, keepdim=True)
-        if "entropy" in self.run.needs:
-            self.e_log_e_T1 = self.e_log_e_T1 + sum_e_y(e_TB, y_TB)
         if "sum_p_squared" in self.run.needs:
             self.e_squared_T1 = shrink_T1.square() * self.e_squared_T1 + sum_squares(e_TB)
         return e_TB if slope_TB is None else e_TB.mul_(slope_TB)
@@ -260,3 +260,19 @@ class _Running:
             sum_p_squared_T=(squares_T1 / norm_T1.square())[:, 0] if "sum_p_squared" in self.run.needs else None,
         )
         return _Outcome(rows, self.grad_TD, (self.run.transform.scale / norm_T1)[:, 0])
+
+
+def _exponential_and_sum_e_y_(y_TB: Tensor) -> Tensor:
+    """Exponentiate in place, and return the sum of e * y over each row, [T, 1].
+
+    A few rows at a time: a block and a copy of it would not stay in the cache, and cost five times as much.
+    """
+    T, B = y_TB.shape
+    step = block_rows(y_TB.device.type, 4 * B)
+    copy = y_TB.new_empty(min(step, T), B)
+    sums = y_TB.new_empty(T, 1)
+    for start in range(0, T, step):
+        rows = slice(start, start + step)
+        y = copy[: y_TB[rows].shape[0]].copy_(y_TB[rows])
+        sums[rows] = sum_e_y_(exponential_(y_TB[rows]), y)
+    return sums

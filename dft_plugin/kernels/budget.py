@@ -7,7 +7,7 @@ _MIB = 1 << 20
 _FROZEN_BYTES = 40 * _MIB
 """Where no gradient of the head's weight exists either, the logits are what training pays for the loss."""
 
-_TRAINED_BYTES = 256 * _MIB
+_TRAINED_BYTES = 300 * _MIB
 """Beside the gradient of a whole weight this is little, and larger products run faster."""
 
 _CPU_ROWS = (64, 1024)
@@ -26,7 +26,7 @@ def chunk_rows(device_type: str, row_bytes: int, scratch_bytes: int | None, *, w
     Args:
         device_type: e.g. `cpu` or `cuda`.
         row_bytes: bytes of the logits of one token.
-        scratch_bytes: bound on the chunk, or None: 40 MiB on a CPU if the weight is frozen, else 256 MiB.
+        scratch_bytes: bound on the chunk, or None: 40 MiB on a CPU if the weight is frozen, else 300 MiB.
         weight_trained: whether the gradient of the whole weight is made.
     """
     on_cpu = device_type == "cpu"

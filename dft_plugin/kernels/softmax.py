@@ -100,7 +100,7 @@ def score_block_(
 
     entropy_T1 = squares_T1 = None
     if "entropy" in needs:
-        entropy_T1 = norm_T1.log() - (sum_e_y(e_TV, y_TV) + sum_e_y(e_target_T1, y_target_T1)) / norm_T1
+        entropy_T1 = norm_T1.log() - (sum_e_y_(e_TV, y_TV) + sum_e_y_(e_target_T1, y_target_T1)) / norm_T1
     if "sum_p_squared" in needs:
         squares_T1 = (sum_squares(e_TV) + e_target_T1.square()) / norm_T1.square()
     rows = Rows(
@@ -158,10 +158,9 @@ def exponential_(y: Tensor) -> Tensor:
     return y.mul_(_LOG2_E).exp2_()
 
 
-def sum_e_y(e_TV: Tensor, y_TV: Tensor) -> Tensor:
-    """Sum e * y over each row, [T, 1], with y = log e; -inf in y is overwritten, since 0 * -inf is NaN."""
-    lowest = -torch.finfo(y_TV.dtype).max
-    return (e_TV * y_TV.clamp_(min=lowest)).sum(1, keepdim=True)
+def sum_e_y_(e_TV: Tensor, y_TV: Tensor) -> Tensor:
+    """Sum e * y over each row, [T, 1], with y = log e, which is overwritten; 0 * -inf counts as 0."""
+    return y_TV.clamp_(min=-torch.finfo(y_TV.dtype).max).mul_(e_TV).sum(1, keepdim=True)
 
 
 def sum_squares(e_TV: Tensor) -> Tensor:

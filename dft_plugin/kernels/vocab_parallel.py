@@ -27,7 +27,7 @@ from dft_plugin.kernels.softmax import (
     accumulation_dtype,
     exponential_,
     log_probability,
-    sum_e_y,
+    sum_e_y_,
     sum_squares,
     transform_,
 )
@@ -185,7 +185,7 @@ def _score_shard_(run: _ShardRun, logits_CL: Tensor, columns_C: Tensor) -> Score
     e_CL = exponential_(y_CL.clone() if "entropy" in run.needs else y_CL)
     terms = {"x_target": x_target_C1, "rest": e_CL.sum(1, keepdim=True)}
     if "entropy" in run.needs:
-        terms["e_y"] = sum_e_y(e_CL, y_CL)
+        terms["e_y"] = sum_e_y_(e_CL, y_CL)
     if "sum_p_squared" in run.needs:
         terms["squares"] = sum_squares(e_CL)
     sums = dict(zip(terms, run.reduced(torch.stack([*terms.values()])).unbind(), strict=True))
@@ -210,7 +210,7 @@ def _statistics(max_C1: Tensor, sums: dict[str, Tensor]) -> tuple[Rows, Tensor]:
     norm_C1 = rest_C1 + e_target_C1
     entropy_C = squares_C = None
     if "e_y" in sums:
-        entropy_C = (norm_C1.log() - (sums["e_y"] + sum_e_y(e_target_C1, y_target_C1)) / norm_C1)[:, 0]
+        entropy_C = (norm_C1.log() - (sums["e_y"] + sum_e_y_(e_target_C1, y_target_C1)) / norm_C1)[:, 0]
     if "squares" in sums:
         squares_C = ((sums["squares"] + e_target_C1.square()) / norm_C1.square())[:, 0]
     rows = Rows(

@@ -46,6 +46,7 @@ class Row:
             value = self.value(numbers)
         except (KeyError, ValueError):
             return f"| {self.what} | {limit} | not measured | |"
+        value = round(value, 0 if self.unit else 3)
         shown = f"{value:.0f}" if self.unit else f"{value:.3f}"
         return f"| {self.what} | {limit} | {shown}{self.unit} | {'met' if value <= self.limit else '**missed**'} |"
 

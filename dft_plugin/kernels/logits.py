@@ -11,6 +11,7 @@ Shapes: N positions, T scored ones, B positions of a block, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,8 +33,8 @@ def score_logits(
 ) -> KernelResult:
     """Score logits as the model returns them, and leave them as they are.
 
-    Forward reads the logits once, block by block; backward reads them again and writes the gradient. Memory beyond
-    the logits: their gradient, and a block (2 MB of float32 on a CPU, or one row).
+    Forward reads the logits once, block by block, and writes their gradient, which backward multiplies by the upstream
+    factor. Memory beyond the logits: their gradient, and a block (2 MB of float32 on a CPU, or one row).
 
     Args:
         logits_NV: transformed logits of any float dtype.
@@ -42,9 +43,9 @@ def score_logits(
         objective: gives the weights.
         needs: costly statistics to return.
     """
-    loss_sum, weight_T, *rows = _ScoreLogits.apply(  # type: ignore[no-untyped-call]
-        logits_NV, kept_N.nonzero()[:, 0], targets_T, objective, needs | objective.needs
-    )
+    run = _Run(kept_N.nonzero()[:, 0], targets_T, objective, needs | objective.needs)
+    with_grad = torch.is_grad_enabled() and logits_NV.requires_grad
+    loss_sum, weight_T, *rows = _ScoreLogits.apply(logits_NV, run, with_grad)  # type: ignore[no-untyped-call]
     return KernelResult(loss_sum, Rows(*rows), weight_T)
 
 
@@ -69,9 +70,8 @@ def score_logits_(
         objective: gives the weights.
         needs: costly statistics to return.
     """
-    loss_sum, weight_T, *rows = _OverwriteLogits.apply(  # type: ignore[no-untyped-call]
-        logits_NV, kept_N.nonzero()[:, 0], targets_T, objective, needs | objective.needs
-    )
+    run = _Run(kept_N.nonzero()[:, 0], targets_T, objective, needs | objective.needs)
+    loss_sum, weight_T, *rows = _OverwriteLogits.apply(logits_NV, run)  # type: ignore[no-untyped-call]
     return KernelResult(loss_sum, Rows(*rows), weight_T)
 
 
@@ -93,67 +93,40 @@ def may_overwrite(logits: Tensor) -> bool:
     return node is not None and node.name() in _SAVE_NO_OUTPUT and logits.is_contiguous()
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What to score: positions and targets of the scored rows."""
+
+    index_T: Tensor
+    targets_T: Tensor
+    objective: Objective
+    needs: frozenset[RowStatistic]
+
+
 class _ScoreLogits(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        logits_NV: Tensor,
-        index_T: Tensor,
-        targets_T: Tensor,
-        objective: Objective,
-        needs: frozenset[RowStatistic],
-    ) -> tuple[Tensor | None, ...]:
-        rows = concatenate(
-            [
-                score_rows_(_copy(logits_NV, positions), targets_T[block], IDENTITY, needs).rows
-                for block, positions in _blocks(logits_NV, index_T)
-            ]
-        )
-        loss_sum, weight_T = weighted_sum(objective, rows)
-        ctx.save_for_backward(logits_NV, index_T, targets_T, weight_T)
-        return _outputs(ctx, loss_sum, weight_T, rows)
+    def forward(ctx: Any, logits_NV: Tensor, run: _Run, with_grad: bool) -> tuple[Tensor | None, ...]:
+        ctx.run, ctx.grad_NV = run, torch.empty_like(logits_NV) if with_grad else None
+        ctx.save_for_backward(logits_NV)
+        return _outputs(ctx, *_sweep(run, logits_NV, ctx.grad_NV))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        logits_NV, index_T, targets_T, weight_T = ctx.saved_tensors
-        grad_NV = torch.empty_like(logits_NV)
-        _clear_others_(grad_NV, index_T)
-        for block, positions in _blocks(logits_NV, index_T):
-            work_BV = _copy(logits_NV, positions)
-            scored = score_rows_(work_BV, targets_T[block], IDENTITY)
-            factor_B = weight_T[block] * scored.inverse_norm_T * upstream
-            grad_NV[positions] = work_BV.mul_(factor_B[:, None]).to(grad_NV.dtype)
-        return grad_NV, None, None, None, None
+        # Handed over, not copied, and made again by a second backward, as in `chunked`.
+        grad_NV, ctx.grad_NV = ctx.grad_NV, None
+        if grad_NV is None:
+            (logits_NV,) = ctx.saved_tensors
+            grad_NV = torch.empty_like(logits_NV)
+            _sweep(ctx.run, logits_NV, grad_NV)
+        return grad_NV.mul_(upstream), None, None
 
 
 class _OverwriteLogits(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        logits_NV: Tensor,
-        index_T: Tensor,
-        targets_T: Tensor,
-        objective: Objective,
-        needs: frozenset[RowStatistic],
-    ) -> tuple[Tensor | None, ...]:
-        loss_sum = logits_NV.new_zeros((), dtype=accumulation_dtype(logits_NV.dtype))
-        rows: list[Rows] = []
-        weights: list[Tensor] = []
-        for block, positions in _blocks(logits_NV, index_T):
-            # The rows themselves where they are adjacent and wide enough, else a copy.
-            work_BV = logits_NV[positions].to(loss_sum.dtype)
-            scored = score_rows_(work_BV, targets_T[block], IDENTITY, needs)
-            block_sum, weight_B = weighted_sum(objective, scored.rows)
-            work_BV.mul_((weight_B * scored.inverse_norm_T)[:, None])
-            if work_BV.untyped_storage().data_ptr() != logits_NV.untyped_storage().data_ptr():
-                logits_NV[positions] = work_BV.to(logits_NV.dtype)
-            loss_sum += block_sum
-            rows.append(scored.rows)
-            weights.append(weight_B)
-        _clear_others_(logits_NV, index_T)
+    def forward(ctx: Any, logits_NV: Tensor, run: _Run) -> tuple[Tensor | None, ...]:
         ctx.grad_NV = logits_NV.detach()
-        return _outputs(ctx, loss_sum, torch.cat(weights), concatenate(rows))
+        return _outputs(ctx, *_sweep(run, logits_NV, logits_NV))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -161,7 +134,42 @@ class _OverwriteLogits(torch.autograd.Function):
         grad_NV, ctx.grad_NV = ctx.grad_NV, None
         if grad_NV is None:
             raise RuntimeError("the gradient of these logits was handed over: a graph of score_logits_ serves once.")
-        return grad_NV.mul_(upstream), None, None, None, None
+        return grad_NV.mul_(upstream), None
+
+
+def _sweep(run: _Run, logits_NV: Tensor, grad_NV: Tensor | None) -> tuple[Tensor, Tensor, Rows]:
+    """Score all blocks. Returns the sum, the weights and the statistics.
+
+    Args:
+        run: what to score.
+        logits_NV: read only, unless they are `grad_NV`, too.
+        grad_NV: where the gradient goes, before the upstream factor; None if nobody wants it.
+    """
+    dtype = accumulation_dtype(logits_NV.dtype)
+    loss_sum = logits_NV.new_zeros((), dtype=dtype)
+    rows: list[Rows] = []
+    weights: list[Tensor] = []
+    for block, positions in _blocks(logits_NV, run.index_T):
+        # In the gradient's own rows where they are adjacent and wide enough, else in a copy.
+        in_place = grad_NV is not None and grad_NV.dtype == dtype and isinstance(positions, slice)
+        if grad_NV is None or not in_place:
+            work_BV = _copy(logits_NV, positions)
+        else:
+            work_BV = grad_NV[positions]
+            if grad_NV is not logits_NV:
+                work_BV.copy_(logits_NV[positions])
+        scored = score_rows_(work_BV, run.targets_T[block], IDENTITY, run.needs)
+        block_sum, weight_B = weighted_sum(run.objective, scored.rows)
+        if grad_NV is not None:
+            work_BV.mul_((weight_B * scored.inverse_norm_T)[:, None])
+            if not in_place:
+                grad_NV[positions] = work_BV.to(grad_NV.dtype)
+        loss_sum += block_sum
+        rows.append(scored.rows)
+        weights.append(weight_B)
+    if grad_NV is not None:
+        _clear_others_(grad_NV, run.index_T)
+    return loss_sum, torch.cat(weights), concatenate(rows)
 
 
 def _outputs(ctx: Any, loss_sum: Tensor, weight_T: Tensor, rows: Rows) -> tuple[Tensor | None, ...]:

@@ -60,7 +60,10 @@ def test_the_objective_in_the_guide_is_the_sample_plugin():
     assert body.strip() == sample.split("class Sqrt", 1)[1].split('"""', 2)[2].strip()
 
 
-@pytest.mark.parametrize("name", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))])
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("name", [str(path.relative_to(ROOT)) for path in PAGES])
 def test_relative_links_lead_somewhere(name):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page(name)):
         assert ((ROOT / name).parent / target).exists(), target

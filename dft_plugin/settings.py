@@ -37,9 +37,9 @@ class Settings(BaseModel):
         ge=1,
         description=(
             "MiB for the logits that exist at one time on the lean path. Unset, on a CPU: 40 where the head's weight "
-            "is frozen, 300 where it is trained; on an accelerator: 300. A chunk has at least 64 tokens and at most "
-            "1024 (on an accelerator 256 and 4096), whatever this says. `blocked` needs no more than 40 and does not "
-            "heed it."
+            "is frozen, 300 where it is trained; on an accelerator: 300. At least 64 tokens and at most 1024 "
+            "(on an accelerator 256 and 4096) fit into a chunk, whatever this says. `blocked` needs no more than 40 "
+            "and does not heed it."
         ),
     )
     options: dict[str, Any] = Field(

@@ -135,7 +135,7 @@ def _sweep(
     grads = _Gradients.like(inputs, wanted)
     T, V = hidden_TD.shape[0], weight_VD.shape[0]
     row_bytes = V * dtype.itemsize
-    step = chunk_rows(weight_VD.device.type, row_bytes, run.scratch_bytes, weight_trained=wanted[1])
+    step = chunk_rows(weight_VD.device.type, row_bytes, run.scratch_bytes, tokens=T, weight_trained=wanted[1])
     buffer_CV = projection.weight_VD.new_empty(min(step, T), V)
     loss_sum = hidden_TD.new_zeros((), dtype=accumulation_dtype(dtype))
     weights: list[Tensor] = []
@@ -218,7 +218,8 @@ class _Gradients:
         """
         dtype = grad_CV.dtype
         if self.hidden_TD is not None:
-            torch.mul(grad_CV @ projection.weight_VD, factor_C1, out=self.hidden_TD[chunk])
+            out_CD = self.hidden_TD[chunk]
+            torch.mul(_product(grad_CV, projection.weight_VD, out_CD), factor_C1, out=out_CD)
         if self.weight_VD is not None:
             _add_product_(self.weight_VD, grad_CV.t(), (hidden_CD * factor_C1).to(dtype))
         if self.bias_V is not None:
@@ -236,6 +237,11 @@ def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
     for start in range(0, total.shape[0], _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
         total[rows] += left[rows] @ right
+
+
+def _product(left: Tensor, right: Tensor, place: Tensor) -> Tensor:
+    """Multiply, in `place` if it has the dtype of the factors."""
+    return torch.mm(left, right, out=place) if place.dtype == left.dtype else left @ right
 
 
 def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

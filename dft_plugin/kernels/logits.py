@@ -106,20 +106,23 @@ class _Run:
 class _ScoreLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, run: _Run, with_grad: bool) -> tuple[Tensor | None, ...]:
-        ctx.run, ctx.grad_NV = run, torch.empty_like(logits_NV) if with_grad else None
-        ctx.save_for_backward(logits_NV)
-        return _outputs(ctx, *_sweep(run, logits_NV, ctx.grad_NV))
+        grad_NV = torch.empty_like(logits_NV) if with_grad else None
+        ctx.run, ctx.handed_over = run, False
+        # Saved, not kept on ctx: a checkpoint, as `opaque` has around it, lets go of nothing else.
+        ctx.save_for_backward(logits_NV, grad_NV)
+        return _outputs(ctx, *_sweep(run, logits_NV, grad_NV))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        # Handed over, not copied, and made again by a second backward, as in `chunked`.
-        grad_NV, ctx.grad_NV = ctx.grad_NV, None
-        if grad_NV is None:
-            (logits_NV,) = ctx.saved_tensors
+        logits_NV, grad_NV = ctx.saved_tensors
+        if ctx.handed_over:
+            # A second backward makes it again, as in `chunked`.
             grad_NV = torch.empty_like(logits_NV)
             _sweep(ctx.run, logits_NV, grad_NV)
-        return grad_NV.mul_(upstream), None, None
+        ctx.handed_over = True
+        # Through `data`, or autograd would take that second backward for a mistake.
+        return grad_NV.data.mul_(upstream), None, None
 
 
 class _OverwriteLogits(torch.autograd.Function):

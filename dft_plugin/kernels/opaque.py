@@ -39,7 +39,8 @@ def opaque(
         needs: costly statistics to return.
         scratch_bytes: bound on the logits of a chunk, counted in float32; None: see `budget.chunk_rows`.
     """
-    step = chunk_rows(hidden_TD.device.type, 4 * head.vocab_size, scratch_bytes, weight_trained=False)
+    T = hidden_TD.shape[0]
+    step = chunk_rows(hidden_TD.device.type, 4 * head.vocab_size, scratch_bytes, tokens=T, weight_trained=False)
 
     def score(hidden_CD: Tensor, targets_C: Tensor) -> KernelResult:
         logits_CV = head.project(hidden_CD)
@@ -49,7 +50,7 @@ def opaque(
 
     parts: list[KernelResult] = [
         checkpoint(score, hidden_TD[start : start + step], targets_T[start : start + step], use_reentrant=False)
-        for start in range(0, max(hidden_TD.shape[0], 1), step)
+        for start in range(0, max(T, 1), step)
     ]
     loss_sum = sum((part.loss_sum for part in parts[1:]), start=parts[0].loss_sum)
     return KernelResult(

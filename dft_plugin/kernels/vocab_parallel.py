@@ -139,7 +139,7 @@ def _sweep(
     T = hidden_TD.shape[0]
     # The same on all ranks, or their collectives would not meet.
     row_bytes = max(run.shard.rows) * dtype.itemsize
-    step = chunk_rows(hidden_TD.device.type, row_bytes, run.scratch_bytes, weight_trained=True)
+    step = chunk_rows(hidden_TD.device.type, row_bytes, run.scratch_bytes, tokens=T, weight_trained=True)
     buffer_CL = projection.weight_VD.new_empty(min(step, T), weight_LD.shape[0])
     loss_sum = hidden_TD.new_zeros((), dtype=accumulation_dtype(dtype))
     weights: list[Tensor] = []

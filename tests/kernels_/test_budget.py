@@ -27,7 +27,26 @@ MIB = 1 << 20
 )
 def test_a_chunk_fits_its_budget(device_type, scratch, trained, rows):
     # Qwen2.5's 151,936 tokens in float32; 517 rows of them are 300 MiB, of which 512 are whole tiles.
-    assert budget.chunk_rows(device_type, 4 * 151_936, scratch, weight_trained=trained) == rows
+    found = budget.chunk_rows(device_type, 4 * 151_936, scratch, tokens=1000 * rows, weight_trained=trained)
+    assert found == rows
+
+
+@pytest.mark.parametrize(
+    ("device_type", "tokens", "rows"),
+    [
+        ("cpu", 0, 1),
+        ("cpu", 1, 1),
+        ("cpu", 517, 517),
+        ("cpu", 518, 259),
+        ("cpu", 2048, 512),
+        ("cuda", 1, 128),
+        ("cuda", 512, 512),
+        ("cuda", 513, 384),
+        ("cuda", 2048, 512),
+    ],
+)
+def test_chunks_are_of_one_size_and_no_more_of_them_for_it(device_type, tokens, rows):
+    assert budget.chunk_rows(device_type, 4 * 151_936, None, tokens=tokens, weight_trained=True) == rows
 
 
 def test_a_head_with_lora_is_never_copied_and_its_logits_are_few():

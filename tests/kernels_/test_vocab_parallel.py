@@ -134,7 +134,7 @@ def test_the_size_of_a_chunk_changes_nothing(split, ranks):
 
 @every_split
 def test_a_chunk_takes_two_reductions_and_the_hidden_states_one(split, ranks):
-    chunks = [64] * 4 + [44]
+    chunks = [60] * 5
     expected = [count for rows in chunks for count in (rows, 4 * rows)] + [300 * 5]
     assert all(calls == expected for calls in of_case(ranks, split, "reductions"))
 

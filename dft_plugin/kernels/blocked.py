@@ -215,7 +215,9 @@ class _Running:
         y_TB = x_TB.sub_(max_T1)
         if "entropy" in self.run.needs:
             self.e_log_e_T1 = self.e_log_e_T1 + _exponential_and_sum_e_y_(y_TB)
-        e_TB = y_TB if "entropy" in self.run.needs else exponential_(y_TB)
+        else:
+            exponential_(y_TB)
+        e_TB = y_TB
         self.max_T1 = max_T1
         self.rest_T1 = shrink_T1 * self.rest_T1 + e_TB.sum(1, keepdim=True)
         if "sum_p_squared" in self.run.needs:

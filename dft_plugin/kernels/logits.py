@@ -107,29 +107,31 @@ class _ScoreLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, run: _Run, with_grad: bool) -> tuple[Tensor | None, ...]:
         grad_NV = torch.empty_like(logits_NV) if with_grad else None
+        scored = _sweep(run, logits_NV, grad_NV)
         ctx.run, ctx.handed_over = run, False
         # Saved, not kept on ctx: a checkpoint, as `opaque` has around it, lets go of nothing else.
-        ctx.save_for_backward(logits_NV, grad_NV)
-        return _outputs(ctx, *_sweep(run, logits_NV, grad_NV))
+        ctx.save_for_backward(logits_NV, grad_NV, scored.factor_N1)
+        return _outputs(ctx, scored)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        logits_NV, grad_NV = ctx.saved_tensors
+        logits_NV, grad_NV, factor_N1 = ctx.saved_tensors
         if ctx.handed_over:
             # A second backward makes it again, as in `chunked`.
             grad_NV = torch.empty_like(logits_NV)
             _sweep(ctx.run, logits_NV, grad_NV)
         ctx.handed_over = True
         # Through `data`, or autograd would take that second backward for a mistake.
-        return grad_NV.data.mul_(upstream), None, None
+        return _scale_rows_(grad_NV.data, factor_N1 * upstream), None, None
 
 
 class _OverwriteLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, run: _Run) -> tuple[Tensor | None, ...]:
-        ctx.grad_NV = logits_NV.detach()
-        return _outputs(ctx, *_sweep(run, logits_NV, logits_NV))
+        scored = _sweep(run, logits_NV, logits_NV)
+        ctx.grad_NV, ctx.factor_N1 = logits_NV.detach(), scored.factor_N1
+        return _outputs(ctx, scored)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -137,49 +139,77 @@ class _OverwriteLogits(torch.autograd.Function):
         grad_NV, ctx.grad_NV = ctx.grad_NV, None
         if grad_NV is None:
             raise RuntimeError("the gradient of these logits was handed over: a graph of score_logits_ serves once.")
-        return grad_NV.mul_(upstream), None
+        return _scale_rows_(grad_NV, ctx.factor_N1 * upstream), None
 
 
-def _sweep(run: _Run, logits_NV: Tensor, grad_NV: Tensor | None) -> tuple[Tensor, Tensor, Rows]:
-    """Score all blocks. Returns the sum, the weights and the statistics.
+@dataclass(frozen=True)
+class _Scored:
+    """What a sweep found; the gradient on the logits is what it wrote, times `factor_N1`, times the upstream factor.
+
+    The factor stays in the dtype of sums: multiplied into a float16 gradient before a loss scale is, a small w would
+    make zeros of it.
+    """
+
+    loss_sum: Tensor
+    weight_T: Tensor
+    rows: Rows
+    factor_N1: Tensor
+
+
+def _sweep(run: _Run, logits_NV: Tensor, grad_NV: Tensor | None) -> _Scored:
+    """Score all blocks.
 
     Args:
         run: what to score.
         logits_NV: read only, unless they are `grad_NV`, too.
-        grad_NV: where the gradient goes, before the upstream factor; None if nobody wants it.
+        grad_NV: where the gradient goes, before its factors; None if nobody wants it.
     """
+    (N, V), T = logits_NV.shape, run.index_T.numel()
     dtype = accumulation_dtype(logits_NV.dtype)
     loss_sum = logits_NV.new_zeros((), dtype=dtype)
+    factor_N1 = logits_NV.new_zeros(N, 1, dtype=dtype)
+    in_place = grad_NV is not None and grad_NV.dtype == dtype and T == N
+    # One for all blocks: an allocator that gives each its own may not find their memory again.
+    buffer_BV = logits_NV.new_empty(0 if in_place else min(T, block_rows(logits_NV.device.type, V)), V, dtype=dtype)
     rows: list[Rows] = []
     weights: list[Tensor] = []
     for block, positions in _blocks(logits_NV, run.index_T):
-        # In the gradient's own rows where they are adjacent and wide enough, else in a copy.
-        in_place = grad_NV is not None and grad_NV.dtype == dtype and isinstance(positions, slice)
-        if grad_NV is None or not in_place:
-            work_BV = _copy(logits_NV, positions)
-        else:
-            work_BV = grad_NV[positions]
-            if grad_NV is not logits_NV:
-                work_BV.copy_(logits_NV[positions])
+        rows_BV = logits_NV[positions]
+        work_BV = grad_NV[positions] if grad_NV is not None and in_place else buffer_BV[: len(rows_BV)]
+        if not in_place or grad_NV is not logits_NV:
+            work_BV.copy_(rows_BV)
         scored = score_rows_(work_BV, run.targets_T[block], IDENTITY, run.needs)
         block_sum, weight_B = weighted_sum(run.objective, scored.rows)
-        if grad_NV is not None:
-            work_BV.mul_((weight_B * scored.inverse_norm_T)[:, None])
-            if not in_place:
-                grad_NV[positions] = work_BV.to(grad_NV.dtype)
+        factor_B = weight_B * scored.inverse_norm_T
+        if grad_NV is not None and grad_NV.dtype != dtype:
+            # Normalised, since it may exceed the range of float16. The factor is a power of 2, which rounds nothing.
+            mantissa_B, exponent_B = torch.frexp(weight_B)
+            work_BV.mul_((mantissa_B * scored.inverse_norm_T)[:, None])
+            factor_B = torch.ldexp(torch.ones_like(mantissa_B), exponent_B)
+        if grad_NV is not None and not in_place:
+            _put_(grad_NV, positions, work_BV)
+        factor_N1[positions, 0] = factor_B
         loss_sum += block_sum
         rows.append(scored.rows)
         weights.append(weight_B)
     if grad_NV is not None:
         _clear_others_(grad_NV, run.index_T)
-    return loss_sum, torch.cat(weights), concatenate(rows)
+    return _Scored(loss_sum, torch.cat(weights), concatenate(rows), factor_N1)
 
 
-def _outputs(ctx: Any, loss_sum: Tensor, weight_T: Tensor, rows: Rows) -> tuple[Tensor | None, ...]:
+def _put_(grad_NV: Tensor, positions: slice | Tensor, work_BV: Tensor) -> None:
+    if isinstance(positions, slice):
+        grad_NV[positions].copy_(work_BV)
+    else:
+        grad_NV[positions] = work_BV.to(grad_NV.dtype)
+
+
+def _outputs(ctx: Any, scored: _Scored) -> tuple[Tensor | None, ...]:
     """Return what a kernel's Function returns: the sum, and statistics that are not differentiable."""
-    outputs = (weight_T, rows.logp_T, rows.one_minus_p_T, rows.is_top1_T, rows.entropy_T, rows.sum_p_squared_T)
+    rows = scored.rows
+    outputs = (scored.weight_T, rows.logp_T, rows.one_minus_p_T, rows.is_top1_T, rows.entropy_T, rows.sum_p_squared_T)
     ctx.mark_non_differentiable(*[output for output in outputs if output is not None])
-    return loss_sum, *outputs
+    return scored.loss_sum, *outputs
 
 
 def _blocks(logits_NV: Tensor, index_T: Tensor) -> Iterator[tuple[slice, slice | Tensor]]:
@@ -192,12 +222,17 @@ def _blocks(logits_NV: Tensor, index_T: Tensor) -> Iterator[tuple[slice, slice |
         yield block, block if T == N else index_T[block]
 
 
-def _copy(logits_NV: Tensor, positions: slice | Tensor) -> Tensor:
-    """Copy some rows, in the dtype of sums."""
-    dtype = accumulation_dtype(logits_NV.dtype)
-    if isinstance(positions, slice):
-        return logits_NV[positions].to(dtype, copy=True)
-    return logits_NV.index_select(0, positions).to(dtype)
+def _scale_rows_(grad_NV: Tensor, factor_N1: Tensor) -> Tensor:
+    """Multiply in place, in the dtype of the factor, with no more than a block of rows in it."""
+    if grad_NV.dtype == factor_N1.dtype:
+        return grad_NV.mul_(factor_N1)
+    N, V = grad_NV.shape
+    step = block_rows(grad_NV.device.type, V)
+    buffer_BV = factor_N1.new_empty(min(step, N), V)
+    for start in range(0, N, step):
+        rows_BV = grad_NV[start : start + step]
+        rows_BV.copy_(buffer_BV[: len(rows_BV)].copy_(rows_BV).mul_(factor_N1[start : start + step]))
+    return grad_NV
 
 
 def _clear_others_(grad_NV: Tensor, index_T: Tensor) -> None:

@@ -66,6 +66,21 @@ def test_an_upstream_factor_reaches_the_gradient():
     assert oracle.gap(thrice.grad, 3 * once.grad) < 1e-6
 
 
+@pytest.mark.parametrize("scorer", [score_logits, score_logits_])
+def test_a_loss_scale_keeps_the_tail_of_a_row_with_a_small_weight_in_float16(scorer):
+    # w * p_j is below 2e-8, which float16 does not have; the scale of a GradScaler lifts it to 1e-3.
+    logits_TV, targets_T = torch.zeros(2, 20_000, dtype=torch.float16), torch.tensor([7, 19_999])
+    logits_TV.scatter_(1, targets_T[:, None], 2.0).requires_grad_()
+    kept_T = torch.ones(2, dtype=torch.bool)
+    # The clone is no leaf, so it may be overwritten.
+    loss = 65536 * scorer(logits_TV.clone(), kept_T, targets_T, DFT()).loss_sum
+    (gradient_TV,) = torch.autograd.grad(loss, logits_TV)
+    truth_TV = 65536 * 2 * oracle.logits_gradient(logits_TV.detach(), targets_T)
+    assert 0 < truth_TV.abs().min() < 65536 * 2e-8
+    tail = torch.ones_like(truth_TV, dtype=torch.bool).scatter(1, targets_T[:, None], False)
+    assert oracle.gap(gradient_TV[tail], truth_TV[tail]) < 2e-3
+
+
 def test_a_second_backward_over_a_retained_graph_gives_the_same_gradient():
     logits_NV = leaf(2, 5)
     loss_sum = score(logits_NV, [1, 2]).loss_sum

@@ -26,10 +26,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demo.__main__ import MODEL
 from demo.model import prepare_model
-from dft_plugin.attachment import attach_plan
+from dft_plugin.core.loss import LossPlan
+from dft_plugin.hf.attachment import attach_plan
 from dft_plugin.kernels import IDENTITY, Head, KernelResult, chunked
 from dft_plugin.kernels.rows import concatenate, score_rows_, weighted_sum
-from dft_plugin.loss import LossPlan
 from dft_plugin.objectives import DFT, Objective, Rows
 
 SHARES = (2**-9, 0.01, 0.05)

@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.problem import HiddenInputs, LogitsInputs
-from dft_plugin import kernels, targets
+from dft_plugin import kernels
+from dft_plugin.core import targets
+from dft_plugin.core.loss import LossResult, hidden_loss, logits_loss, normalise
 from dft_plugin.functional import plan_for
 from dft_plugin.kernels import Head, LowRank
-from dft_plugin.loss import LossResult, hidden_loss, logits_loss, normalise
 from dft_plugin.objectives import DFT
 
 

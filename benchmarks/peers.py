@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.problem import HiddenInputs, LogitsInputs
-from dft_plugin.targets import IGNORE_INDEX
+from dft_plugin.core.targets import IGNORE_INDEX
 
 LogitsLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits [N, V] and aligned labels [N] to the mean loss."""

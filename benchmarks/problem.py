@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dft_plugin.targets import IGNORE_INDEX
+from dft_plugin.core.targets import IGNORE_INDEX
 
 SEED = 20250807
 MB = 1 << 20

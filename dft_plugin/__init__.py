@@ -9,22 +9,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dft_plugin.activation import activate, attach
-    from dft_plugin.attachment import Attachment
+    from dft_plugin.config.hookspecs import hookimpl
     from dft_plugin.functional import linear_token_loss, token_loss, vocab_parallel_token_loss
-    from dft_plugin.hookspecs import hookimpl
+    from dft_plugin.hf.activation import activate, attach
+    from dft_plugin.hf.attachment import Attachment
     from dft_plugin.objectives import Number, Objective, Rows
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Attachment": "attachment",
+    "Attachment": "hf.attachment",
     "Number": "objectives",
     "Objective": "objectives",
     "Rows": "objectives",
-    "activate": "activation",
-    "attach": "activation",
-    "hookimpl": "hookspecs",
+    "activate": "hf.activation",
+    "attach": "hf.activation",
+    "hookimpl": "config.hookspecs",
     "linear_token_loss": "functional",
     "token_loss": "functional",
     "vocab_parallel_token_loss": "functional",

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from dft_plugin.config.plugins import Catalogue, build_catalogue
+from dft_plugin.core.loss import LossPlan, NumItems, hidden_loss, logits_loss
+from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.kernels import Head, ShardedHead, Transform, VocabShard
-from dft_plugin.loss import LossPlan, NumItems, hidden_loss, logits_loss
 from dft_plugin.objectives import Objective
-from dft_plugin.plugins import Catalogue, build_catalogue
-from dft_plugin.targets import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

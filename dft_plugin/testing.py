@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from dft_plugin.host import Conflict, Host
+from dft_plugin.config.hosts import Conflict, Host
+from dft_plugin.config.settings import RESERVED_KERNELS, Settings
 from dft_plugin.kernels import Head, Kernel, KernelResult, Transform, reference
 from dft_plugin.objectives import DFT, NLL, Objective
-from dft_plugin.settings import RESERVED_KERNELS, Settings
 
 _ROWS, _HIDDEN, _VOCAB = 150, 24, 301
 

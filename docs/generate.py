@@ -10,8 +10,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from dft_plugin.plugins import Catalogue, build_catalogue, build_manager
-from dft_plugin.settings import Settings
+from dft_plugin.config.plugins import Catalogue, build_catalogue, build_manager
+from dft_plugin.config.settings import Settings
 
 DOCS = Path(__file__).parent
 

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 import dft_plugin
-from dft_plugin import hookspecs
+from dft_plugin.config import hookspecs
+from dft_plugin.config.plugins import build_catalogue
+from dft_plugin.core.stats import LossStats, Sum
 from dft_plugin.objectives import Rows
-from dft_plugin.plugins import build_catalogue
-from dft_plugin.stats import LossStats, Sum
 
 ROOT = Path(__file__).parents[1]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import pkgutil
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
@@ -31,8 +34,8 @@ def heavy_modules_after(statement: str) -> list[str]:
     [
         "import dft_plugin",
         "from dft_plugin import Number, Objective, Rows, hookimpl",
-        "import dft_plugin.errors, dft_plugin.settings, dft_plugin.objectives, dft_plugin.host",
-        "from dft_plugin.plugins import build_manager; build_manager(third_party=False)",
+        "import dft_plugin.errors, dft_plugin.config.settings, dft_plugin.objectives, dft_plugin.config.hosts",
+        "from dft_plugin.config.plugins import build_manager; build_manager(third_party=False)",
         "import dft_axolotl, dft_axolotl.hooks, dft_axolotl.host, dft_axolotl.args",
         "import dft_plugin.autoload",
         "import dft_trl.hooks",
@@ -73,3 +76,17 @@ def test_a_public_name_is_there_and_listed(name):
 def test_a_name_that_is_not_there_reads_as_in_any_module():
     with pytest.raises(AttributeError, match=r"^module 'dft_plugin' has no attribute 'losses'$"):
         _ = dft_plugin.losses
+
+
+def test_no_module_bears_the_name_of_a_function_that_its_package_exports():
+    # `import dft_plugin.kernels.chunked as m` would give the function.
+    for package in (dft_plugin, *_subpackages()):
+        modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+        names = {*dir(package), *getattr(package, "__all__", ())}
+        shadowed = {name for name in modules & names if not inspect.ismodule(getattr(package, name))}
+        assert not shadowed, f"{package.__name__}: {shadowed}"
+
+
+def _subpackages():
+    found = pkgutil.walk_packages(dft_plugin.__path__, "dft_plugin.")
+    return [import_module(module.name) for module in found if module.ispkg]

@@ -9,11 +9,11 @@ import torch
 from support import oracle, problems
 from torch.utils.flop_counter import FlopCounterMode
 
+from dft_plugin.core.loss import LossPlan, hidden_loss, logits_loss, normalise
+from dft_plugin.core.stats import Sum
 from dft_plugin.errors import LabelError
 from dft_plugin.kernels import Head, OpaqueHead, chunked
-from dft_plugin.loss import LossPlan, hidden_loss, logits_loss, normalise
 from dft_plugin.objectives import DFT, NLL
-from dft_plugin.stats import Sum
 
 IGNORED = -100
 V, D = 11, 5

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from dft_plugin import hookimpl, token_loss
+from dft_plugin.config.hosts import Host
+from dft_plugin.config.plugins import build_catalogue, build_manager
 from dft_plugin.errors import PluginError, SettingsError
-from dft_plugin.host import Host
 from dft_plugin.kernels import auto, blocked, chunked, reference
 from dft_plugin.objectives import DFT, NLL, Number, Objective
-from dft_plugin.plugins import build_catalogue, build_manager
 
 
 class Constant(Objective):

@@ -8,9 +8,9 @@ import math
 import pydantic
 import pytest
 
+from dft_plugin.config.settings import Settings, parse_settings
 from dft_plugin.errors import SettingsError
 from dft_plugin.objectives import DFT, NLL
-from dft_plugin.settings import Settings, parse_settings
 
 OBJECTIVES = {"dft": DFT, "nll": NLL}
 KERNELS = ("chunked", "reference")

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dft_plugin.stats import LOW_WEIGHT, LossStats, Sum
+from dft_plugin.core.stats import LOW_WEIGHT, LossStats, Sum
 
 EOS = 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dft_plugin import targets
+from dft_plugin.core import targets
 from dft_plugin.errors import LabelError
 
 IGNORED = -100

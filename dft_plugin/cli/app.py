@@ -13,9 +13,9 @@ from rich.table import Table
 
 from dft_plugin.cli import autoload
 from dft_plugin.cli.checking import Report, check
+from dft_plugin.config.hosts import Launch
+from dft_plugin.config.plugins import build_catalogue
 from dft_plugin.errors import ConflictError, DftError
-from dft_plugin.host import Launch
-from dft_plugin.plugins import build_catalogue
 
 app = typer.Typer(
     name="dft",

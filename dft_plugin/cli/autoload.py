@@ -5,8 +5,8 @@ from __future__ import annotations
 import typer
 
 from dft_plugin import autoload
+from dft_plugin.config.plugins import build_catalogue
 from dft_plugin.errors import PluginError
-from dft_plugin.plugins import build_catalogue
 
 app = typer.Typer(
     name="autoload",

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dft_plugin.cli.config import RunConfig, load
+from dft_plugin.config.hosts import Conflict, Host
+from dft_plugin.config.plugins import Catalogue, build_catalogue
+from dft_plugin.config.reading import RunConfig, load
+from dft_plugin.config.settings import Settings
 from dft_plugin.errors import SettingsError, UnknownNameError
-from dft_plugin.host import Conflict, Host
-from dft_plugin.plugins import Catalogue, build_catalogue
-from dft_plugin.settings import Settings
 
 
 @dataclass(frozen=True)

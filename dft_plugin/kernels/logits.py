@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.base import IDENTITY, KernelResult, refuse_second_derivative
 from dft_plugin.kernels.rows import block_rows, concatenate, score_rows_, weighted_sum
 from dft_plugin.kernels.softmax import accumulation_dtype
+from dft_plugin.kernels.types import IDENTITY, KernelResult, refuse_second_derivative
 from dft_plugin.objectives import Objective, Rows, RowStatistic
 
 

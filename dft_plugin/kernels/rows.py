@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dft_plugin.errors import PluginError
-from dft_plugin.kernels.base import Transform
 from dft_plugin.kernels.softmax import Scored, accumulation_dtype, block_scorer
+from dft_plugin.kernels.types import Transform
 from dft_plugin.objectives import Objective, Rows, RowStatistic
 
 _CACHE_ELEMENTS = 1 << 19

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dft_plugin.errors import ShardError
-from dft_plugin.kernels.base import IDENTITY, Transform
+from dft_plugin.kernels.types import IDENTITY, Transform
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.base import IDENTITY, Transform
+from dft_plugin.kernels.types import IDENTITY, Transform
 from dft_plugin.objectives import Rows, RowStatistic
 
 logger = logging.getLogger(__name__)

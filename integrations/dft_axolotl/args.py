@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel, Field, model_validator
 
 from dft_axolotl.conflicts import PLUGIN, conflicts, lists_plugin
+from dft_plugin.config.plugins import build_catalogue
 from dft_plugin.errors import SettingsError
-from dft_plugin.plugins import build_catalogue
 
 
 class DFTArgs(BaseModel):

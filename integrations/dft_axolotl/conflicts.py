@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dft_plugin.host import Conflict
+from dft_plugin.config.hosts import Conflict
 
 PLUGIN = "dft_axolotl.DFTPlugin"
 """What stands in `plugins:`."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dft_plugin.hookspecs import hookimpl
-from dft_plugin.host import Host
+from dft_plugin.config.hookspecs import hookimpl
+from dft_plugin.config.hosts import Host
 
 
 @hookimpl

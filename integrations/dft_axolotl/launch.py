@@ -18,8 +18,8 @@ from axolotl.cli import main as command
 from axolotl.cli.utils.train import _add_default_rdzv_args, build_command
 
 from dft_axolotl import run
+from dft_plugin.config.hosts import Launch
 from dft_plugin.errors import ConflictError, SettingsError
-from dft_plugin.host import Launch
 
 _LAUNCHERS = {
     # As modules of this interpreter, so that the ranks run in this environment whatever PATH says.

@@ -8,7 +8,7 @@ from axolotl.core.trainers.base import AxolotlTrainer
 from transformers import Trainer, TrainerCallback
 
 from dft_axolotl.conflicts import superseded
-from dft_plugin.trainer import TrainerHook
+from dft_plugin.hf.trainer import TrainerHook
 
 _LOW_IS_GOOD = ("dft/loss", "dft/nll", "dft/perplexity", "ppl")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from dft_plugin.cli.config import LOSS, load
+from dft_plugin.config.reading import LOSS, load
 
 _CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 

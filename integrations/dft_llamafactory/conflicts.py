@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from packaging.version import Version
 
-from dft_plugin.host import Conflict
+from dft_plugin.config.hosts import Conflict
 
 WHAT_MOVING_GAINS = (
     "The weights after a step are the same, and you gain: the router's auxiliary loss of a MoE model (LLaMA-Factory's "

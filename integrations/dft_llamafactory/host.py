@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dft_llamafactory import conflicts
-from dft_plugin.host import Conflict, Host, Launch
+from dft_plugin.config.hosts import Conflict, Host, Launch
 
 if TYPE_CHECKING:
-    from dft_plugin.settings import Settings
-    from dft_plugin.trainer import TrainerHook
+    from dft_plugin.config.settings import Settings
+    from dft_plugin.hf.trainer import TrainerHook
 
 _ITS_OWN = frozenset({"stage", "finetuning_type", "template", "dataset", "dataset_dir"})
 """Keys that LLaMA-Factory has; no other host has one of them beside `model_name_or_path`."""

@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 from dft_llamafactory import conflicts
 from dft_llamafactory.arguments import Request
 from dft_plugin import activate
+from dft_plugin.config.hosts import Conflict
+from dft_plugin.config.plugins import build_catalogue
 from dft_plugin.errors import ConflictError, NotActiveError, SettingsError
-from dft_plugin.host import Conflict
-from dft_plugin.plugins import build_catalogue
 
 
 class Guard(TrainerCallback):

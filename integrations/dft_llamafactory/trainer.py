@@ -8,7 +8,7 @@ from typing import Any
 from transformers import Trainer
 
 from dft_llamafactory import conflicts
-from dft_plugin.trainer import TrainerHook
+from dft_plugin.hf.trainer import TrainerHook
 
 PLOTTED = ("dft/nll", "dft/mean_prob", "eval_dft/nll", "eval_dft/mean_prob")
 """What `plot_loss` draws beside the loss, where it was logged."""

@@ -15,13 +15,13 @@ from llamafactory.v1.trainers.sft_trainer import SFTTrainer
 from llamafactory.v1.utils.callbacks import TrainerCallback
 from torch import Tensor
 
-from dft_plugin.activation import startup_line
-from dft_plugin.attachment import Attachment, attach_plan
+from dft_plugin.config.hosts import Conflict
+from dft_plugin.core.loss import LossPlan
+from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import ConflictError
-from dft_plugin.host import Conflict
-from dft_plugin.loss import LossPlan
-from dft_plugin.targets import IGNORE_INDEX
-from dft_plugin.trainer import not_active, warn_of_weak_prior
+from dft_plugin.hf.activation import startup_line
+from dft_plugin.hf.attachment import Attachment, attach_plan
+from dft_plugin.hf.trainer import not_active, warn_of_weak_prior
 
 
 class LossTrainer(SFTTrainer):  # type: ignore[misc]  # LLaMA-Factory ships no types

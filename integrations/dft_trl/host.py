@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dft_plugin.host import Conflict, Host, Launch
+from dft_plugin.config.hosts import Conflict, Host, Launch
 
 if TYPE_CHECKING:
-    from dft_plugin.settings import Settings
-    from dft_plugin.trainer import TrainerHook
+    from dft_plugin.config.settings import Settings
+    from dft_plugin.hf.trainer import TrainerHook
 
 _OTHER_HOSTS = frozenset({"base_model", "stage", "finetuning_type", "template", "dataset_dir"})
 """Keys that Axolotl or LLaMA-Factory need and TRL does not have."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
-from dft_plugin.attachment import Attachment, Pass
-from dft_plugin.trainer import TrainerHook
+from dft_plugin.hf.attachment import Attachment, Pass
+from dft_plugin.hf.trainer import TrainerHook
 
 
 class TrlAttachment(Attachment):

@@ -78,7 +78,7 @@ def test_the_size_of_a_block_changes_nothing(monkeypatch, transform, rows):
     truth, true_gradient, *_ = made.truth()
     made.weight_VD.requires_grad_(False)
     made.bias_V.requires_grad_(False)
-    module = sys.modules["dft_plugin.kernels.blocked"]
+    module = sys.modules["dft_plugin.kernels.linear_blocked"]
     monkeypatch.setattr(module, "_BLOCK_ROWS", (rows, rows))
     monkeypatch.setattr(module, "_PASS_TOKENS", 29)
     head = Head(made.weight_VD, made.bias_V, transform)

@@ -58,9 +58,8 @@ def test_its_objective_trains_with_its_options(site, tmp_path):
 
 
 def test_its_options_are_checked_as_ours_are(site):
-    code = (
-        "from dft_plugin.plugins import build_catalogue as c; c().settings({'name': 'sqrt', 'scale': -1, 'alpha': 1})"
-    )
+    code = "from dft_plugin.config.plugins import build_catalogue as c; "
+    code += "c().settings({'name': 'sqrt', 'scale': -1, 'alpha': 1})"
     done = run(site, "-c", code)
     assert "2 problems" in done.stderr
     assert "`alpha` is no option of `sqrt`" in done.stderr

@@ -85,7 +85,7 @@ def test_the_best_checkpoint_and_early_stopping_can_go_by_the_likelihood(home):
 def test_axolotls_own_perplexity_metric_still_sees_cross_entropy(home):
     from axolotl.utils.callbacks.perplexity import Perplexity
 
-    from dft_plugin.attachment import Attachment
+    from dft_plugin.hf.attachment import Attachment
 
     _, trainer = prepare(write_config(home))
     text = ["word1 word2 word3 word4 word5"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dft_axolotl.host import AxolotlHost
-from dft_plugin.settings import Settings
+from dft_plugin.config.settings import Settings
 from dft_plugin.testing import check_host
 
 CONFIG = {"base_model": "m", "datasets": [{"path": "d", "type": "alpaca"}]}

@@ -12,9 +12,9 @@ pytest.importorskip("axolotl")
 from support.axolotl_runs import write_config
 
 from dft_axolotl import launch
+from dft_plugin.config.hosts import Launch
+from dft_plugin.config.settings import Settings
 from dft_plugin.errors import ConflictError, SettingsError
-from dft_plugin.host import Launch
-from dft_plugin.settings import Settings
 
 pytestmark = pytest.mark.host
 

@@ -10,8 +10,8 @@ import pytest
 from dft_llamafactory import arguments, launcher
 from dft_llamafactory.host import LlamaFactoryHost
 from dft_plugin import testing
+from dft_plugin.config.settings import Settings
 from dft_plugin.errors import SettingsError
-from dft_plugin.settings import Settings
 from dft_trl.host import TrlHost
 
 pytest.importorskip("llamafactory")

@@ -9,7 +9,7 @@ from support import tiny
 from dft_llamafactory import conflicts
 from dft_llamafactory.host import LlamaFactoryHost
 from dft_plugin import autoload
-from dft_plugin.settings import Settings
+from dft_plugin.config.settings import Settings
 
 pytest.importorskip("llamafactory")
 

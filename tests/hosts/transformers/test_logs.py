@@ -126,7 +126,7 @@ def test_compute_metrics_gets_the_stock_logits(tmp_path):
 def test_a_weak_prior_is_warned_of_once(tmp_path, caplog):
     trainer = training.trainer(tmp_path)
     activate(trainer)
-    with caplog.at_level(logging.WARNING, logger="dft_plugin.trainer"):
+    with caplog.at_level(logging.WARNING, logger="dft_plugin.hf.trainer"):
         trainer.train()
     (record,) = caplog.records
     assert "mean probability is 0.0" in record.message

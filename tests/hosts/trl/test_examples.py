@@ -11,8 +11,8 @@ from trl.cli.accelerate_config import resolve_accelerate_config_argument
 from trl.scripts.sft import make_parser
 
 from dft_plugin.cli.checking import check
+from dft_plugin.config.plugins import build_catalogue
 from dft_plugin.objectives import DFT
-from dft_plugin.plugins import build_catalogue
 
 pytestmark = pytest.mark.host
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from dft_plugin.hookspecs import hookimpl
+from dft_plugin.config.hookspecs import hookimpl
 from dft_plugin.objectives import DFT, NLL, Objective
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.base import Head, KernelResult, Transform, refuse_second_derivative
 from dft_plugin.kernels.budget import chunk_rows
 from dft_plugin.kernels.gemm import compute_dtype
 from dft_plugin.kernels.rows import concatenate, score_rows_, weighted_sum
 from dft_plugin.kernels.softmax import accumulation_dtype
+from dft_plugin.kernels.types import Head, KernelResult, Transform, refuse_second_derivative
 from dft_plugin.objectives import Objective, Rows, RowStatistic
 
 _BLOCK_ROWS = 8192

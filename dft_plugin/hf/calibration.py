@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dft_plugin.core.loss import LossPlan
 from dft_plugin.kernels import Head, Transform
 from dft_plugin.kernels.softmax import accumulation_dtype
-from dft_plugin.loss import LossPlan
 from dft_plugin.objectives import NLL
 
 CHECKED_POSITIONS = 8

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.base import Head, KernelResult, Transform, refuse_second_derivative
-from dft_plugin.kernels.chunked import chunked
 from dft_plugin.kernels.gemm import block_dtype
+from dft_plugin.kernels.linear_chunked import chunked
 from dft_plugin.kernels.rows import block_rows, concatenate, weighted_sum
 from dft_plugin.kernels.softmax import (
     accumulation_dtype,
@@ -24,6 +23,7 @@ from dft_plugin.kernels.softmax import (
     sum_squares,
     transform_,
 )
+from dft_plugin.kernels.types import Head, KernelResult, Transform, refuse_second_derivative
 from dft_plugin.objectives import Objective, Rows, RowStatistic
 
 _PASS_TOKENS = 2048

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dft_plugin.kernels.base import KernelResult, OpaqueHead
 from dft_plugin.kernels.budget import chunk_rows
 from dft_plugin.kernels.logits import score_logits
 from dft_plugin.kernels.rows import concatenate
 from dft_plugin.kernels.softmax import accumulation_dtype
+from dft_plugin.kernels.types import KernelResult, OpaqueHead
 from dft_plugin.objectives import Objective, RowStatistic
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.base import Head, Kernel, KernelResult
-from dft_plugin.kernels.blocked import blocked
-from dft_plugin.kernels.chunked import chunked
+from dft_plugin.kernels.linear_blocked import blocked
+from dft_plugin.kernels.linear_chunked import chunked
+from dft_plugin.kernels.types import Head, Kernel, KernelResult
 from dft_plugin.objectives import Objective, RowStatistic
 
 

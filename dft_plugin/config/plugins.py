@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pluggy
 
-from dft_plugin import builtin, hookspecs
+from dft_plugin.config import builtin, hookspecs
+from dft_plugin.config.settings import RESERVED_KERNELS, Settings, parse_settings
 from dft_plugin.errors import PluginError
-from dft_plugin.settings import RESERVED_KERNELS, Settings, parse_settings
 
 if TYPE_CHECKING:
-    from dft_plugin.host import Host
+    from dft_plugin.config.hosts import Host
+    from dft_plugin.core.loss import LossPlan
     from dft_plugin.kernels import Kernel
-    from dft_plugin.loss import LossPlan
     from dft_plugin.objectives import Objective
 
 Item = TypeVar("Item")
@@ -59,8 +59,8 @@ class Catalogue:
 
     def plan(self, settings: Settings) -> LossPlan:
         """Resolve Settings to the objects that do the work."""
+        from dft_plugin.core.loss import LossPlan
         from dft_plugin.kernels import auto
-        from dft_plugin.loss import LossPlan
 
         named = self.kernels.get(settings.kernel)
         return LossPlan(

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from dft_plugin.attachment import Attachment, attach_plan
+from dft_plugin.config.plugins import Catalogue, build_catalogue
 from dft_plugin.errors import ConflictError, UnsupportedModelError
 from dft_plugin.functional import LossLike, plan_for
-from dft_plugin.hf_head import ReadableHead, read_head
+from dft_plugin.hf.attachment import Attachment, attach_plan
+from dft_plugin.hf.head import ReadableHead, read_head
+from dft_plugin.hf.trainer import TrainerHook, is_trainer
 from dft_plugin.kernels import Kernel, auto, choose
-from dft_plugin.plugins import Catalogue, build_catalogue
-from dft_plugin.trainer import TrainerHook, is_trainer
 
 
 def attach(model: nn.Module, loss: LossLike = "dft") -> Attachment:

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dft_plugin import calibration, targets
+from dft_plugin.core import targets
+from dft_plugin.core.loss import LossPlan, LossResult, NumItems, hidden_loss, logits_loss
+from dft_plugin.core.stats import LossStats
 from dft_plugin.errors import NotActiveError, UnsupportedModelError
-from dft_plugin.hf_head import ReadableHead, call_inside, read_head
-from dft_plugin.hf_model import auxiliary_loss, eos_token_ids, require_causal_lm, unwrap
-from dft_plugin.interception import (
+from dft_plugin.hf import calibration
+from dft_plugin.hf.head import ReadableHead, call_inside, read_head
+from dft_plugin.hf.interception import (
     HeadCapture,
     LossRecorder,
     check_own_loss,
@@ -29,9 +31,8 @@ from dft_plugin.interception import (
     standing_in,
     without_dropout,
 )
+from dft_plugin.hf.model import auxiliary_loss, eos_token_ids, require_causal_lm, unwrap
 from dft_plugin.kernels import IDENTITY, OpaqueHead, Transform, score_logits, score_logits_
-from dft_plugin.loss import LossPlan, LossResult, NumItems, hidden_loss, logits_loss
-from dft_plugin.stats import LossStats
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dft_plugin.host import Host
+    from dft_plugin.config.hosts import Host
     from dft_plugin.kernels import Kernel
     from dft_plugin.objectives import Objective
 

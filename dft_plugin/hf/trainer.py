@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from dft_plugin.attachment import Attachment
+from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import NotActiveError
-from dft_plugin.targets import IGNORE_INDEX
+from dft_plugin.hf.attachment import Attachment
 
 logger = logging.getLogger(__name__)
 

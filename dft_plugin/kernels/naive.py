@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.base import Head, KernelResult
 from dft_plugin.kernels.softmax import accumulation_dtype
+from dft_plugin.kernels.types import Head, KernelResult
 from dft_plugin.objectives import Objective, Rows, RowStatistic
 
 

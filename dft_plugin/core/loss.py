@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dft_plugin import targets
+from dft_plugin.core import targets
+from dft_plugin.core.stats import LossStats
 from dft_plugin.errors import LabelError
 from dft_plugin.kernels import (
     Head,
@@ -25,7 +26,6 @@ from dft_plugin.kernels import (
     vocab_parallel,
 )
 from dft_plugin.objectives import Objective, Rows, RowStatistic
-from dft_plugin.stats import LossStats
 
 NumItems = int | float | Tensor | None
 """Target tokens of the whole optimizer step (all micro-batches, all ranks); None: count here."""

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dft_plugin import calibration, targets
+from dft_plugin.core import targets
 from dft_plugin.errors import UnsupportedModelError
-from dft_plugin.hf_head import head_slots
-from dft_plugin.hf_model import auxiliary_loss
+from dft_plugin.hf import calibration
+from dft_plugin.hf.head import head_slots
+from dft_plugin.hf.model import auxiliary_loss
 from dft_plugin.kernels import may_overwrite
 
 

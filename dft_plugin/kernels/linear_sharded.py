@@ -14,12 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dft_plugin.kernels.base import KernelResult, refuse_second_derivative
 from dft_plugin.kernels.budget import chunk_rows
+from dft_plugin.kernels.gemm import compute_dtype
 
 # Names that `chunked` keeps to itself: the chunk's GEMMs and the sums of their gradients are the same here.
-from dft_plugin.kernels.chunked import _cast, _Gradients, _Projection, _Run
-from dft_plugin.kernels.gemm import compute_dtype
+from dft_plugin.kernels.linear_chunked import _cast, _Gradients, _Projection, _Run
 from dft_plugin.kernels.rows import concatenate, weighted_sum
 from dft_plugin.kernels.shard import ShardedHead, VocabShard
 from dft_plugin.kernels.softmax import (
@@ -31,6 +30,7 @@ from dft_plugin.kernels.softmax import (
     sum_squares,
     transform_,
 )
+from dft_plugin.kernels.types import KernelResult, refuse_second_derivative
 from dft_plugin.objectives import Objective, Rows, RowStatistic
 
 

@@ -11,8 +11,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 if TYPE_CHECKING:
-    from dft_plugin.settings import Settings
-    from dft_plugin.trainer import TrainerHook
+    from dft_plugin.config.settings import Settings
+    from dft_plugin.hf.trainer import TrainerHook
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Reading what a user wrote: settings, plugins, hosts. No torch."""

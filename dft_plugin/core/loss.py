@@ -75,9 +75,18 @@ class LossResult:
         """Divide by the number of target tokens of the optimizer step, or by `count` if None."""
         return normalise(self.loss_sum, self.count if num_items is None else num_items)
 
-    def stats(self, eos_token_ids: tuple[int, ...] = ()) -> LossStats:
-        """Sum up for the log; the probability of `eos_token_ids` is summed apart."""
-        return LossStats.of_tokens(self.rows.logp_T, self.weight_T, self.targets_T, eos_token_ids)
+    def stats(self, eos_token_ids: tuple[int, ...] = (), counted_T: Tensor | None = None) -> LossStats:
+        """Sum up for the log.
+
+        Args:
+            eos_token_ids: the ids that end a sequence; their probability is summed apart.
+            counted_T: bool, which tokens the log is to count; None: all.
+        """
+        columns = (self.rows.logp_T, self.weight_T, self.targets_T)
+        if counted_T is not None:
+            columns = tuple(column[counted_T.to(column.device)] for column in columns)
+        logp_T, weight_T, targets_T = columns
+        return LossStats.of_tokens(logp_T, weight_T, targets_T, eos_token_ids)
 
 
 def normalise(loss_sum: Tensor, num_items: float | Tensor) -> Tensor:

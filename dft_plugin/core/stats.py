@@ -117,5 +117,21 @@ class LossStats:
         return {prefix + key: value for key, value in logs.items()}
 
 
+class Tally:
+    """Statistics of one pass over data (a training, an evaluation, a prediction), begun empty."""
+
+    def __init__(self) -> None:
+        self._total: LossStats | None = None
+
+    def add(self, stats: LossStats) -> None:
+        """Add the statistics of some tokens."""
+        self._total = stats if self._total is None else self._total + stats
+
+    def take(self, device: torch.device | str = "cpu") -> LossStats:
+        """Return what was added since the last time, and forget it."""
+        total, self._total = self._total, None
+        return LossStats.zero(device) if total is None else total
+
+
 def _sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from dft_plugin.core import targets
 from dft_plugin.core.loss import LossPlan, LossResult, NumItems, hidden_loss, logits_loss
-from dft_plugin.core.stats import LossStats
+from dft_plugin.core.stats import LossStats, Tally
 from dft_plugin.errors import NotActiveError, UnsupportedModelError
 from dft_plugin.hf import calibration
 from dft_plugin.hf.head import ReadableHead, call_inside, read_head
@@ -91,6 +91,23 @@ class Pass:
     auxiliary: Tensor | None
 
 
+@dataclass
+class Answering:
+    """How the trainer's own calls for a loss are answered.
+
+    Attributes:
+        tally: gets the statistics of each answered call; None: the attachment keeps them by mode, see `drain`.
+        want_logits: whether outputs must carry logits; None: in eval mode only.
+        counted_B: bool, which rows of the batch the statistics count; None: all. The loss is of all rows.
+        num_items: divisor for a call that carries no `num_items_in_batch`.
+    """
+
+    tally: Tally | None = None
+    want_logits: bool | None = None
+    counted_B: Tensor | None = None
+    num_items: NumItems = None
+
+
 class Attachment:
     """Stands in the instance's `forward`. Undo it with `detach()`.
 
@@ -114,11 +131,10 @@ class Attachment:
         self.route: Route | None = Route("logits", why_not_lean="asked for") if plan.path == "logits" else None
         self.calls = 0
         self.trainer_only = False
-        self._answering = False
-        self._want_logits: bool | None = None
+        self._answering: Answering | None = None
         self._asks_for_loss = True
         self._unchecked: tuple[Tensor, Tensor] | None = None
-        self._stats: dict[bool, LossStats] = {}
+        self._tallies = {True: Tally(), False: Tally()}
         # generate() validates its kwargs against the signature, and Trainer drops unused columns by it.
         self.__signature__ = inspect.signature(self.original)
 
@@ -156,36 +172,36 @@ class Attachment:
             self.model.__dict__["forward"] = self.previous
 
     @contextmanager
-    def answering(self, *, want_logits: bool | None = None) -> Iterator[None]:
+    def answering(self, **how: Any) -> Iterator[None]:
         """Answer labelled calls inside this block, also where `trainer_only` is set.
 
         Args:
-            want_logits: whether outputs must carry logits; None: in eval mode only.
+            how: fields of `Answering`; those that are not given are as in an enclosing block.
         """
-        before = self._answering, self._want_logits
-        self._answering = True
-        self._want_logits = want_logits if want_logits is not None else self._want_logits
+        before = self._answering
+        self._answering = replace(before or Answering(), **how)
         try:
             yield
         finally:
-            self._answering, self._want_logits = before
+            self._answering = before
 
     def drain(self, *, training: bool) -> LossStats:
         """Return the statistics gathered in train or eval mode since the last drain, and forget them."""
-        return self._stats.pop(training, None) or LossStats.zero(self.model.device)
+        return self._tallies[training].take(self.model.device)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; with `labels` or `shift_labels`, put our loss into its output."""
         inputs = {**dict(zip(self.__signature__.parameters, args, strict=False)), **kwargs}
         unlabelled = inputs.get("labels") is None and inputs.get("shift_labels") is None
-        if unlabelled or (self.trainer_only and not self._answering):
+        if unlabelled or (self.trainer_only and self._answering is None):
             return self.original(*args, **kwargs)
+        how = self._answering or Answering()
         num_items: NumItems = inputs.pop("num_items_in_batch", None)
+        num_items = how.num_items if num_items is None else num_items
         return_dict = inputs.pop("return_dict", None)
         if return_dict is None:
             return_dict = getattr(self.model.config, "return_dict", True)
-        want_logits = self._want_logits
-        done = self.score(inputs, not self.model.training if want_logits is None else want_logits)
+        done = self.score(inputs, not self.model.training if how.want_logits is None else how.want_logits)
         loss = done.result.mean(num_items)
         if done.auxiliary is not None:
             # Token-weighted over micro-batches and ranks; the model alone would add it once for each.
@@ -210,9 +226,12 @@ class Attachment:
         if done is None:
             done = self._logits_pass(inputs, keep_logits=want_logits)
         self.calls += 1
-        training = self.model.training
-        stats = done.result.stats(eos_token_ids(self.model))
-        self._stats[training] = self._stats[training] + stats if training in self._stats else stats
+        how = self._answering or Answering()
+        counted_T = None
+        if how.counted_B is not None:
+            counted_T = how.counted_B.to(done.scored_BS.device)[:, None].expand_as(done.scored_BS)[done.scored_BS]
+        tally = self._tallies[self.model.training] if how.tally is None else how.tally
+        tally.add(done.result.stats(eos_token_ids(self.model), counted_T))
         return done
 
     def _lean_pass(self, inputs: dict[str, Any]) -> Pass | None:

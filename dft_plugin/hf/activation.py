@@ -12,7 +12,7 @@ from dft_plugin.config.plugins import Catalogue, build_catalogue
 from dft_plugin.errors import ConflictError, UnsupportedModelError
 from dft_plugin.functional import LossLike, plan_for
 from dft_plugin.hf.attachment import Attachment, attach_plan
-from dft_plugin.hf.head import ReadableHead, read_head
+from dft_plugin.hf.head import ReadableHead, find_door, look_at
 from dft_plugin.hf.trainer import TrainerHook, is_trainer
 from dft_plugin.kernels import Kernel, auto, choose
 
@@ -79,9 +79,7 @@ def _hook_class(trainer: Any, catalogue: Catalogue) -> type[TrainerHook]:
 def _kernel_name(kernel: Kernel, reading: ReadableHead) -> str:
     if kernel is not auto:
         return kernel.__name__
-    weight = reading.linear.weight
-    trained = bool(reading.adapters) or any(p.requires_grad for p in reading.linear.parameters())
-    return choose(weight.device.type, trained=trained).__name__
+    return choose(reading.linear.weight.device.type, trained=reading.trained).__name__
 
 
 def startup_line(attachment: Attachment, trainer: str, replaced: Sequence[str] = ()) -> str:
@@ -94,7 +92,7 @@ def startup_line(attachment: Attachment, trainer: str, replaced: Sequence[str] =
     """
     plan = attachment.plan
     head = attachment.model.get_output_embeddings()
-    reading = "no head" if head is None else read_head(head)
+    reading = "no head" if head is None else look_at(find_door(head))
     if plan.path == "logits":
         path = "logits path"
     elif isinstance(reading, str):

@@ -13,6 +13,7 @@ from transformers import Trainer
 from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import NotActiveError
 from dft_plugin.hf.attachment import Attachment
+from dft_plugin.hf.standing import name_of
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ def not_active(attachment: Attachment) -> NotActiveError:
     """Return the error for a training step in which our loss was not computed."""
     return NotActiveError(
         "a training step ended without the loss that `loss:` asks for: something took over the model's "
-        f"forward (it is now {_owner(attachment.model.forward)}) or computed a loss without labels in "
+        f"forward (it is now {name_of(attachment.model.forward)}) or computed a loss without labels in "
         "the forward. Nothing was updated in this step. Disable it (Liger, Unsloth, a custom compute_loss), "
         "or leave out `loss:`."
     )
@@ -182,11 +183,6 @@ def warn_of_weak_prior(logs: Mapping[str, float], objective: str) -> None:
             logs["dft/mean_prob"],
             WEAK_PRIOR,
         )
-
-
-def _owner(function: Any) -> str:
-    # The repr of a bound method prints its whole model.
-    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
 class _WithoutFirstLabel:

@@ -19,12 +19,13 @@ from dft_plugin.hf.trainer import TrainerHook
 class TrlAttachment(Attachment):
     """Answers `model(..., fused_lm_head=True)`, the call of `SFTTrainer.compute_loss`."""
 
-    def __call__(self, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+    def answer(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return TRL's own output class, its `log_probs` such that their negative sum is our loss sum."""
-        if not fused_lm_head:
-            return super().__call__(*args, **kwargs)
-        named = dict(zip(self.__signature__.parameters, args, strict=False))
-        return _fused_output(self.score({**named, **kwargs}, want_logits=False))
+        inputs = self.named(args, kwargs)
+        if not inputs.get("fused_lm_head") or not self.answers(inputs):
+            return super().answer(module, args, kwargs)
+        del inputs["fused_lm_head"]
+        return _fused_output(self.score(module, inputs, want_logits=False))
 
 
 class TrlHook(TrainerHook):

@@ -18,9 +18,6 @@ from torch import Tensor, nn
 from dft_plugin.core.loss import LossResult
 from dft_plugin.errors import UnsupportedModelError
 
-Project = Callable[[Tensor], Tensor]
-"""Hidden states [T, D] to raw logits [T, V], as the head itself makes them, its own hooks included."""
-
 _GATHER = ("torch.distributed.fsdp", "torch.distributed._composable", "deepspeed", "accelerate")
 """Modules whose hooks fetch and free a weight. They fire once, around everything; any other hook has its say on each
 chunk of logits."""
@@ -55,7 +52,7 @@ class Door:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def enter(door: Door, score: Callable[[Tensor, Project], LossResult], hidden_TD: Tensor) -> LossResult:
+def enter(door: Door, score: Callable[[Tensor, CalledHead], LossResult], hidden_TD: Tensor) -> LossResult:
     """Run `score` as the head's forward, so that what gathers its weight does so once, and reduces its gradient.
 
     FSDP, ZeRO and offloading work around the forward of a module. Reading a sharded weight instead gives the right
@@ -73,13 +70,13 @@ def enter(door: Door, score: Callable[[Tensor, Project], LossResult], hidden_TD:
     Raises:
         UnsupportedModelError: parts of the head are sharded by themselves.
     """
-    called = _Called(door)
+    _require_whole(door.owner)
+    called = CalledHead(door)
     results: list[LossResult] = []
     beside = _Beside()
 
     def forward(arrived_TD: Tensor) -> Tensor:
-        with _gathered(door.owner):
-            result = score(arrived_TD, called)
+        result = score(arrived_TD, called)
         results.append(result)
         carrier: Tensor = _Leave.apply(result.loss_sum, beside)  # type: ignore[no-untyped-call]
         return carrier
@@ -94,11 +91,15 @@ def enter(door: Door, score: Callable[[Tensor, Project], LossResult], hidden_TD:
     return replace(result, loss_sum=loss_sum)
 
 
-class _Called:
-    """The head as the model calls it, but for the hooks that gather: used inside, where its weight is whole."""
+class CalledHead:
+    """The head as the model calls it, but for the hooks that gather: used inside, where its weight is whole.
+
+    Attributes:
+        owner: the module that makes the logits.
+    """
 
     def __init__(self, door: Door) -> None:
-        self.door = door
+        self.door, self.owner = door, door.owner
         # accelerate's hook stands in `forward` and calls `_old_forward`.
         self.name = "_old_forward" if hasattr(door.owner, "_hf_hook") else "forward"
         self.forward = door.owner.__dict__.get(self.name)
@@ -117,6 +118,29 @@ class _Called:
             for wrapper in reversed(self.door.wrappers):
                 logits_TV = self._after(wrapper, hidden_TD, logits_TV)
         return logits_TV
+
+    @property
+    def row_multiple(self) -> int:
+        """Of how many rows its GEMM wants a multiple; 16 for float8."""
+        float8 = any(part.dtype.itemsize == 1 and part.is_floating_point() for part in self.owner.parameters())
+        return 16 if float8 or "float8" in type(self.owner).__module__ else 1
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Have the weights of what is inside the head too, which ZeRO-3 would gather for each call of it.
+
+        Raises:
+            UnsupportedModelError: parts of the head are sharded by themselves.
+        """
+        partitioned: list[Any] = [p for p in self.owner.parameters() if hasattr(p, "ds_id")]
+        missing = [parameter for parameter in partitioned if parameter.ds_status.name != "AVAILABLE"]
+        if not missing:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(missing):
+            yield
 
     def _call_owner(self, hidden_TD: Tensor) -> Tensor:
         owner = self.door.owner
@@ -191,9 +215,7 @@ def _put(owner: nn.Module, name: str, function: Any) -> None:
         owner.__dict__[name] = function
 
 
-@contextmanager
-def _gathered(owner: nn.Module) -> Iterator[None]:
-    """Have the weights of what is inside the head too, which ZeRO-3 would gather for each call of it."""
+def _require_whole(owner: nn.Module) -> None:
     for module in owner.modules():
         if module is not owner and _shards_itself(module):
             raise UnsupportedModelError(
@@ -201,15 +223,6 @@ def _gathered(owner: nn.Module) -> Iterator[None]:
                 f"({type(module).__name__}), so its weight is never whole. Wrap the head as one module (not its LoRA "
                 "leaves), or leave it out of LoRA's target_modules."
             )
-    inner = [parameter for parameter in owner.parameters() if hasattr(parameter, "ds_id")]
-    direct = {id(parameter) for parameter in owner.parameters(recurse=False)}
-    if all(id(parameter) in direct for parameter in inner):
-        yield
-        return
-    import deepspeed  # type: ignore[import-not-found,import-untyped,unused-ignore]
-
-    with deepspeed.zero.GatheredParameters([parameter for parameter in inner if id(parameter) not in direct]):
-        yield
 
 
 def _shards_itself(module: nn.Module) -> bool:

@@ -158,12 +158,6 @@ def vocab_size_of(model: Any, door: Door) -> int:
     return int(size or model.config.get_text_config().vocab_size)
 
 
-def row_multiple(door: Door) -> int:
-    """Return of what number a GEMM of this head wants a multiple of rows; float8 wants 16."""
-    float8 = any(part.dtype.itemsize == 1 and part.is_floating_point() for part in door.owner.parameters())
-    return 16 if float8 or "float8" in type(door.owner).__module__ else 1
-
-
 def head_slots(model: nn.Module, head: nn.Module) -> list[tuple[nn.Module, str]]:
     """Return every (parent, name) under which `head` is registered in `model`."""
     return [(parent, name) for parent in model.modules() for name, child in parent._modules.items() if child is head]

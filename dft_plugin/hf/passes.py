@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from dft_plugin.core import targets
 from dft_plugin.core.loss import LossPlan, LossResult, hidden_loss, logits_loss
 from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf import calibration
-from dft_plugin.hf.entry import Project, enter
+from dft_plugin.hf.entry import CalledHead, enter
 from dft_plugin.hf.head import ReadableHead, find_door, read_head, vocab_size_of
 from dft_plugin.hf.interception import (
     HeadStandIn,
@@ -140,7 +141,7 @@ class Passes:
         scored_BS = labels_BS != targets.IGNORE_INDEX
         labels_T, reading = labels_BS[scored_BS], read_head(door)
 
-        def score(hidden_TD: Tensor, project: Project) -> LossResult:
+        def score(hidden_TD: Tensor, project: CalledHead) -> LossResult:
             return self._score_inside(reading, hidden_TD, labels_T, project)
 
         result = enter(door, score, hidden_BSD[scored_BS])
@@ -148,16 +149,17 @@ class Passes:
         return Pass(seen.output, result, scored_BS, seen.auxiliary)
 
     def _score_inside(
-        self, reading: ReadableHead | str, hidden_TD: Tensor, labels_T: Tensor, project: Project
+        self, reading: ReadableHead | str, hidden_TD: Tensor, labels_T: Tensor, project: CalledHead
     ) -> LossResult:
         """Score inside the head's forward."""
         head = self._head_inside(reading, hidden_TD, project)
         if isinstance(head, Head) and head.weight_VD.device != hidden_TD.device:
             # A tied head is where the embeddings are.
             hidden_TD = hidden_TD.to(head.weight_VD.device)
-        return hidden_loss(self.plan, hidden_TD, head, labels_T.to(hidden_TD.device))
+        with project.gathered() if isinstance(head, OpaqueHead) else nullcontext():
+            return hidden_loss(self.plan, hidden_TD, head, labels_T.to(hidden_TD.device))
 
-    def _head_inside(self, reading: ReadableHead | str, hidden_TD: Tensor, project: Project) -> Head | OpaqueHead:
+    def _head_inside(self, reading: ReadableHead | str, hidden_TD: Tensor, project: CalledHead) -> Head | OpaqueHead:
         assert self.route is not None
         head = reading.head(hidden_TD, self.route.transform) if isinstance(reading, ReadableHead) else reading
         if isinstance(reading, ReadableHead) and isinstance(head, Head) and not self._checked:
@@ -166,10 +168,11 @@ class Passes:
             head = self._distrusted
         self.route = replace(self.route, why_not_lean=head if isinstance(head, str) else None)
         if isinstance(head, str):
-            return OpaqueHead(project, self.route.vocab_size, self.route.transform)
+            parameters = tuple(project.owner.parameters())
+            return OpaqueHead(project, self.route.vocab_size, self.route.transform, parameters, project.row_multiple)
         return head
 
-    def _distrust(self, reading: ReadableHead, hidden_TD: Tensor, project: Project) -> str | None:
+    def _distrust(self, reading: ReadableHead, hidden_TD: Tensor, project: CalledHead) -> str | None:
         """Compare the head as it was read with the head as it is called; returns the reason not to trust it."""
         assert self.route is not None
         hidden_KD = hidden_TD[: calibration.CHECKED_POSITIONS].detach()
@@ -179,7 +182,9 @@ class Passes:
             head = reading.head(hidden_KD, self.route.transform)
             assert isinstance(head, Head)
             hidden_KD = hidden_KD.to(head.weight_VD.device)
-            reason = calibration.check_head(self.plan, head, hidden_KD, project(hidden_KD))
+            with project.gathered():
+                real_KV = project(hidden_KD)
+            reason = calibration.check_head(self.plan, head, hidden_KD, real_KV)
         self._checked = True
         return reason
 

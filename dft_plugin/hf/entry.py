@@ -125,22 +125,16 @@ class CalledHead:
         float8 = any(part.dtype.itemsize == 1 and part.is_floating_point() for part in self.owner.parameters())
         return 16 if float8 or "float8" in type(self.owner).__module__ else 1
 
-    @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Have the weights of what is inside the head too, which ZeRO-3 would gather for each call of it.
+    def gather(self) -> None:
+        """Have the weights of what is inside the head, too.
 
-        Raises:
-            UnsupportedModelError: parts of the head are sharded by themselves.
+        ZeRO-3 gathers a parameter that is read inside a module's forward, and counts it as the module's own from then
+        on, in backward too. The hooks of the modules inside, which it would fetch them by, do not run here.
         """
-        partitioned: list[Any] = [p for p in self.owner.parameters() if hasattr(p, "ds_id")]
-        missing = [parameter for parameter in partitioned if parameter.ds_status.name != "AVAILABLE"]
-        if not missing:
-            yield
-            return
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(missing):
-            yield
+        for module in self.owner.modules():
+            for name, parameter in module._parameters.items():
+                if hasattr(parameter, "ds_id"):
+                    getattr(module, name)
 
     def _call_owner(self, hidden_TD: Tensor) -> Tensor:
         owner = self.door.owner

@@ -72,7 +72,7 @@ def _inside(module: nn.Module) -> nn.Module | None:
         if name in module._modules:
             return module._modules[name]
     peft = sys.modules.get("peft")
-    if peft is None or type(module) is not peft.utils.other.ModulesToSaveWrapper:
+    if peft is None or _class_of(module) is not peft.utils.other.ModulesToSaveWrapper:
         return None
     wrapper: Any = module
     active = [name for name in wrapper.active_adapters if name in wrapper.modules_to_save]
@@ -121,9 +121,9 @@ def _unreadable(weight_VD: Tensor) -> str | None:
 
 def _read_linear(head: nn.Module) -> ReadableHead | str:
     if not isinstance(head, nn.Linear):
-        return f"the head is a {type(head).__name__}"
+        return f"the head is a {_class_of(head).__name__}"
     if type(head).forward is not nn.Linear.forward:
-        return f"the head is a {type(head).__name__} with a forward of its own"
+        return f"the head is a {_class_of(head).__name__} with a forward of its own"
     if "forward" in head.__dict__ and not hasattr(head, "_hf_hook"):
         return "the head's forward is patched"
     return ReadableHead(head, head)
@@ -135,8 +135,8 @@ def _read_adapter(layer: Any, peft: Any) -> ReadableHead | str:
         return base
     if find_door(layer.base_layer).has_hooks:
         return "the head has hooks, which see its logits"
-    if type(layer) is not peft.tuners.lora.Linear:
-        return f"the head has a {type(layer).__module__.split('.')[-2]} adapter"
+    if _class_of(layer) is not peft.tuners.lora.Linear:
+        return f"the head has a {_class_of(layer).__module__.split('.')[-2]} adapter"
     if layer.disable_adapters:
         return "the head's merged adapter is disabled" if layer.merged else ReadableHead(layer, base.linear)
     if layer.merged:
@@ -149,6 +149,11 @@ def _read_adapter(layer: Any, peft: Any) -> ReadableHead | str:
         if layer.lora_B[name].bias is not None:
             return "the head has LoRA with a bias"
     return ReadableHead(layer, base.linear, adapters)
+
+
+def _class_of(module: nn.Module) -> type:
+    """The class of a module before FSDP2 put one of its own in that place."""
+    return next(cls for cls in type(module).__mro__ if not cls.__name__.startswith("FSDP"))
 
 
 def vocab_size_of(model: Any, door: Door) -> int:

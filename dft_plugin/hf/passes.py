@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -156,8 +155,7 @@ class Passes:
         if isinstance(head, Head) and head.weight_VD.device != hidden_TD.device:
             # A tied head is where the embeddings are.
             hidden_TD = hidden_TD.to(head.weight_VD.device)
-        with project.gathered() if isinstance(head, OpaqueHead) else nullcontext():
-            return hidden_loss(self.plan, hidden_TD, head, labels_T.to(hidden_TD.device))
+        return hidden_loss(self.plan, hidden_TD, head, labels_T.to(hidden_TD.device))
 
     def _head_inside(self, reading: ReadableHead | str, hidden_TD: Tensor, project: CalledHead) -> Head | OpaqueHead:
         assert self.route is not None
@@ -168,6 +166,7 @@ class Passes:
             head = self._distrusted
         self.route = replace(self.route, why_not_lean=head if isinstance(head, str) else None)
         if isinstance(head, str):
+            project.gather()
             parameters = tuple(project.owner.parameters())
             return OpaqueHead(project, self.route.vocab_size, self.route.transform, parameters, project.row_multiple)
         return head
@@ -182,9 +181,8 @@ class Passes:
             head = reading.head(hidden_KD, self.route.transform)
             assert isinstance(head, Head)
             hidden_KD = hidden_KD.to(head.weight_VD.device)
-            with project.gathered():
-                real_KV = project(hidden_KD)
-            reason = calibration.check_head(self.plan, head, hidden_KD, real_KV)
+            project.gather()
+            reason = calibration.check_head(self.plan, head, hidden_KD, project(hidden_KD))
         self._checked = True
         return reason
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dft_plugin.hf.entry import Door
+from dft_plugin.hf.called import Door
 from dft_plugin.kernels import Head, LowRank, Transform
 
 

@@ -18,7 +18,8 @@ from dft_plugin.core import targets
 from dft_plugin.core.loss import LossPlan, LossResult, hidden_loss, logits_loss
 from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf import calibration
-from dft_plugin.hf.entry import CalledHead, enter
+from dft_plugin.hf.called import CalledHead
+from dft_plugin.hf.entry import enter
 from dft_plugin.hf.head import ReadableHead, find_door, read_head, vocab_size_of
 from dft_plugin.hf.interception import (
     HeadStandIn,

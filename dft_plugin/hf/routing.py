@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dft_plugin.hf import calibration
-from dft_plugin.hf.entry import Door
+from dft_plugin.hf.called import Door
 from dft_plugin.hf.head import vocab_size_of
 from dft_plugin.hf.interception import HeadStandIn, Seen
 from dft_plugin.kernels import IDENTITY, Transform

@@ -137,10 +137,11 @@ def _sweep(
 
 def _add_gradients(grads: list[Tensor | None], chunk: slice, loss_sum: Tensor, inputs: list[Tensor]) -> None:
     wanted = [index for index, grad in enumerate(grads) if grad is not None]
-    found = torch.autograd.grad(loss_sum, [inputs[index] for index in wanted], allow_unused=True)
+    found: Sequence[Tensor | None] = torch.autograd.grad(loss_sum, [inputs[index] for index in wanted], allow_unused=True)
     for index, gradient in zip(wanted, found, strict=True):
         total = grads[index]
-        if gradient is None or total is None:
+        assert total is not None
+        if gradient is None:
             continue
         if index == 0:
             total[chunk] = gradient

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
-from dft_plugin.hf.attachment import Attachment, Pass
+from dft_plugin.hf.attachment import Attachment
+from dft_plugin.hf.passes import Pass
 from dft_plugin.hf.trainer import TrainerHook
 
 

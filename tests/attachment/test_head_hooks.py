@@ -83,11 +83,18 @@ def test_a_hook_on_the_saved_copy_and_one_on_what_wraps_it():
     compare(model)
 
 
-def test_a_backward_hook_changes_the_gradient_as_in_the_stock_model():
+def saved_head():
+    torch.manual_seed(1)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    return attached.noisy(peft.get_peft_model(tiny.llama().train(), config), 0.1)
+
+
+@pytest.mark.parametrize("make", [lambda: tiny.llama().train(), saved_head], ids=["head", "what wraps a saved copy"])
+def test_a_backward_hook_changes_the_gradient_as_in_the_stock_model(make):
     batch = tiny.batch()
-    stock, ours = tiny.llama().train(), tiny.llama().train()
+    stock, ours = make(), make()
     for model in (stock, ours):
-        model.lm_head.register_full_backward_hook(lambda module, inputs, outputs: (inputs[0] * 2.0,))
+        head_of(model).register_full_backward_hook(lambda module, inputs, outputs: (inputs[0] * 2.0,))
     attach(ours, "nll")
     attached.assert_same(attached.backward(ours, batch), attached.backward(stock, batch), loss_gap=1e-5)
 

@@ -127,7 +127,7 @@ def run_asking(
         return None
     shift_labels = inputs.get("shift_labels")
     aligned = recorder.labels if shift_labels is None else shift_labels
-    added = output["loss"]
+    added = output.loss
     return Seen(output, recorder.logits, aligned, added if added.requires_grad or added != 0 else None)
 
 

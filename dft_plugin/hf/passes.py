@@ -219,7 +219,7 @@ class Passes:
             output = forward(**unlabelled, return_dict=True)
         shift_labels = inputs.get("shift_labels")
         aligned = targets.shift(inputs["labels"]) if shift_labels is None else shift_labels
-        return Seen(output, output["logits"], aligned, auxiliary_loss(model, output))
+        return Seen(output, output.logits, aligned, auxiliary_loss(model, output))
 
     def _run_asking(
         self,

@@ -145,3 +145,35 @@ def test_on_sharded_models_no_rank_runs_a_pass_that_the_others_do_not(tmp_path, 
     assert ours.startswith(f"{at}: The size of tensor a (3) must match")
     if at == 1:
         assert "rank 1 failed in the first forward pass: RuntimeError: The size of tensor a (3)" in theirs
+
+
+def run_rank_with_another_verdict(rank, rendezvous, out):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from dft_plugin.hf import calibration
+
+    torch.set_num_threads(1)
+    limit = datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2, timeout=limit)
+    if rank == 1:
+        calibration.find_transform = lambda probed, seen: "this rank sees something else"
+    model = tiny.llama().train()
+    attachment = attach(model)
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    losses = [model(**tiny.batch(seed=rank)).loss.item() for _ in range(2)]
+    torch.save((attachment.route.path, attachment.route.why_not_lean, losses), out / f"rank{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_all_ranks_that_share_weights_take_the_same_route(tmp_path):
+    torch.multiprocessing.spawn(run_rank_with_another_verdict, (tmp_path / "rendezvous", tmp_path), nprocs=2)
+    for rank in (0, 1):
+        path, reason, losses = torch.load(tmp_path / f"rank{rank}")
+        assert (path, reason) == ("logits", "this rank sees something else")
+        expected = attached.truth(tiny.llama().train(), tiny.batch(seed=rank))[0]
+        assert losses == pytest.approx([expected, expected], rel=1e-5)

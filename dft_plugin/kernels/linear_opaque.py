@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dft_plugin.kernels.budget import chunk_rows
 from dft_plugin.kernels.logits import score_logits
-from dft_plugin.kernels.rows import concatenate
+from dft_plugin.kernels.results import join
 from dft_plugin.kernels.softmax import accumulation_dtype
 from dft_plugin.kernels.types import KernelResult, OpaqueHead
 from dft_plugin.objectives import Objective, RowStatistic
@@ -52,9 +52,4 @@ def opaque(
         checkpoint(score, hidden_TD[start : start + step], targets_T[start : start + step], use_reentrant=False)
         for start in range(0, max(T, 1), step)
     ]
-    loss_sum = sum((part.loss_sum for part in parts[1:]), start=parts[0].loss_sum)
-    return KernelResult(
-        loss_sum,
-        concatenate([part.rows for part in parts]),
-        torch.cat([part.weight_T for part in parts]),
-    )
+    return join(parts)

@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.types import IDENTITY, Transform
+from dft_plugin.kernels.types import Transform
 from dft_plugin.objectives import Rows, RowStatistic
 
 logger = logging.getLogger(__name__)
@@ -55,22 +56,60 @@ def block_scorer(device_type: str) -> Callable[..., Scored]:
     """Return `score_block_` as it runs best on a kind of device, e.g. `cpu` or `cuda`.
 
     A CPU runs it as it is, on blocks that stay in its cache. On an accelerator each of its passes would be a kernel
-    that reads and writes the block, so there it is compiled, once per process; where that fails (no Triton, no C
-    compiler) it runs as it is, which is slower and gives the same numbers.
+    that reads and writes the block, so there it is compiled.
     """
-    if device_type == "cpu":
-        return score_block_
-    compiled: Callable[..., Scored] = torch.compile(score_block_, dynamic=True)
-    try:
-        compiled(
-            torch.zeros(2, 8, device=device_type), torch.zeros(2, dtype=torch.int64, device=device_type), IDENTITY
-        )
-    except Exception as error:
-        # Whatever a compiler raises: it must not stop a training that can do without.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        logger.warning("dft: torch.compile does not work on %s, going on without it: %s", device_type, reason)
-        return score_block_
-    return compiled
+    return score_block_ if device_type == "cpu" else _Compiled(device_type)
+
+
+class _Compiled:
+    """`score_block_`, compiled until the compiler fails (no Triton, no C compiler, a dtype that it does not know).
+
+    From then on it runs as it is, which is slower and gives the same numbers. A compiler may fail at any call that it
+    has to compile for: at a new shape, dtype or option.
+    """
+
+    def __init__(self, device_type: str) -> None:
+        self._device_type = device_type
+        self._compiled: Callable[..., Scored] | None = None
+        self._failed = False
+        self._ran: set[tuple[Any, ...]] = set()
+
+    def __call__(
+        self,
+        logits_TV: Tensor,
+        targets_T: Tensor,
+        transform: Transform,
+        needs: frozenset[RowStatistic] = frozenset(),
+    ) -> Scored:
+        if self._failed:
+            return score_block_(logits_TV, targets_T, transform, needs)
+        call = (logits_TV.device, logits_TV.dtype, logits_TV.shape, transform, needs)
+        # A compiler may fail as late as when one kernel of many is launched: the others may have written.
+        kept_TV = None if call in self._ran else logits_TV.clone()
+        try:
+            if self._compiled is None:
+                self._compiled = torch.compile(score_block_, dynamic=True)
+            scored = self._compiled(logits_TV, targets_T, transform, needs)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            if kept_TV is not None:
+                logits_TV.copy_(kept_TV)
+            elif not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                # It was compiled already. (What dynamo raises comes before anything runs.)
+                raise
+            # What is wrong with the inputs or the device raises here again, and is not the compiler's.
+            scored = score_block_(logits_TV, targets_T, transform, needs)
+            self._give_up(error)
+        else:
+            self._ran.add(call)
+        return scored
+
+    def _give_up(self, error: Exception) -> None:
+        self._failed, self._compiled = True, None
+        first, *others = str(error).splitlines() or [type(error).__name__]
+        reason = " ".join([first, *others[:1]]) if first.endswith(":") else first
+        logger.warning("dft: torch.compile does not work on %s, going on without it: %s", self._device_type, reason)
 
 
 def score_block_(

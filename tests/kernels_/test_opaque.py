@@ -30,7 +30,8 @@ class Projection:
 
     def score(self, **options):
         made = self.made
-        head = OpaqueHead(self, made.weight_VD.shape[0], Transform(made.scale, made.softcap))
+        parameters = tuple(made.inputs[1:])
+        head = OpaqueHead(self, made.weight_VD.shape[0], Transform(made.scale, made.softcap), parameters)
         return opaque(made.hidden_TD, head, made.targets_T, DFT(), **options)
 
 
@@ -61,13 +62,44 @@ def test_the_size_of_a_chunk_changes_nothing():
     assert oracle.gap(gradients, torch.autograd.grad(of_large.loss_sum, made.inputs)) < 1e-6
 
 
-def test_backward_calls_the_head_once_more_and_no_grad_does_not():
+def test_the_head_is_called_in_the_forward_pass_only():
     projection = Projection(problem())
-    projection.score(**CHUNKS_OF_64).loss_sum.backward()
-    assert projection.tokens == [50] * 6
-    with torch.no_grad():
-        projection.score(**CHUNKS_OF_64)
-    assert len(projection.tokens) == 9
+    loss_sum = projection.score(**CHUNKS_OF_64).loss_sum
+    assert projection.tokens == [50] * 3
+    loss_sum.backward()
+    assert projection.tokens == [50] * 3
+
+
+def test_a_second_backward_pass_makes_the_gradients_again():
+    projection = Projection(problem())
+    loss_sum = projection.score(**CHUNKS_OF_64).loss_sum
+    first = torch.autograd.grad(loss_sum, projection.made.inputs, retain_graph=True)
+    again = torch.autograd.grad(3 * loss_sum, projection.made.inputs)
+    assert oracle.gap([gradient / 3 for gradient in again], first) < 1e-6
+
+
+def test_padded_rows_reach_the_head_and_nothing_else():
+    made = problem()
+    expected = Projection(made).score()
+    head = OpaqueHead(
+        lambda hidden_CD: F.linear(hidden_CD, made.weight_VD, made.bias_V) if len(hidden_CD) % 16 == 0 else 1 / 0,
+        made.weight_VD.shape[0],
+        Transform(made.scale, made.softcap),
+        (made.weight_VD, made.bias_V),
+        row_multiple=16,
+    )
+    for options in (CHUNKS_OF_64, {}):
+        ours = opaque(made.hidden_TD, head, made.targets_T, DFT(), **options)
+        assert ours.loss_sum.item() == pytest.approx(expected.loss_sum.item(), rel=1e-6)
+        assert ours.weight_T.shape == made.targets_T.shape
+        gradients = torch.autograd.grad(ours.loss_sum, made.inputs, retain_graph=True)
+        assert oracle.gap(gradients, torch.autograd.grad(expected.loss_sum, made.inputs, retain_graph=True)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_sum_leaves_in_float32_whatever_the_head_returns(dtype):
+    made = problem(dtype=dtype)
+    assert Projection(made).score().loss_sum.dtype == torch.float32
 
 
 def test_after_the_forward_pass_no_chunk_of_logits_or_of_their_gradient_is_kept():

@@ -21,7 +21,13 @@ _FLOAT16_EXPONENT = 15
 """Sums of float16 are kept below 2 to this power, half of what they may be."""
 
 Inputs = Sequence[Tensor | None]
-"""hidden_TD, weight_VD, bias_V, input_TR, weight_VR: what a linear layer with a LoRA branch is given."""
+"""What a kernel is given; the first are the hidden states [T, D].
+
+Those of a linear layer with a LoRA branch are hidden_TD, weight_VD, bias_V, input_TR and weight_VR.
+"""
+
+LINEAR_PER_TOKEN = (0, 3)
+"""Those of a linear layer's that are rows of tokens."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Projection:
 
     @classmethod
     def of(cls, inputs: Inputs, dtype: torch.dtype) -> Projection:
-        """Cast those of `inputs`."""
+        """Cast those of a linear layer's inputs."""
         _, weight_VD, bias_V, _, weight_VR = inputs
         assert weight_VD is not None
         return cls(weight_VD.to(dtype), _cast(bias_V, dtype), _cast(weight_VR, dtype))
@@ -53,89 +59,88 @@ class Projection:
 
 @dataclass
 class Gradients:
-    """Gradients of `Inputs`, before the upstream factor. None where nobody wants one.
+    """Gradients of a kernel's inputs, before the upstream factor.
 
-    A token's gradient is kept in the dtype of the GEMMs, and apart from it, in the dtype of sums, a factor: its weight
-    w may be so small that half precision would lose the product before a loss scale meets it. What is summed over
-    tokens is kept in the dtype of sums.
+    A token's own gradient is kept apart from a factor in the dtype of sums: its weight w may be so small that half
+    precision would lose the product before a loss scale meets it. What is summed over tokens is kept in the dtype of
+    sums.
 
     Attributes:
-        hidden_TD: of the hidden states, but for `factor_T1`.
-        weight_VD: of the weight.
-        bias_V: of the bias.
-        input_TR: of what goes into the LoRA branch, but for `factor_T1`.
-        weight_VR: of the branch's weight.
-        factor_T1: what each token's own gradients are to be multiplied by.
+        of: one for each input, None where nobody wants one.
+        per_token: which of them are rows of tokens, to be multiplied by `factor_T1`.
+        factor_T1: of the dtype of sums.
     """
 
-    hidden_TD: Tensor | None
-    weight_VD: Tensor | None
-    bias_V: Tensor | None
-    input_TR: Tensor | None
-    weight_VR: Tensor | None
+    of: list[Tensor | None]
+    per_token: tuple[int, ...]
     factor_T1: Tensor
 
     @classmethod
-    def like(cls, inputs: Inputs, wanted: Sequence[bool], dtype: torch.dtype) -> Gradients:
-        """Start with zeros for the inputs that want a gradient.
+    def like(
+        cls, inputs: Inputs, wanted: Sequence[bool], dtype: torch.dtype, per_token: tuple[int, ...] = (0,)
+    ) -> Gradients:
+        """Start with zeros for the inputs that want a gradient, and factors of one.
 
         Args:
-            inputs: what the gradients belong to.
+            inputs: what the gradients belong to; the first are hidden states [T, D].
             wanted: which of them want one.
             dtype: of a token's own gradients.
+            per_token: which of them are rows of tokens.
         """
         hidden_TD = inputs[0]
         assert hidden_TD is not None
-
-        def zeros(index: int, dtype: torch.dtype | None) -> Tensor | None:
-            tensor = inputs[index]
-            if tensor is None or not wanted[index]:
-                return None
-            return torch.zeros_like(tensor, dtype=dtype or accumulation_dtype(tensor.dtype))
-
-        return cls(
-            zeros(0, dtype),
-            zeros(1, None),
-            zeros(2, None),
-            zeros(3, dtype),
-            zeros(4, None),
-            hidden_TD.new_zeros(hidden_TD.shape[0], 1, dtype=accumulation_dtype(dtype)),
-        )
-
-    def add(
-        self,
-        projection: Projection,
-        chunk: slice,
-        grad_CV: Tensor,
-        factor_C: Tensor,
-        hidden_CD: Tensor,
-        input_CR: Tensor | None,
-    ) -> None:
-        """Add what a chunk gives: `grad_CV * factor_C` is the gradient on its raw logits, see `softmax.store_`."""
-        self.factor_T1[chunk, 0] = factor_C
-        factor_C1 = self.factor_T1[chunk]
-        if self.hidden_TD is not None:
-            torch.mm(grad_CV, projection.weight_VD, out=self.hidden_TD[chunk])
-        if self.weight_VD is not None:
-            _add_product_(self.weight_VD, grad_CV, hidden_CD * factor_C1)
-        if self.bias_V is not None:
-            _add_product_(self.bias_V[:, None], grad_CV, factor_C1.clone())
-        if self.input_TR is not None and projection.weight_VR is not None:
-            torch.mm(grad_CV, projection.weight_VR, out=self.input_TR[chunk])
-        if self.weight_VR is not None and input_CR is not None:
-            _add_product_(self.weight_VR, grad_CV, input_CR * factor_C1)
+        grads = [
+            torch.zeros_like(tensor, dtype=dtype if index in per_token else accumulation_dtype(tensor.dtype))
+            if tensor is not None and want
+            else None
+            for index, (tensor, want) in enumerate(zip(inputs, wanted, strict=True))
+        ]
+        return cls(grads, per_token, hidden_TD.new_ones(hidden_TD.shape[0], 1, dtype=accumulation_dtype(dtype)))
 
     def times(self, upstream: Tensor, inputs: Inputs) -> Iterator[Tensor | None]:
         """Multiply by the upstream factor, in place where the dtypes allow; each in the dtype of its input."""
-        for grad, tensor in zip(
-            (self.hidden_TD, self.weight_VD, self.bias_V, self.input_TR, self.weight_VR), inputs, strict=True
-        ):
+        for index, (grad, tensor) in enumerate(zip(self.of, inputs, strict=True)):
             if grad is None or tensor is None:
                 yield None
-            elif grad is self.hidden_TD or grad is self.input_TR:
+            elif index in self.per_token:
                 yield scale_rows(grad, self.factor_T1 * upstream, tensor.dtype)
             else:
                 yield grad.mul_(upstream).to(tensor.dtype)
+
+
+def add_chunk_(
+    grads: Gradients,
+    projection: Projection,
+    chunk: slice,
+    grad_CV: Tensor,
+    factor_C: Tensor,
+    hidden_CD: Tensor,
+    input_CR: Tensor | None,
+) -> None:
+    """Add what a chunk gives to the gradients of a linear layer's inputs.
+
+    Args:
+        grads: what is added to.
+        projection: of the chunk.
+        chunk: its tokens.
+        grad_CV: times the factor, the gradient on the raw logits, see `softmax.store_`.
+        factor_C: of the dtype of sums.
+        hidden_CD: in the dtype of the GEMMs.
+        input_CR: the same for the LoRA branch.
+    """
+    hidden_TD, weight_VD, bias_V, input_TR, weight_VR = grads.of
+    factor_C1 = factor_C[:, None]
+    grads.factor_T1[chunk] = factor_C1
+    if hidden_TD is not None:
+        torch.mm(grad_CV, projection.weight_VD, out=hidden_TD[chunk])
+    if weight_VD is not None:
+        _add_product_(weight_VD, grad_CV, hidden_CD * factor_C1)
+    if bias_V is not None:
+        _add_product_(bias_V[:, None], grad_CV, factor_C1.clone())
+    if input_TR is not None and projection.weight_VR is not None:
+        torch.mm(grad_CV, projection.weight_VR, out=input_TR[chunk])
+    if weight_VR is not None and input_CR is not None:
+        _add_product_(weight_VR, grad_CV, input_CR * factor_C1)
 
 
 def _add_product_(total_VN: Tensor, grad_CV: Tensor, right_CN: Tensor) -> None:

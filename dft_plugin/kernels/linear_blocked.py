@@ -67,7 +67,7 @@ def blocked(
     if head.low_rank is not None or (head.trained and torch.is_grad_enabled()):
         return chunked(hidden_TD, head, targets_T, objective, needs=needs, scratch_bytes=scratch_bytes)
     passes = _Passes(objective, block_dtype(head.weight_VD), head.transform, needs | objective.needs)
-    return score(passes, targets_T, hidden_TD, head.weight_VD, head.bias_V, None, None)
+    return score(passes, targets_T, hidden_TD, head.weight_VD, head.bias_V)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,11 @@ class _Passes:
     needs: frozenset[RowStatistic]
 
     def __call__(self, targets_T: Tensor, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
-        hidden_TD, weight_VD, bias_V = inputs[:3]
+        with torch.autocast(targets_T.device.type, enabled=False):
+            return self._score(targets_T, inputs, wanted)
+
+    def _score(self, targets_T: Tensor, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
+        hidden_TD, weight_VD, bias_V = inputs
         assert hidden_TD is not None
         assert weight_VD is not None
         # Kept like a token's gradient in half precision: relative to R, it is of the size of the weight.
@@ -93,8 +97,8 @@ class _Passes:
             running.add_blocks(hidden_PD, weight_VD, bias_V, targets_T[tokens])
             part = weigh(self.objective, running.finish(weight_VD[targets_T[tokens]]))
             parts.append(part)
-            if grads.hidden_TD is not None and running.grad_TD is not None:
-                grads.hidden_TD[tokens] = running.grad_TD
+            if grads.of[0] is not None and running.grad_TD is not None:
+                grads.of[0][tokens] = running.grad_TD
                 grads.factor_T1[tokens, 0] = part.weight_T * part.rows.one_minus_p_T * self.transform.scale
         return join(parts), grads
 

@@ -47,7 +47,7 @@ def score_logits(
         objective: gives the weights.
         needs: costly statistics to return.
     """
-    run = _Run(kept_N.nonzero()[:, 0], targets_T, objective, needs | objective.needs)
+    run = _Run(_positions(kept_N, targets_T), targets_T, objective, needs | objective.needs)
     with_grad = torch.is_grad_enabled() and logits_NV.requires_grad
     return from_outputs(_ScoreLogits.apply(logits_NV, run, with_grad))  # type: ignore[no-untyped-call]
 
@@ -73,8 +73,15 @@ def score_logits_(
         objective: gives the weights.
         needs: costly statistics to return.
     """
-    run = _Run(kept_N.nonzero()[:, 0], targets_T, objective, needs | objective.needs)
+    run = _Run(_positions(kept_N, targets_T), targets_T, objective, needs | objective.needs)
     return from_outputs(_OverwriteLogits.apply(logits_NV, run))  # type: ignore[no-untyped-call]
+
+
+def _positions(kept_N: Tensor, targets_T: Tensor) -> Tensor:
+    """Where a mask is true; without a wait for the device if it is so everywhere."""
+    if kept_N.numel() == targets_T.numel():
+        return torch.arange(kept_N.numel(), device=kept_N.device)
+    return kept_N.nonzero()[:, 0]
 
 
 _SAVE_NO_OUTPUT = frozenset(

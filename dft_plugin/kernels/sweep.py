@@ -1,4 +1,4 @@
-"""What the kernels that read a head share: one autograd.Function, and the sweep over chunks of tokens.
+"""What the kernels share that are given hidden states: one autograd.Function; and a sweep over chunks of tokens.
 
 Shapes: T scored tokens, C tokens of a chunk, D hidden size, V vocabulary (or the rows of it on this rank).
 """
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.gradients import Gradients, Inputs, Projection
+from dft_plugin.kernels.gradients import LINEAR_PER_TOKEN, Gradients, Inputs, Projection, add_chunk_
 from dft_plugin.kernels.results import as_outputs, from_outputs, join, weigh
 from dft_plugin.kernels.softmax import Scored
 from dft_plugin.kernels.types import KernelResult, refuse_second_derivative
@@ -20,7 +20,7 @@ from dft_plugin.objectives import Objective
 
 
 class Scorer(Protocol):
-    """Scores all tokens of a call."""
+    """Scores all tokens of a call, whatever autocast says when it is called: backward may call it again."""
 
     def __call__(self, targets_T: Tensor, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
         """Score, and make the gradients of those `inputs` that are `wanted`."""
@@ -33,7 +33,7 @@ def score(scorer: Scorer, targets_T: Tensor, *inputs: Tensor | None) -> KernelRe
     Args:
         scorer: makes them.
         targets_T: int64 targets in [0, V).
-        *inputs: `gradients.Inputs`.
+        *inputs: hidden states [T, D], and what else may get a gradient.
     """
     outputs = _GradientInForward.apply(  # type: ignore[no-untyped-call]
         scorer, torch.is_grad_enabled(), targets_T, *inputs
@@ -47,9 +47,7 @@ class _GradientInForward(torch.autograd.Function):
         ctx: Any, scorer: Scorer, with_grad: bool, targets_T: Tensor, *inputs: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         wanted = tuple(with_grad and need for need in ctx.needs_input_grad[3:])
-        # The scorer says in which dtype its GEMMs run.
-        with torch.autocast(targets_T.device.type, enabled=False):
-            result, grads = scorer(targets_T, inputs, wanted)
+        result, grads = scorer(targets_T, inputs, wanted)
         ctx.scorer, ctx.wanted, ctx.grads = scorer, wanted, grads
         ctx.save_for_backward(targets_T, *inputs)
         return as_outputs(ctx, result)
@@ -62,8 +60,7 @@ class _GradientInForward(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, None
         targets_T, *inputs = ctx.saved_tensors
         if grads is None:
-            with torch.autocast(targets_T.device.type, enabled=False):
-                _, grads = ctx.scorer(targets_T, inputs, ctx.wanted)
+            _, grads = ctx.scorer(targets_T, inputs, ctx.wanted)
         return None, None, None, *grads.times(upstream, inputs)
 
 
@@ -88,11 +85,15 @@ class Sweep:
 
     def __call__(self, targets_T: Tensor, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
         """Score all chunks, one after the other in the same buffer."""
+        with torch.autocast(targets_T.device.type, enabled=False):
+            return self._score(targets_T, inputs, wanted)
+
+    def _score(self, targets_T: Tensor, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
         hidden_TD, input_TR = inputs[0], inputs[3]
         assert hidden_TD is not None
         T = hidden_TD.shape[0]
         projection = Projection.of(inputs, self.dtype)
-        grads = Gradients.like(inputs, wanted, self.dtype)
+        grads = Gradients.like(inputs, wanted, self.dtype, LINEAR_PER_TOKEN)
         buffer_CV = projection.weight_VD.new_empty(min(self.rows, T), projection.weight_VD.shape[0])
         parts: list[KernelResult] = []
         for start in range(0, max(T, 1), self.rows):
@@ -103,7 +104,8 @@ class Sweep:
             scored = self.score_(logits_CV, targets_T[chunk])
             part = weigh(self.objective, scored.rows)
             parts.append(part)
-            grads.add(projection, chunk, logits_CV, part.weight_T * scored.inverse_norm_T, hidden_CD, input_CR)
-        if grads.hidden_TD is not None:
-            grads.hidden_TD = self.sum_hidden(grads.hidden_TD)
+            factor_C = part.weight_T * scored.inverse_norm_T
+            add_chunk_(grads, projection, chunk, logits_CV, factor_C, hidden_CD, input_CR)
+        if grads.of[0] is not None:
+            grads.of[0] = self.sum_hidden(grads.of[0])
         return join(parts), grads

@@ -12,7 +12,18 @@ import torch
 from support import oracle, problems
 from torch.nn import functional as F
 
-from dft_plugin.kernels import Head, LowRank, Transform, blocked, chunked, gemm, score_logits, score_logits_
+from dft_plugin.kernels import (
+    Head,
+    LowRank,
+    OpaqueHead,
+    Transform,
+    blocked,
+    chunked,
+    gemm,
+    opaque,
+    score_logits,
+    score_logits_,
+)
 from dft_plugin.objectives import DFT, NLL
 
 D, V = 64, 101
@@ -52,11 +63,24 @@ def head_of(made):
     return Head(made.weight_VD, made.bias_V, Transform(made.scale, made.softcap), low_rank)
 
 
+def raw_logits(made, hidden_TD):
+    logits_TV = F.linear(hidden_TD, made.weight_VD, made.bias_V)
+    return logits_TV if made.low_rank is None else logits_TV + made.low_rank[0] @ made.low_rank[1].t()
+
+
+def read(made, objective):
+    return chunked(made.hidden_TD, head_of(made), made.targets_T, objective).loss_sum
+
+
+def called(made, objective):
+    transform, inputs = Transform(made.scale, made.softcap), tuple(made.inputs[1:])
+    head = OpaqueHead(lambda hidden_TD: raw_logits(made, hidden_TD), V, transform, inputs)
+    return opaque(made.hidden_TD, head, made.targets_T, objective).loss_sum
+
+
 def textbook(made, objective):
     """As hosts write it: logits in float16, the softmax in float32, everything else left to autograd."""
-    logits_TV = F.linear(made.hidden_TD, made.weight_VD, made.bias_V)
-    if made.low_rank is not None:
-        logits_TV = logits_TV + made.low_rank[0] @ made.low_rank[1].t()
+    logits_TV = raw_logits(made, made.hidden_TD)
     nll_T = F.cross_entropy(Transform(made.scale, made.softcap)(logits_TV.float()), made.targets_T, reduction="none")
     return ((-objective.alpha * nll_T.detach()).exp() * nll_T).sum()
 
@@ -80,35 +104,35 @@ def truths_of(made, weight=oracle.dft):
 HEADS = {"plain": {}, "all": {"bias": True, "rank": 2, "scale": 0.5, "softcap": 30.0}}
 
 
+@pytest.mark.parametrize("way", [read, called])
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("alpha", [1.0, 2.0])
 @pytest.mark.parametrize("p", [*PROBABILITIES, "all"])
-def test_a_trained_head_is_as_near_to_the_truth_as_the_textbook(p, alpha, scale, head):
+def test_a_trained_head_is_as_near_to_the_truth_as_the_textbook(p, alpha, scale, head, way):
     made = problem(p, **HEADS[head])
     truths = truths_of(made, oracle.family(alpha))
     for num_items in (1, 64, 4096):
-        result = chunked(made.hidden_TD, head_of(made), made.targets_T, DFT(alpha=alpha))
-        ours = gaps(result.loss_sum, made, truths, scale, num_items)
+        ours = gaps(way(made, DFT(alpha=alpha)), made, truths, scale, num_items)
         theirs = gaps(textbook(made, DFT(alpha=alpha)), made, truths, scale, num_items)
         assert all(one <= other + A_LITTLE for one, other in zip(ours, theirs, strict=True)), (num_items, ours, theirs)
 
 
-@pytest.mark.parametrize("kernel", [chunked, blocked])
+def through_blocks(made, objective):
+    return blocked(made.hidden_TD, head_of(made), made.targets_T, objective).loss_sum
+
+
+@pytest.mark.parametrize("way", [read, called, through_blocks])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("p", [*PROBABILITIES, "all"])
-def test_so_is_a_frozen_one(monkeypatch, p, scale, kernel):
+def test_so_is_a_frozen_one(monkeypatch, p, scale, way):
+    made = problem(p)
+    truth = truths_of(made)[0] * (scale / 64)
+    made.weight_VD.requires_grad_(False)
+    (theirs,) = torch.autograd.grad(textbook(made, DFT()) / 64 * scale, made.hidden_TD)
     for faster in (True, False):
         monkeypatch.setattr(gemm, "half_is_faster", lambda dtype, faster=faster: faster)
-        made = problem(p)
-        truths = truths_of(made)[:1]
-        made.weight_VD.requires_grad_(False)
-        hidden_only = problems.Problem(made.hidden_TD, made.targets_T, made.weight_VD, None, None, 1.0, None)
-        options = {"needs": frozenset(), "scratch_bytes": None}
-        loss_sum = kernel(made.hidden_TD, head_of(made), made.targets_T, DFT(), **options).loss_sum
-        ours = torch.autograd.grad(loss_sum / 64 * scale, made.hidden_TD)[0]
-        theirs = torch.autograd.grad(textbook(hidden_only, DFT()) / 64 * scale, made.hidden_TD)[0]
-        truth = truths[0] * (scale / 64)
+        (ours,) = torch.autograd.grad(way(made, DFT()) / 64 * scale, made.hidden_TD)
         assert oracle.gap(ours, truth) <= oracle.gap(theirs, truth) + A_LITTLE
 
 
@@ -126,25 +150,28 @@ def test_so_are_logits_that_exist(p, scorer):
         assert oracle.gap(ours, truth_TV) <= oracle.gap(theirs, truth_TV) + A_LITTLE
 
 
+@pytest.mark.parametrize("way", [read, called])
 @pytest.mark.parametrize("alpha", [1.0, 2.0])
 @pytest.mark.parametrize("p", [1e-7, "all", 1 - 1e-4])
-def test_autocast_with_weights_in_float32_loses_nothing_at_any_loss_scale(p, alpha):
+def test_autocast_with_weights_in_float32_loses_nothing_at_any_loss_scale(p, alpha, way):
     # The usual `fp16: true`; the gradients have room for what float16 has not.
     half = problem(p, bias=True)
     truths = truths_of(half, oracle.family(alpha))
     made = in_dtype(half, torch.float32)
     for scale in SCALES:
         with torch.autocast("cpu", dtype=torch.float16):
-            loss_sum = chunked(made.hidden_TD, head_of(made), made.targets_T, DFT(alpha=alpha)).loss_sum
+            loss_sum = way(made, DFT(alpha=alpha))
         # What is left is the rounding of the logits, on which p depends, and of the products.
         assert max(gaps(loss_sum, made, truths, scale, 64)) < 8e-3
 
 
+@pytest.mark.parametrize("way", [read, called])
 @pytest.mark.parametrize("rows", [64, 4096])
 @pytest.mark.parametrize("scale", SCALES)
-def test_a_sum_over_many_rows_does_not_overflow(monkeypatch, scale, rows):
+def test_a_sum_over_many_rows_does_not_overflow(monkeypatch, scale, rows, way):
     # Every row pulls at the same target, along one large coordinate: their sum is 4096 * 40 before it is divided.
-    monkeypatch.setattr(sys.modules["dft_plugin.kernels.linear_chunked"], "chunk_rows", lambda *_, **__: rows)
+    for name in ("linear_chunked", "linear_opaque"):
+        monkeypatch.setattr(sys.modules[f"dft_plugin.kernels.{name}"], "chunk_rows", lambda *_, **__: rows)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(4096, D, generator=generator) * 0.1
     hidden[:, 0] = 40.0
@@ -155,16 +182,15 @@ def test_a_sum_over_many_rows_does_not_overflow(monkeypatch, scale, rows):
     for tensor in made.inputs:
         tensor.requires_grad_()
     truths = truths_of(made, oracle.nll)
-    loss_sum = chunked(made.hidden_TD, head_of(made), made.targets_T, NLL()).loss_sum
-    _, *of_head = gaps(loss_sum, made, truths, scale, 4096)
+    _, *of_head = gaps(way(made, NLL()), made, truths, scale, 4096)
     assert max(of_head) < 1e-3
 
 
 def test_a_large_activation_does_not_push_the_others_below_float16():
-    # One coordinate of 3000 beside others of 1e-3, as the last layer of some models has.
+    # One coordinate of 30000 beside others of 1e-3, as the last layer of some models has.
     made = problem("all")
     with torch.no_grad():
-        made.hidden_TD.mul_(1e-3)[:, 0] = 3000.0
+        made.hidden_TD.mul_(1e-3)[:, 0] = 30000.0
         made.weight_VD[:, 0] = 0.0
     truth = 1024 * truths_of(made)[1]
     loss_sum = chunked(made.hidden_TD, head_of(made), made.targets_T, DFT()).loss_sum

@@ -6,18 +6,26 @@ Shapes: T scored tokens, C tokens of a chunk, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dft_plugin.kernels.budget import chunk_rows
+from dft_plugin.kernels.gradients import Gradients, Inputs
 from dft_plugin.kernels.logits import may_overwrite, score_logits, score_logits_
-from dft_plugin.kernels.rows import concatenate
+from dft_plugin.kernels.results import join
 from dft_plugin.kernels.softmax import accumulation_dtype
-from dft_plugin.kernels.types import KernelResult, OpaqueHead, refuse_second_derivative
-from dft_plugin.objectives import Objective, Rows, RowStatistic
+from dft_plugin.kernels.sweep import score
+from dft_plugin.kernels.types import KernelResult, OpaqueHead
+from dft_plugin.objectives import Objective, RowStatistic
+
+_ENTRY_EXPONENT = 7
+"""An entry of a chunk's gradients in float16 is kept below 2 to this power, for products with the head's weights."""
+
+_SUM_EXPONENT = 13
+"""A sum over the tokens of a chunk is kept below 2 to this power: an eighth of what float16 holds, for what the head
+does inside."""
 
 
 def opaque(
@@ -33,7 +41,8 @@ def opaque(
 
     The head keeps its own forward, hooks and gradients. It is called in the forward pass only, once for each chunk:
     where its weight is gathered for that time, it is not asked for again. Memory: one chunk of logits, a copy in
-    float32 where they are of half precision, and the gradients of what is trained in the head.
+    float32 where they are of half precision, and the gradients of what is trained in the head. The sum is float32
+    (float64 for float64 logits), whatever dtype the head returns.
 
     Args:
         hidden_TD: what the model gives to its head, only scored positions.
@@ -43,107 +52,100 @@ def opaque(
         needs: costly statistics to return.
         scratch_bytes: bound on the logits of a chunk, counted in float32; None: see `budget.chunk_rows`.
     """
-    step = chunk_rows(
-        hidden_TD.device.type, 4 * head.vocab_size, scratch_bytes, tokens=hidden_TD.shape[0], weight_trained=False
+    T = hidden_TD.shape[0]
+    rows = chunk_rows(hidden_TD.device.type, 4 * head.vocab_size, scratch_bytes, tokens=T, weight_trained=False)
+    calls = _Calls(
+        head, objective, needs, _rounded_up(rows, head.row_multiple), _autocast_dtype(hidden_TD.device.type)
     )
-    step = -(-step // head.row_multiple) * head.row_multiple
-    run = _Run(head, objective, needs, step, torch.is_grad_enabled())
     trained = [parameter for parameter in head.parameters if parameter.requires_grad]
-    loss_sum, weight_T, *rows = _Opaque.apply(run, targets_T, hidden_TD, *trained)  # type: ignore[no-untyped-call]
-    return KernelResult(loss_sum, Rows(*rows), weight_T)
+    return score(calls, targets_T, hidden_TD, *trained)
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What is constant over the chunks of one call."""
+class _Calls:
+    """A `Scorer` that has a graph of one chunk at a time.
+
+    Attributes:
+        head: what is called.
+        objective: gives the weights.
+        needs: costly statistics to return.
+        rows: tokens of a chunk.
+        autocast: its dtype where the kernel was called, None where it is off.
+    """
 
     head: OpaqueHead
     objective: Objective
     needs: frozenset[RowStatistic]
-    step: int
-    with_grad: bool
+    rows: int
+    autocast: torch.dtype | None
 
-    def score(self, hidden_CD: Tensor, targets_C: Tensor) -> KernelResult:
+    def __call__(self, targets_T: Tensor, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
+        """Score all chunks."""
+        hidden_TD, *trained = [tensor for tensor in inputs if tensor is not None]
+        grads = Gradients.like(inputs, wanted, hidden_TD.dtype)
+        parts: list[KernelResult] = []
+        for start in range(0, max(hidden_TD.shape[0], 1), self.rows):
+            chunk = slice(start, start + self.rows)
+            with torch.set_grad_enabled(any(wanted)):
+                hidden_CD = hidden_TD[chunk].detach().requires_grad_(wanted[0])
+                part = self._score(hidden_CD, targets_T[chunk])
+            if any(wanted):
+                self._add_chunk_(grads, chunk, part, [hidden_CD, *trained])
+            parts.append(replace(part, loss_sum=part.loss_sum.detach()))
+        return join(parts), grads
+
+    def _score(self, hidden_CD: Tensor, targets_C: Tensor) -> KernelResult:
         """Score one chunk, with a graph."""
         C = hidden_CD.shape[0]
-        missing = -C % self.head.row_multiple
+        missing = _rounded_up(C, self.head.row_multiple) - C
         if missing:
             # Rows of zeros, which no target asks for.
             hidden_CD = torch.cat([hidden_CD, hidden_CD.new_zeros(missing, hidden_CD.shape[1])])
-        logits_CV = self.head.project(hidden_CD)
+        with torch.autocast(hidden_CD.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            logits_CV = self.head.project(hidden_CD)
         logits_CV = self.head.transform(logits_CV.to(accumulation_dtype(logits_CV.dtype)))
         kept_C = torch.arange(C + missing, device=logits_CV.device) < C
-        score = score_logits_ if may_overwrite(logits_CV) else score_logits
-        return score(logits_CV, kept_C, targets_C, self.objective, needs=self.needs)
+        score_chunk = score_logits_ if may_overwrite(logits_CV) else score_logits
+        return score_chunk(logits_CV, kept_C, targets_C, self.objective, needs=self.needs)
 
-
-class _Opaque(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, run: _Run, targets_T: Tensor, hidden_TD: Tensor, *trained: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        wanted = tuple(run.with_grad and need for need in ctx.needs_input_grad[2:])
-        result, ctx.grads = _sweep(run, targets_T, (hidden_TD, *trained), wanted)
-        ctx.run, ctx.wanted = run, wanted
-        ctx.save_for_backward(targets_T, hidden_TD, *trained)
-        rows = result.rows
-        outputs = (
-            result.weight_T,
-            rows.logp_T,
-            rows.one_minus_p_T,
-            rows.is_top1_T,
-            rows.entropy_T,
-            rows.sum_p_squared_T,
+    def _add_chunk_(self, grads: Gradients, chunk: slice, part: KernelResult, inputs: Sequence[Tensor]) -> None:
+        """Add what a chunk gives to the gradients that are wanted."""
+        wanted = [index for index, grad in enumerate(grads.of) if grad is not None]
+        scale = self._loss_scale(part, inputs) if part.weight_T.numel() else None
+        found: Sequence[Tensor | None] = torch.autograd.grad(
+            part.loss_sum, [inputs[index] for index in wanted], scale, allow_unused=True
         )
-        ctx.mark_non_differentiable(*[output for output in outputs if output is not None])
-        return result.loss_sum, *outputs
+        if scale is not None:
+            grads.factor_T1[chunk] = 1 / scale
+        for index, gradient in zip(wanted, found, strict=True):
+            total = grads.of[index]
+            if gradient is None or total is None:
+                continue
+            if index == 0:
+                total[chunk] = gradient
+            else:
+                total += gradient if scale is None else gradient.to(total.dtype) / scale
 
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative()
-        grads, ctx.grads = ctx.grads, None
-        targets_T, *inputs = ctx.saved_tensors
-        if grads is None:
-            grads = _sweep(ctx.run, targets_T, inputs, ctx.wanted)[1]
-        scaled = (
-            None if grad is None else grad.mul_(upstream).to(tensor.dtype)
-            for grad, tensor in zip(grads, inputs, strict=True)
-        )
-        return None, None, *scaled
+    def _loss_scale(self, part: KernelResult, inputs: Sequence[Tensor]) -> Tensor | None:
+        """Return the power of two at which a chunk's gradients fill float16, or None where no float16 is.
 
-
-def _sweep(
-    run: _Run, targets_T: Tensor, inputs: Sequence[Tensor], wanted: tuple[bool, ...]
-) -> tuple[KernelResult, list[Tensor | None]]:
-    """Score all chunks. Returns the result, detached, and the gradients of `inputs` that are wanted."""
-    hidden_TD, *trained = inputs
-    grads: list[Tensor | None] = [
-        torch.zeros_like(tensor, dtype=accumulation_dtype(tensor.dtype)) if want else None
-        for tensor, want in zip(inputs, wanted, strict=True)
-    ]
-    parts: list[KernelResult] = []
-    for start in range(0, max(hidden_TD.shape[0], 1), run.step):
-        chunk = slice(start, start + run.step)
-        with torch.set_grad_enabled(any(wanted)):
-            hidden_CD = hidden_TD[chunk].detach().requires_grad_(wanted[0])
-            part = run.score(hidden_CD, targets_T[chunk])
-        if any(wanted):
-            _add_gradients(grads, chunk, part.loss_sum, [hidden_CD, *trained])
-        parts.append(KernelResult(part.loss_sum.detach(), part.rows, part.weight_T))
-    loss_sum = torch.stack([part.loss_sum for part in parts]).sum()
-    rows, weight_T = concatenate([part.rows for part in parts]), torch.cat([part.weight_T for part in parts])
-    return KernelResult(loss_sum, rows, weight_T), grads
+        That of a trainer comes too late: what is lost on the way through the head is lost.
+        """
+        if torch.float16 not in (self.autocast, inputs[0].dtype, *(tensor.dtype for tensor in self.head.parameters)):
+            return None
+        largest_C = part.weight_T.abs() * part.rows.one_minus_p_T * abs(self.head.transform.scale)
+        exponent = torch.frexp(largest_C.max()).exponent - _ENTRY_EXPONENT
+        if len(inputs) > 1:
+            # Trained: what a token adds to a weight is bounded by its gradient times its hidden state.
+            bound = (largest_C * torch.linalg.vector_norm(inputs[0].detach(), dim=1, dtype=largest_C.dtype)).sum()
+            exponent = torch.maximum(exponent, torch.frexp(bound).exponent - _SUM_EXPONENT)
+        return torch.ldexp(torch.ones_like(part.loss_sum), -exponent.clamp(min=-100))
 
 
-def _add_gradients(grads: list[Tensor | None], chunk: slice, loss_sum: Tensor, inputs: list[Tensor]) -> None:
-    wanted = [index for index, grad in enumerate(grads) if grad is not None]
-    found: Sequence[Tensor | None] = torch.autograd.grad(loss_sum, [inputs[index] for index in wanted], allow_unused=True)
-    for index, gradient in zip(wanted, found, strict=True):
-        total = grads[index]
-        assert total is not None
-        if gradient is None:
-            continue
-        if index == 0:
-            total[chunk] = gradient
-        else:
-            total += gradient
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+
+
+def _rounded_up(rows: int, multiple: int) -> int:
+    """Rows to call the head with; where it matters, none are as good as no call."""
+    return rows if multiple == 1 else max(-(-rows // multiple), 1) * multiple

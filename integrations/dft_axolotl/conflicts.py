@@ -162,15 +162,16 @@ def cautions(config: Config) -> list[str]:
 def choice_of_best(config: Config) -> Choice | None:
     """Say by what Axolotl would choose the best checkpoint, stop early or lower the rate; None: by nothing.
 
-    It loads the best checkpoint unless told not to, where there is something to evaluate and it saves at steps that it
-    evaluates. It passes on `greater_is_better: true` only; AxolotlHook sets the direction of our statistics.
+    It loads the best checkpoint where that is asked for, there is something to evaluate, and it saves at steps that it
+    evaluates; else it drops the key. It passes on `greater_is_better: true` only; the direction of our statistics is set on its
+    trainer.
     """
     stops = is_given(config.get("early_stopping_patience"))
     evaluates = is_positive(config.get("val_set_size")) or is_given(config.get("test_datasets"))
     every = _interval(config, "eval_steps", "evals_per_epoch")
     saved = _interval(config, "save_steps", "saves_per_epoch")
-    loads = config.get("load_best_model_at_end") is not False and evaluates and bool(every) and bool(saved)
-    loads = loads and saved % every == 0
+    in_step = bool(every) and bool(saved) and saved % every == 0
+    loads = is_on(config.get("load_best_model_at_end")) and evaluates and in_step
     follows = config.get("lr_scheduler") in PLATEAU_SCHEDULERS
     metric = config.get("metric_for_best_model")
     return Choice(metric, config.get("greater_is_better")) if stops or loads or follows or metric else None

@@ -41,7 +41,7 @@ class AxolotlHost(Host):
         return conflicts.cautions(config)
 
     def chooses_by(self, config: Mapping[str, Any]) -> Choice | None:
-        """Axolotl loads the best checkpoint unless told otherwise, where it saves at a step that it evaluates."""
+        """Axolotl has a key of its own for early stopping, and drops `load_best_model_at_end` in places."""
         return conflicts.choice_of_best(config)
 
     def launch(self, launch: Launch) -> int:

@@ -163,8 +163,7 @@ def choice_of_best(config: Config) -> Choice | None:
     """Say by what Axolotl would choose the best checkpoint, stop early or lower the rate; None: by nothing.
 
     It loads the best checkpoint where that is asked for, there is something to evaluate, and it saves at steps that it
-    evaluates; else it drops the key. It passes on `greater_is_better: true` only; the direction of our statistics is set on its
-    trainer.
+    evaluates; else it drops the key. It passes on `greater_is_better: true` only.
     """
     stops = is_given(config.get("early_stopping_patience"))
     evaluates = is_positive(config.get("val_set_size")) or is_given(config.get("test_datasets"))

@@ -151,5 +151,5 @@ def test_a_head_whose_logits_are_upcast_is_trained(home, tmp_path):
     head = run.trainer.model.get_output_embeddings()
     assert (str(head.weight.dtype), len(head._forward_hooks)) == ("torch.bfloat16", 1), "there is nothing to upcast"
     # The logits that the float64 loss is made of were rounded to bfloat16 by the head, before the hook.
-    assert run.logs[0]["dft/loss"] == pytest.approx(run.expected, rel=1e-2)
+    assert run.logs[0]["dft/loss"] == pytest.approx(run.expected, rel=1e-3)
     assert run.moved > 1e-5, "nothing was trained"

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("axolotl")
 
-from support import oracle, passes
+from support import oracle, watch
 from support.axolotl_runs import PACKED, prepare, write_config
 
 pytestmark = pytest.mark.host
@@ -23,54 +23,54 @@ KINDS = {
 def run(request, home):
     """A trainer with the loss on it, and what it does by hand."""
     _, trainer = prepare(write_config(home, **KINDS[request.param]))
-    return trainer, passes.Watch(trainer)
+    return trainer, watch.Watch(trainer)
 
 
 def test_an_evaluation_speaks_of_each_held_out_token_once(run):
-    trainer, watch = run
+    trainer, seen = run
     logs = trainer.evaluate()
-    passes.assert_logged(logs, watch.evaluated, "eval_")
-    assert logs["eval_loss"] == pytest.approx(watch.mean_over_rows(), rel=1e-5)
+    watch.assert_logged(logs, seen.evaluated, "eval_")
+    assert logs["eval_loss"] == pytest.approx(seen.mean_over_rows(), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stock_runs_loss_of_an_evaluation_is_the_mean_over_rows_of_batch_means(kind, home):
     """The rule of the test above, in a run without us."""
     _, trainer = prepare(write_config(home, **KINDS[kind], drop=["plugins", "loss"]))
-    watch = passes.Watch(trainer)
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(watch.mean_over_rows(oracle.nll), rel=1e-5)
-    assert len({len(logp_T) for logp_T in watch.evaluated}) > 1, "batches were meant to differ"
+    seen = watch.Watch(trainer)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(seen.mean_over_rows(oracle.nll), rel=1e-5)
+    assert len({len(logp_T) for logp_T in seen.evaluated}) > 1, "batches were meant to differ"
 
 
 def test_a_prediction_speaks_of_its_own_tokens(run):
-    trainer, watch = run
+    trainer, seen = run
     trainer.evaluate()
-    watch.forget()
+    seen.forget()
     metrics = trainer.predict(trainer.eval_dataset).metrics
-    passes.assert_logged(metrics, watch.evaluated, "test_")
-    assert metrics["test_loss"] == pytest.approx(watch.mean_over_rows(), rel=1e-5)
-    watch.forget()
-    passes.assert_logged(trainer.evaluate(), watch.evaluated, "eval_")
+    watch.assert_logged(metrics, seen.evaluated, "test_")
+    assert metrics["test_loss"] == pytest.approx(seen.mean_over_rows(), rel=1e-5)
+    seen.forget()
+    watch.assert_logged(trainer.evaluate(), seen.evaluated, "eval_")
 
 
 def test_a_second_training_speaks_of_its_own_steps(run):
-    trainer, watch = run
+    trainer, seen = run
     for _ in range(2):
-        watch.forget()
+        seen.forget()
         trainer.train()
-        passes.assert_training_logged(trainer, watch, every=2)
+        watch.assert_training_logged(trainer, seen, every=2)
 
 
 def test_train_evaluate_train(run):
-    trainer, watch = run
+    trainer, seen = run
     trainer.train()
-    watch.forget()
+    seen.forget()
     evaluated = trainer.evaluate()
-    passes.assert_logged(evaluated, watch.evaluated, "eval_")
+    watch.assert_logged(evaluated, seen.evaluated, "eval_")
     assert evaluated["eval_ppl"] == evaluated["eval_dft/perplexity"]
-    watch.forget()
+    seen.forget()
     trainer.train()
-    passes.assert_training_logged(trainer, watch, every=2)
+    watch.assert_training_logged(trainer, seen, every=2)
 
 
 @pytest.mark.parametrize("key", ["generate_samples", "do_causal_lm_eval"])
@@ -83,13 +83,13 @@ def test_what_axolotl_does_after_an_evaluation_is_not_counted(key, home, monkeyp
     monkeypatch.setattr(
         type(trainer.model), "generate", lambda *args, **kw: generated.append(1) or generate(*args, **kw)
     )
-    watch = passes.Watch(trainer)
+    seen = watch.Watch(trainer)
     trainer.train()
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    each = len(watch.evaluated) // len(evaluations)
+    each = len(seen.evaluated) // len(evaluations)
     for index, entry in enumerate(evaluations):
-        passes.assert_logged(entry, watch.evaluated[index * each : (index + 1) * each], "eval_")
-    passes.assert_training_logged(trainer, watch, every=2)
+        watch.assert_logged(entry, seen.evaluated[index * each : (index + 1) * each], "eval_")
+    watch.assert_training_logged(trainer, seen, every=2)
     assert generated, "Axolotl was meant to generate"
 
 
@@ -106,10 +106,10 @@ def test_a_step_outside_an_evaluation_belongs_to_no_pass(home):
 
     _, trainer = prepare(write_config(home, **HELD_OUT))
     trainer.add_callback(Bench())
-    watch = passes.Watch(trainer)
+    seen = watch.Watch(trainer)
     for _ in range(2):
-        watch.forget()
+        seen.forget()
         logs = trainer.evaluate()
-        passes.assert_logged(logs, watch.evaluated[:-1], "eval_")
+        watch.assert_logged(logs, seen.evaluated[:-1], "eval_")
     (*_, bench) = [entry for entry in trainer.state.log_history if "eval_bench_loss" in entry]
     assert not any("dft/" in key for key in bench)

@@ -108,8 +108,9 @@ class Attachment:
         return standing.method(self.level, self.__signature__)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Annotations in a signature need not be picklable; it is made anew.
-        return {key: value for key, value in self.__dict__.items() if key != "__signature__"}
+        # Annotations in a signature need not be picklable; it is made anew. What is to be undone belongs to a trainer,
+        # and a copy of the model is no trainer's.
+        return {key: value for key, value in self.__dict__.items() if key != "__signature__"} | {"undo": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

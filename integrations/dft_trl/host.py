@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dft_plugin.config.hosts import Conflict, Host, Launch
+from dft_trl.which import refuse_other_losses
 
 if TYPE_CHECKING:
     from dft_plugin.config.settings import Settings
@@ -90,7 +91,12 @@ class TrlHost(Host):
         return 0
 
     def trainer_hook(self, trainer: object) -> type[TrainerHook] | None:
-        """Return TrlHook for an SFTTrainer."""
+        """Return TrlHook for an SFTTrainer; refuse TRL's trainers of other kinds.
+
+        Raises:
+            ConflictError: the trainer has a loss of its own.
+        """
+        refuse_other_losses(trainer)
         if "trl" not in sys.modules:
             return None
         from trl import SFTTrainer

@@ -25,6 +25,7 @@ from dft_plugin.hf.counting import (
 )
 from dft_plugin.hf.evaluation import EvaluationRows, evaluation_rows
 from dft_plugin.hf.guard import not_active
+from dft_plugin.hf.in_the_way import in_the_way
 from dft_plugin.hf.loss_calls import TrainerAttachment
 from dft_plugin.hf.wrapping import Wrapper, setting, wrapped
 
@@ -95,34 +96,7 @@ class TrainerHook(Wrapper):
     @classmethod
     def conflicts(cls, trainer: Trainer) -> list[str]:
         """List what would bypass the loss: each with what to change. Called before anything is touched."""
-        args = trainer.args
-        problems = []
-        if trainer.compute_loss_func is not None:
-            problems.append("compute_loss_func is set, and it would replace our loss. Drop it, or leave out `loss:`.")
-        if args.label_smoothing_factor:
-            problems.append(
-                f"label_smoothing_factor is {args.label_smoothing_factor}: the Trainer takes the labels from the "
-                "model and trains smoothed cross-entropy. Set it to 0."
-            )
-        if args.n_gpu > 1:
-            problems.append(
-                f"nn.DataParallel over {args.n_gpu} GPUs runs replicas that do not carry the loss. Start one process "
-                "per GPU (accelerate launch, torchrun), or set CUDA_VISIBLE_DEVICES to one GPU."
-            )
-        if getattr(args, "use_liger_kernel", False) and _liger_takes_forward(args.liger_kernel_config):
-            problems.append(
-                "use_liger_kernel replaces the model's forward when training starts. Keep its layer kernels with "
-                "liger_kernel_config: {fused_linear_cross_entropy: false}."
-            )
-        parallelism = getattr(trainer.accelerator, "parallelism_config", None)
-        if getattr(parallelism, "sp_enabled", False):
-            problems.append(
-                "sequence parallelism (Ulysses/ALST) reduces the loss of each shard by itself, which was never run "
-                "with ours. Turn it off, or use context parallelism."
-            )
-        if trainer.model_init is not None:
-            problems.append("model_init makes a new model when training starts. Pass `model` instead.")
-        return problems
+        return in_the_way(trainer)
 
     def install(self) -> None:
         """Wrap the trainer's methods. `attachment.detach()` puts them back."""
@@ -217,9 +191,9 @@ class TrainerHook(Wrapper):
             with self.attachment.loss_call(grad=grad, tally=tally):
                 loss = inner(*args, **kwargs)
         else:
-            given = number_of_items(args, kwargs)
             loss = self.compute_training_loss(inner, self._count, tally, *args, **kwargs)
-            if given is None and self._steps() > 1 and type(self.trainer).training_step is not Trainer.training_step:
+            stock = type(self.trainer).training_step is Trainer.training_step
+            if self.divided_later(args, kwargs) > 1 and not stock:
                 step.undivided = loss[0] if isinstance(loss, tuple) else loss
         self._require(calls, guard.BEFORE_BACKWARD)
         return loss
@@ -237,12 +211,8 @@ class TrainerHook(Wrapper):
             kwargs: its keyword arguments.
         """
         # The gradient is a mean over ranks, so this is the sum of all over the number of all.
-        divisor = count / averaging_processes(self.trainer)
-        given = number_of_items(args, kwargs)
-        if given is None or getattr(self.trainer, "loss_is_scaled_for_ga", None) is False:
-            # Whoever asks for the mean of a micro-batch divides it by the accumulation steps.
-            divisor = divisor / self._steps()
-        if given is not None:
+        divisor = count / averaging_processes(self.trainer) / self.divided_later(args, kwargs)
+        if number_of_items(args, kwargs) is not None:
             args, kwargs = with_number_of_items(divisor, args, kwargs)
         with (
             self.attachment.loss_call(grad=torch.is_grad_enabled(), tally=tally, num_items=divisor),
@@ -299,6 +269,17 @@ class TrainerHook(Wrapper):
         """The pass's; a step outside of a pass, or a loss outside of a step, is in no log."""
         return Tally() if self._step is None or self._pass is None else self._pass.tally
 
+    def divided_later(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+        """By how much the loss of a micro-batch is divided after `compute_loss`, which was called with these.
+
+        Whoever asks for one without a number of items asks for its mean, and divides that by the accumulation steps.
+        """
+        # Since transformers 5.19 the trainer may say so itself; before, nobody would read it.
+        scaled = self.trainer.loss_is_scaled_for_ga if hasattr(Trainer, "loss_is_scaled_for_ga") else None
+        if scaled is None:
+            scaled = number_of_items(args, kwargs) is not None
+        return 1 if scaled else self._steps()
+
     def _steps(self) -> int:
         args = self.trainer.args
         return int(getattr(self.trainer, "current_gradient_accumulation_steps", args.gradient_accumulation_steps))
@@ -352,7 +333,3 @@ def warn_of_weak_prior(logs: Mapping[str, float], objective: str) -> None:
             logs["dft/mean_prob"],
             WEAK_PRIOR,
         )
-
-
-def _liger_takes_forward(config: Mapping[str, Any] | None) -> bool:
-    return bool((config or {}).get("fused_linear_cross_entropy", True))

@@ -19,7 +19,7 @@ from dft_plugin.core.loss import LossPlan
 from dft_plugin.core.stats import Tally
 from dft_plugin.errors import ConflictError
 from dft_plugin.hf.attachment import Pass
-from dft_plugin.hf.counting import averaging_processes, number_of_items, with_number_of_items
+from dft_plugin.hf.counting import averaging_processes, with_number_of_items
 from dft_plugin.hf.loss_calls import TrainerAttachment
 from dft_plugin.hf.trainer import TrainerHook
 from dft_plugin.hf.wrapping import setting
@@ -79,8 +79,7 @@ class TrlHook(TrainerHook):
         """Hand TRL the number of targets of the whole step, by which it divides."""
         attachment = self.attachment
         assert isinstance(attachment, TrlAttachment)
-        # Whoever asks for the mean of a micro-batch divides it by the accumulation steps.
-        steps = self._steps() if number_of_items(args, kwargs) is None else 1
+        steps = self.divided_later(args, kwargs)
         divisor = count / averaging_processes(self.trainer) / steps
         args, kwargs = with_number_of_items(count / steps, args, kwargs)
         own = type(self.trainer).compute_loss is SFTTrainer.compute_loss

@@ -38,4 +38,3 @@ def own_losses(trainer: object) -> list[str]:
 
 def _trls(kind: type) -> Iterator[type]:
     return (cls for cls in kind.__mro__ if cls.__module__.split(".")[0] == "trl")
-

@@ -187,9 +187,13 @@ def test_a_wrapper_around_a_prepared_loader_is_looked_through():
 def test_the_loader_is_as_before_also_where_an_evaluation_fails():
     (loader, _) = ranks(lambda: DataLoader(Numbered(5), batch_size=2), 2)
     before = loader.batch_sampler.batch_sampler
-    with pytest.raises(RuntimeError, match="metric"), evaluation_rows(loader, 2):
+
+    def metric():
         assert loader.batch_sampler.batch_sampler is not before
         raise RuntimeError("metric")
+
+    with pytest.raises(RuntimeError, match="metric"), evaluation_rows(loader, 2):
+        metric()
     assert loader.batch_sampler.batch_sampler is before
     for _ in range(2):
         assert read(ranks(lambda: DataLoader(Numbered(5), batch_size=2), 2))[1] == Counter(range(5))

@@ -29,6 +29,10 @@ class DropsAndSays(Drops):
     loss_is_scaled_for_ga = False
 
 
+class DropsAndSaysOtherwise(Drops):
+    loss_is_scaled_for_ga = True
+
+
 class DropsOnTheWayUp:
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return super().compute_loss(model, inputs, return_outputs)
@@ -66,7 +70,17 @@ class StepPassesOn:
         return loss.detach()
 
 
-BETWEEN = [Drops, DropsAndSays, DropsOnTheWayUp, PassesOn, Positional, StepDropsOnTheWayUp, StepDivides, StepPassesOn]
+BETWEEN = [
+    Drops,
+    DropsAndSays,
+    DropsAndSaysOtherwise,
+    DropsOnTheWayUp,
+    PassesOn,
+    Positional,
+    StepDropsOnTheWayUp,
+    StepDivides,
+    StepPassesOn,
+]
 
 
 def trained(make, tmp_path, split, mixin=None, loss="dft", accepts=None, **changes):
@@ -118,7 +132,9 @@ def test_a_model_that_takes_no_count_is_no_matter(accepts, tmp_path, reference):
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
 @pytest.mark.parametrize("accepts", [None, False], ids=["", "accepts_loss_kwargs=False"])
-@pytest.mark.parametrize("mixin", [None, Positional, Drops, StepDropsOnTheWayUp, StepDivides, StepPassesOn])
+@pytest.mark.parametrize(
+    "mixin", [None, Positional, Drops, DropsAndSays, StepDropsOnTheWayUp, StepDivides, StepPassesOn]
+)
 def test_every_split_of_an_sft_trainer_takes_the_same_step(mixin, accepts, tmp_path, reference):
     for split in SPLITS:
         same(trained(training.sft_trainer, tmp_path, split, mixin, accepts=accepts), reference)

@@ -82,7 +82,9 @@ def test_several_evaluation_sets_have_statistics_of_their_own(make):
     for name, rows in (("a", EVAL), ("b", OTHER)):
         expected = passes.statistics(trainer.model, rows, f"eval_{name}_")
         assert passes.of(metrics, f"eval_{name}_") == close(expected)
-        assert [passes.of(entry, f"eval_{name}_") for entry in evaluations(trainer, f"eval_{name}")] == [close(expected)] * 2
+        assert [passes.of(entry, f"eval_{name}_") for entry in evaluations(trainer, f"eval_{name}")] == [
+            close(expected)
+        ] * 2
 
 
 def test_predict_gives_its_own_and_leaves_nothing_behind(make):

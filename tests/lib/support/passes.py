@@ -25,7 +25,9 @@ def losses(model: Any, rows: Sequence[Row], weight: oracle.Weight = oracle.dft) 
     return nll, weight((-nll).exp())
 
 
-def statistics(model: Any, rows: Sequence[Row], prefix: str = "", weight: oracle.Weight = oracle.dft) -> dict[str, Any]:
+def statistics(
+    model: Any, rows: Sequence[Row], prefix: str = "", weight: oracle.Weight = oracle.dft
+) -> dict[str, Any]:
     """Return `dft/*` over exactly the tokens of some rows."""
     nll, w = losses(model, rows, weight)
     return {

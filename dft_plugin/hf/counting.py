@@ -45,7 +45,8 @@ def _targets(batch: Any) -> Tensor | None:
 
 def averaging_processes(trainer: Any) -> int:
     """Over how many ranks gradients are averaged: all but the tensor-parallel copies."""
-    return max(1, trainer.accelerator.num_processes // tensor_parallel_size(trainer))
+    processes: int = trainer.accelerator.num_processes
+    return max(1, processes // tensor_parallel_size(trainer))
 
 
 def tensor_parallel_size(trainer: Any) -> int:

@@ -7,6 +7,7 @@ batches are. What the ranks share, the batch sampler or the stream, notes its si
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -142,4 +143,4 @@ def replaying_batches(shard: Any) -> Iterator[Replay]:
 def replaying_stream(shard: Any, batch_size: int) -> Iterator[Replay]:
     """Watch one pass over an IterableDatasetShard, whose samples are put into batches of `batch_size`."""
     with _recording(shard, "dataset", RecordedStream) as recorded:
-        yield Replay(shard, recorded, lambda *given: _ranks_of_stream(*given, batch_size))
+        yield Replay(shard, recorded, functools.partial(_ranks_of_stream, size=batch_size))

@@ -96,7 +96,12 @@ class TrlHook(TrainerHook):
 
     def _check_divisor(self, loss: Tensor, answer: FusedCausalLMOutput, divisor: float) -> None:
         """Stop where a `compute_loss` calls TRL's without the count, so that TRL divides by the micro-batch's."""
-        (gradient,) = torch.autograd.grad(loss, answer.log_probs, retain_graph=True, allow_unused=True)
+        assert answer.log_probs is not None
+        assert answer.label_mask is not None
+        found_gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+            loss, answer.log_probs, retain_graph=True, allow_unused=True
+        )
+        gradient = found_gradients[0]
         if gradient is None:
             return
         found, micro_batch = -float(1 / gradient.reshape(-1)[0]), int(answer.label_mask.sum())

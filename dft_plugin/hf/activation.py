@@ -11,9 +11,13 @@ from torch import nn
 from dft_plugin.config.plugins import Catalogue, build_catalogue
 from dft_plugin.errors import ConflictError, UnsupportedModelError
 from dft_plugin.functional import LossLike, plan_for
+from dft_plugin.hf import standing
 from dft_plugin.hf.attachment import Attachment, attach_plan
 from dft_plugin.hf.head import ReadableHead, find_door, look_at
+from dft_plugin.hf.loss_calls import TrainerAttachment
+from dft_plugin.hf.model import unwrap
 from dft_plugin.hf.trainer import TrainerHook, is_trainer
+from dft_plugin.hf.wrapping import wrapper_of
 from dft_plugin.kernels import Kernel, auto, choose
 
 
@@ -37,12 +41,14 @@ def attach(model: nn.Module, loss: LossLike = "dft") -> Attachment:
 def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
     """Train with our loss. Call it after the trainer is made and before `trainer.train()`.
 
+    Called again with the same loss it changes nothing; another loss replaces the first.
+
     Args:
         trainer: a `transformers.Trainer` or a trainer of an installed host (TRL's SFTTrainer ...).
         loss: a name, a mapping as in YAML, or an Objective.
 
     Returns:
-        The attachment on the trainer's model.
+        The attachment on the trainer's model. Its `detach()` puts model and trainer back as they were.
 
     Raises:
         SettingsError: `loss` cannot be used.
@@ -52,15 +58,31 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
     catalogue = build_catalogue()
     plan = plan_for(loss, catalogue)
     hook_class = _hook_class(trainer, catalogue)
+    model = unwrap(trainer.model)
+    before = wrapper_of(trainer)
+    if before is not None and before.plan == plan and before.attachment.active and before.attachment.model is model:
+        attachment: Attachment = before.attachment
+        return attachment
     problems = hook_class.conflicts(trainer)
     if problems:
         raise ConflictError(problems)
-    attachment = attach_plan(trainer.model, plan, hook_class.attachment_class)
-    hook = hook_class(trainer, attachment)
+    if before is not None:
+        before.remove()
+    _leave_guarded(model)
+    attached = attach_plan(trainer.model, plan, hook_class.attachment_class)
+    assert isinstance(attached, TrainerAttachment)
+    hook = hook_class(trainer, attached)
     hook.install()
     if trainer.is_world_process_zero():
-        sys.stderr.write(startup_line(attachment, type(trainer).__name__, hook.replaced) + "\n")
-    return attachment
+        sys.stderr.write(startup_line(attached, type(trainer).__name__, hook.replaced) + "\n")
+    return attached
+
+
+def _leave_guarded(model: nn.Module) -> None:
+    """Have another trainer that trained this model say that it lost its loss, rather than train without it."""
+    attached = standing.active(model)
+    if isinstance(attached, TrainerAttachment):
+        attached.undo = []
 
 
 def _hook_class(trainer: Any, catalogue: Catalogue) -> type[TrainerHook]:

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import Trainer
 
-from dft_plugin.core.targets import IGNORE_INDEX
-from dft_plugin.errors import NotActiveError
-from dft_plugin.hf.attachment import Attachment
-from dft_plugin.hf.standing import name_of
+from dft_plugin.config.handover import swapped
+from dft_plugin.core.stats import Tally
+from dft_plugin.errors import ConflictError
+from dft_plugin.hf import guard
+from dft_plugin.hf.counting import (
+    averaging_processes,
+    context_parallel_size,
+    count_targets,
+    number_of_items,
+    tensor_parallel_size,
+    with_number_of_items,
+)
+from dft_plugin.hf.evaluation import EvaluationRows, evaluation_rows
+from dft_plugin.hf.guard import not_active
+from dft_plugin.hf.in_the_way import in_the_way
+from dft_plugin.hf.loss_calls import TrainerAttachment
+from dft_plugin.hf.wrapping import Wrapper, wrapped
+
+__all__ = ["TrainerHook", "is_trainer", "not_active", "warn_of_weak_prior"]
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +38,37 @@ WEAK_PRIOR = 0.1
 """Mean target probability below which plain likelihood tends to train better (arXiv 2510.00526)."""
 
 
-class TrainerHook:
+@dataclass
+class Pass:
+    """A training, an evaluation or a prediction that is going on.
+
+    Attributes:
+        tally: statistics of the calls that belong to it, since its last log.
+        rows: which rows of an evaluation's batches count; None in training.
+        due: statistics that were reduced for the log that comes next.
+    """
+
+    tally: Tally
+    rows: EvaluationRows | None = None
+    due: dict[str, float] | None = None
+
+
+@dataclass
+class Step:
+    """A training or prediction step that is going on.
+
+    Attributes:
+        training: which of the two.
+        calls: labelled passes that were answered when it began.
+        undivided: the loss that was given to somebody who has still to divide it by the accumulation steps.
+    """
+
+    training: bool
+    calls: int
+    undivided: Tensor | None = None
+
+
+class TrainerHook(Wrapper):
     """Wraps methods of one trainer instance around an attachment.
 
     Subclassed by hosts whose trainers compute the loss in a way of their own.
@@ -29,149 +76,253 @@ class TrainerHook:
     Attributes:
         trainer: the trainer.
         attachment: on the trainer's model.
+        plan: what was asked for.
         replaced: the trainer's settings that were changed, in words, for the start-up line.
     """
 
-    attachment_class: ClassVar[type[Attachment]] = Attachment
+    attachment_class: ClassVar[type[TrainerAttachment]] = TrainerAttachment
 
-    def __init__(self, trainer: Trainer, attachment: Attachment) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: Trainer, attachment: TrainerAttachment) -> None:
+        super().__init__(attachment.undo)
+        self.trainer: Any = trainer
         self.attachment = attachment
+        self.plan = attachment.plan
         self.replaced: list[str] = []
         self._warned = False
-        # The trainer's own methods, which ours wrap.
-        self._compute_loss: Callable[..., Any] = trainer.compute_loss
-        self._training_step: Callable[..., Any] = trainer.training_step
-        self._prediction_step: Callable[..., Any] = trainer.prediction_step
-        self._log: Callable[..., Any] = trainer.log
+        self._divides = False
+        self._pass: Pass | None = None
+        self._step: Step | None = None
+        self._count: Tensor | None = None
 
     @classmethod
     def conflicts(cls, trainer: Trainer) -> list[str]:
         """List what would bypass the loss: each with what to change. Called before anything is touched."""
-        args = trainer.args
-        problems = []
-        if isinstance(getattr(trainer.compute_loss, "__self__", None), TrainerHook):
-            problems.append("a loss is active on this trainer already. Make a new trainer to change it.")
-        if trainer.compute_loss_func is not None:
-            problems.append("compute_loss_func is set, and it would replace our loss. Drop it, or leave out `loss:`.")
-        if args.label_smoothing_factor:
-            problems.append(
-                f"label_smoothing_factor is {args.label_smoothing_factor}: the Trainer takes the labels from the "
-                "model and trains smoothed cross-entropy. Set it to 0."
-            )
-        if args.n_gpu > 1:
-            problems.append(
-                f"nn.DataParallel over {args.n_gpu} GPUs runs replicas that do not carry the loss. Start one process "
-                "per GPU (accelerate launch, torchrun), or set CUDA_VISIBLE_DEVICES to one GPU."
-            )
-        if getattr(args, "use_liger_kernel", False) and _liger_takes_forward(args.liger_kernel_config):
-            problems.append(
-                "use_liger_kernel replaces the model's forward when training starts. Keep its layer kernels with "
-                "liger_kernel_config: {fused_linear_cross_entropy: false}."
-            )
-        parallelism = getattr(trainer.accelerator, "parallelism_config", None)
-        if getattr(parallelism, "sp_enabled", False):
-            problems.append(
-                "sequence parallelism (Ulysses/ALST) reduces the loss of each shard by itself, which was never run "
-                "with ours. Turn it off, or use context parallelism."
-            )
-        if trainer.model_init is not None:
-            problems.append("model_init makes a new model when training starts. Pass `model` instead.")
-        return problems
+        return in_the_way(trainer)
 
     def install(self) -> None:
-        """Wrap the trainer's methods and set what the token count needs."""
+        """Wrap the trainer's methods. `attachment.detach()` puts them back."""
         self.attachment.trainer_only = True
-        self.count_tokens()
-        for name in ("compute_loss", "training_step", "prediction_step", "log"):
-            setattr(self.trainer, name, getattr(self, name))
+        self.wrap(self.trainer)
 
-    def count_tokens(self) -> None:
-        """Let `num_items_in_batch` count the target tokens of the step, and reach the model."""
-        trainer: Any = self.trainer
-        trainer.model_accepts_loss_kwargs = True
-        if trainer.args.world_size > 1 and not trainer.args.average_tokens_across_devices:
-            trainer.args.average_tokens_across_devices = True
-            self.replaced.append("average_tokens_across_devices")
-        if hasattr(trainer, "_loss_shifts_labels"):
-            trainer._loss_shifts_labels = True
+    def remove(self) -> None:
+        """Put model and trainer back as they were, also where somebody else has the model by now."""
+        if self.attachment.active:
+            self.attachment.detach()
+        while self.undo:
+            self.undo.pop()()
+
+    @wrapped
+    def _inner_training_loop(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Train: an attempt that fails (a batch size that does not fit, say) leaves no statistics behind."""
+        with self._in_pass(Pass(Tally())):
+            return inner(*args, **kwargs)
+
+    @wrapped
+    def evaluation_loop(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Evaluate or predict, and put the statistics of exactly this pass into its metrics."""
+        return self._evaluate(inner, *args, **kwargs)
+
+    @wrapped
+    def prediction_loop(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Evaluate or predict by the legacy loop of transformers 4."""
+        return self._evaluate(inner, *args, **kwargs)
+
+    def _evaluate(self, inner: Callable[..., Any], dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        processes = self.trainer.accelerator.num_processes
+        with evaluation_rows(dataloader, processes) as rows, self._in_pass(Pass(Tally(), rows)) as this:
+            output = inner(dataloader, *args, **kwargs)
+        # After the dataloader: description, prediction_loss_only, ignore_keys, metric_key_prefix.
+        prefix = kwargs.get("metric_key_prefix", args[3] if len(args) > 3 else "eval")
+        if f"{prefix}_loss" in output.metrics:
+            # The trainer has gathered it, so all ranks are here.
+            output.metrics.update(self._reduce(this, f"{prefix}_"))
+        return output
+
+    @wrapped
+    def get_batch_samples(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Fetch the micro-batches of a step, and count its targets over them and over ranks."""
+        samples, theirs = inner(*args, **kwargs)
+        self._count = count_targets(self.trainer, samples)
+        return samples, theirs if theirs is None or self._count is None else self._count
+
+    @wrapped
+    def training_step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a step, and stop the run before the backward pass if our loss was not computed in it."""
+        accelerator = self.trainer.accelerator
+        backward = accelerator.backward
+        step = Step(True, self.attachment.calls)
+
+        def guarded(loss: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self._require(step.calls, guard.BEFORE_BACKWARD)
+            self._check_division(step, loss)
+            return backward(loss, *args, **kwargs)
+
+        with self._in_step(step), swapped(accelerator, "backward", guarded):
+            result = inner(*args, **kwargs)
+            self._require(step.calls, guard.AFTER_BACKWARD)
+            self._check_division(step, None)
+        return result
+
+    @wrapped
+    def prediction_step(
+        self, inner: Callable[..., Any], model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Evaluate a batch; logits are made only where somebody reads them."""
+        rows = self._pass.rows if self._pass is not None else None
+        counted = rows.counted(inputs) if rows is not None else None
+        how = {"want_logits": not prediction_loss_only, "counted_B": counted}
+        with (
+            self._in_step(Step(False, self.attachment.calls)) as step,
+            self.attachment.loss_call(grad=False, tally=self._tally(), **how),
+        ):
+            result = inner(model, inputs, prediction_loss_only, *args, **kwargs)
+            if result[0] is not None:
+                self._require(step.calls, guard.EVALUATION)
+        return result
+
+    @wrapped
+    def compute_loss(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Answer the trainer's own call for a loss, and nobody else's."""
+        step, calls = self._step, self.attachment.calls
+        grad, tally = torch.is_grad_enabled(), self._tally()
+        if step is None or not step.training:
+            with self.attachment.loss_call(grad=grad, tally=tally):
+                return inner(*args, **kwargs)
+        if self._count is None:
+            with self.attachment.loss_call(grad=grad, tally=tally):
+                loss = inner(*args, **kwargs)
         else:
-            # Before transformers 5.16 the count includes position 0, which no position predicts.
-            trainer.data_collator = _WithoutFirstLabel(trainer.data_collator)
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer with our loss: the trainer's own call, and nobody else's."""
-        with self.attachment.answering():
-            return self._compute_loss(*args, **kwargs)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a step, and stop the run if our loss was not computed in it."""
-        calls = self.attachment.calls
-        loss = self._training_step(*args, **kwargs)
-        if self.attachment.calls == calls:
-            raise not_active(self.attachment)
+            loss = self.compute_training_loss(inner, self._count, tally, *args, **kwargs)
+            stock = type(self.trainer).training_step is Trainer.training_step
+            if self.divided_later(args, kwargs) > 1 and not stock:
+                step.undivided = loss[0] if isinstance(loss, tuple) else loss
+        self._require(calls, guard.BEFORE_BACKWARD)
         return loss
 
-    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate; logits are made only where somebody reads them."""
-        inputs = self._without_repeats(inputs)
-        with self.attachment.answering(want_logits=not prediction_loss_only):
-            return self._prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+    def compute_training_loss(
+        self, inner: Callable[..., Any], count: Tensor, tally: Tally, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Have the loss divided by the targets of the whole step, whoever passes their number on or drops it.
 
-    def _without_repeats(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Mask the rows that accelerate repeats to fill the last batch of every rank.
-
-        The Trainer cuts them off after gathering; statistics are summed up before that.
+        Args:
+            inner: the trainer's `compute_loss`.
+            count: the targets of the step, of all micro-batches and ranks.
+            tally: gets the statistics.
+            args: positional arguments of `compute_loss`.
+            kwargs: its keyword arguments.
         """
-        state = self.trainer.accelerator.gradient_state
-        labels = inputs.get("labels")
-        if not (state.end_of_dataloader and state.remainder > 0) or not isinstance(labels, Tensor):
-            return inputs
-        rows = labels.shape[0]
-        real = state.remainder - rows * self.trainer.accelerator.process_index
-        if real >= rows:
-            return inputs
-        labels = labels.clone()
-        labels[max(real, 0) :] = IGNORE_INDEX
-        return {**inputs, "labels": labels}
+        # The gradient is a mean over ranks, so this is the sum of all over the number of all.
+        divisor = count / averaging_processes(self.trainer) / self.divided_later(args, kwargs)
+        if number_of_items(args, kwargs) is not None:
+            args, kwargs = with_number_of_items(divisor, args, kwargs)
+        with (
+            self.attachment.loss_call(grad=torch.is_grad_enabled(), tally=tally, num_items=divisor),
+            # The ranks are in the divisor: who multiplies by their number and who does not now get the same.
+            swapped(self.trainer.args, "average_tokens_across_devices", False),
+        ):
+            return inner(*args, **kwargs)
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
-        """Put `dft/*` beside the loss, `eval_dft/*` beside an evaluation's. Every rank must call it."""
-        prefix = _prefix_of(logs)
-        if prefix is not None:
-            logs.update(self.drain_logs(prefix))
-        return self._log(logs, *args, **kwargs)
-
-    def drain_logs(self, prefix: str) -> dict[str, float]:
-        """Return the statistics since the last log, reduced over ranks."""
-        stats = self.attachment.drain(training=not prefix).reduce(self._all_sum)
-        logs = stats.as_logs(prefix)
-        if not prefix and logs and not self._warned:
+    @wrapped
+    def _maybe_log_save_evaluate(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Reduce the statistics of training here, where all ranks are; a call of `log` may come from one alone."""
+        trainer, this = self.trainer, self._pass
+        due = trainer.control.should_log and trainer.state.global_step > trainer._globalstep_last_logged
+        if this is None or not due:
+            return inner(*args, **kwargs)
+        this.due = self._reduce(this, "")
+        if this.due and not self._warned:
             self._warned = True
-            warn_of_weak_prior(logs, self.attachment.plan.objective.name)
-        return logs
+            warn_of_weak_prior(this.due, self.plan.objective.name)
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            this.due = None
 
-    def _all_sum(self, sums_K: Tensor) -> Tensor:
-        accelerator = self.trainer.accelerator
-        reduced: Tensor = accelerator.reduce(sums_K.to(accelerator.device), reduction="sum")
-        # Tensor-parallel ranks score the same tokens.
-        copies = getattr(getattr(accelerator, "parallelism_config", None), "tp_size", 1)
-        return reduced / copies
+    @wrapped
+    def log(self, inner: Callable[..., Any], logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
+        """Put `dft/*` beside the training loss. No rank waits for another here."""
+        this = self._pass
+        if this is not None and this.due is not None and "loss" in logs:
+            logs.update(this.due)
+            this.due = None
+        return inner(logs, *args, **kwargs)
+
+    @contextmanager
+    def _in_pass(self, this: Pass) -> Iterator[Pass]:
+        before, self._pass = self._pass, this
+        step, self._step = self._step, None
+        try:
+            yield this
+        finally:
+            self._pass, self._step = before, step
+            if before is None:
+                self._count = None
+
+    @contextmanager
+    def _in_step(self, step: Step) -> Iterator[Step]:
+        before, self._step = self._step, step
+        try:
+            yield step
+        finally:
+            self._step = before
+
+    def _tally(self) -> Tally:
+        """The pass's; a step outside of a pass, or a loss outside of a step, is in no log."""
+        return Tally() if self._step is None or self._pass is None else self._pass.tally
+
+    def divided_later(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+        """By how much the loss of a micro-batch is divided after `compute_loss`, which was called with these.
+
+        Whoever asks for one without a number of items asks for its mean, and divides that by the accumulation steps.
+        """
+        # Since transformers 5.19 the trainer may say so itself; before, nobody would read it.
+        scaled = self.trainer.loss_is_scaled_for_ga if hasattr(Trainer, "loss_is_scaled_for_ga") else None
+        if scaled is None:
+            scaled = number_of_items(args, kwargs) is not None
+        return 1 if scaled else self._steps()
+
+    def _steps(self) -> int:
+        args = self.trainer.args
+        return int(getattr(self.trainer, "current_gradient_accumulation_steps", args.gradient_accumulation_steps))
+
+    def _require(self, calls: int, happened: str) -> None:
+        if self.attachment.calls == calls:
+            raise not_active(self.attachment, happened, self.trainer.model)
+
+    def _check_division(self, step: Step, loss: Tensor | None) -> None:
+        """Stop where a `training_step` asked for the mean of a micro-batch and did not divide it by their number."""
+        undivided, step.undivided = step.undivided, None
+        if undivided is None or self._divides:
+            return
+        self._divides = loss is not None and torch.allclose(loss, undivided / self._steps(), rtol=1e-3)
+        if not self._divides:
+            raise ConflictError(
+                [
+                    f"{type(self.trainer).__name__}.training_step calls compute_loss without num_items_in_batch, and "
+                    f"does not divide the loss by the {self._steps()} accumulation steps (or adds something to it): "
+                    "its steps would depend on how a batch is split. Pass num_items_in_batch on to compute_loss and "
+                    "do not divide, or set gradient_accumulation_steps to 1."
+                ]
+            )
+
+    def _reduce(self, this: Pass, prefix: str) -> dict[str, float]:
+        """Return what a pass has tallied, over all ranks. Every rank must call it."""
+        trainer = self.trainer
+        accelerator = trainer.accelerator
+        copies = float(tensor_parallel_size(trainer))
+        if this.rows is not None and this.rows.digest is not None:
+            copies = this.rows.copies(accelerator) / context_parallel_size(trainer)
+
+        def all_sum(sums_K: Tensor) -> Tensor:
+            reduced: Tensor = accelerator.reduce(sums_K.to(accelerator.device) / copies, reduction="sum")
+            return reduced
+
+        return this.tally.take(accelerator.device).reduce(all_sum).as_logs(prefix)
 
 
 def is_trainer(trainer: object) -> bool:
     """Say whether `trainer` is a `transformers.Trainer`."""
     return isinstance(trainer, Trainer)
-
-
-def not_active(attachment: Attachment) -> NotActiveError:
-    """Return the error for a training step in which our loss was not computed."""
-    return NotActiveError(
-        "a training step ended without the loss that `loss:` asks for: something took over the model's "
-        f"forward (it is now {name_of(attachment.model.forward)}) or computed a loss without labels in "
-        "the forward. Nothing was updated in this step. Disable it (Liger, Unsloth, a custom compute_loss), "
-        "or leave out `loss:`."
-    )
 
 
 def warn_of_weak_prior(logs: Mapping[str, float], objective: str) -> None:
@@ -183,37 +334,3 @@ def warn_of_weak_prior(logs: Mapping[str, float], objective: str) -> None:
             logs["dft/mean_prob"],
             WEAK_PRIOR,
         )
-
-
-class _WithoutFirstLabel:
-    """A collator whose labels never count position 0, which no position predicts."""
-
-    def __init__(self, collator: Any) -> None:
-        self.collator = collator
-
-    def __call__(self, features: Any) -> Any:
-        batch = self.collator(features)
-        labels = batch.get("labels")
-        if isinstance(labels, torch.Tensor) and "shift_labels" not in batch:
-            labels[..., 0] = IGNORE_INDEX
-        return batch
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "collator":
-            raise AttributeError(name)
-        return getattr(self.collator, name)
-
-
-def _liger_takes_forward(config: Mapping[str, Any] | None) -> bool:
-    config = config or {}
-    return bool(config.get("fused_linear_cross_entropy", True))
-
-
-def _prefix_of(logs: Mapping[str, float]) -> str | None:
-    """Return "" for a training log, `eval_` or the like for an evaluation's, None for any other."""
-    if "loss" in logs:
-        return ""
-    for key in logs:
-        if key.endswith("_loss") and key != "train_loss":
-            return key.removesuffix("loss")
-    return None

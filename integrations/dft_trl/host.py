@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dft_plugin.config import rules
 from dft_plugin.config.hosts import Conflict, Host, Launch
 from dft_trl import conflicts
+from dft_trl.which import refuse_other_losses
 
 if TYPE_CHECKING:
     from dft_plugin.config.settings import Settings
+    from dft_plugin.hf.trainer import TrainerHook
 
 _OTHER_HOSTS = frozenset({"base_model", "stage", "finetuning_type", "template", "dataset_dir"})
 """Keys that Axolotl or LLaMA-Factory need and TRL does not have."""
@@ -44,3 +46,12 @@ class TrlHost(Host):
         from dft_trl.launch import start
 
         return start(launch)
+
+    def trainer_hook(self, trainer: object) -> type[TrainerHook] | None:
+        """Return TrlHook for an SFTTrainer; refuse TRL's trainers of other kinds.
+
+        Raises:
+            ConflictError: the trainer has a loss of its own, or TRL is too old.
+        """
+        refuse_other_losses(trainer)
+        return super().trainer_hook(trainer)

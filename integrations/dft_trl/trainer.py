@@ -5,20 +5,41 @@ Shapes: B batch, S sequence, T scored tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+from trl import SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
-from dft_plugin.hf.attachment import Attachment
+from dft_plugin.config.handover import swapped
+from dft_plugin.core.loss import LossPlan
+from dft_plugin.core.stats import Tally
+from dft_plugin.errors import ConflictError
+from dft_plugin.hf.counting import averaging_processes, with_number_of_items
+from dft_plugin.hf.loss_calls import TrainerAttachment
 from dft_plugin.hf.passes import Pass
 from dft_plugin.hf.trainer import TrainerHook
 
 
-class TrlAttachment(Attachment):
-    """Answers `model(..., fused_lm_head=True)`, the call of `SFTTrainer.compute_loss`."""
+class TrlAttachment(TrainerAttachment):
+    """Answers `model(..., fused_lm_head=True)`, the call of `SFTTrainer.compute_loss`.
+
+    Attributes:
+        watched: whether to keep the last answer, so that somebody can ask what was made of it.
+        last: that.
+    """
+
+    def __init__(self, model: PreTrainedModel, plan: LossPlan) -> None:
+        super().__init__(model, plan)
+        self.watched = False
+        self.last: FusedCausalLMOutput | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "watched": False, "last": None}
 
     def answer(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return TRL's own output class, its `log_probs` such that their negative sum is our loss sum."""
@@ -26,13 +47,17 @@ class TrlAttachment(Attachment):
         if not inputs.get("fused_lm_head") or not self.answers(inputs):
             return super().answer(module, args, kwargs)
         del inputs["fused_lm_head"]
-        return _fused_output(self.score(module, inputs, want_logits=False))
+        output = _fused_output(self.score(module, inputs, want_logits=False))
+        if self.watched:
+            self.last = output
+        return output
 
 
 class TrlHook(TrainerHook):
     """TRL divides, scales over ranks and adds the router's loss by itself; we leave that to it."""
 
-    attachment_class: ClassVar[type[Attachment]] = TrlAttachment
+    attachment_class: ClassVar[type[TrainerAttachment]] = TrlAttachment
+    _passes_on = False
 
     def install(self) -> None:
         """Let TRL sum our losses as they are, with the statistics that its metrics need."""
@@ -41,9 +66,55 @@ class TrlHook(TrainerHook):
         if args.loss_type != "nll":
             # TRL would multiply by p once more.
             self.replaced.append(f"loss_type: {args.loss_type}")
-            args.loss_type = "nll"
+            self.change(args, "loss_type", "nll")
+        # A mean of means otherwise; TRL passes nothing on to the model, whatever this says.
+        self.change(self.trainer, "model_accepts_loss_kwargs", True)
         plan = self.attachment.plan
         self.attachment.plan = replace(plan, needs=plan.needs | {"entropy"})
+
+    def compute_training_loss(
+        self, inner: Callable[..., Any], count: Tensor, tally: Tally, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Hand TRL the number of targets of the whole step, by which it divides."""
+        attachment = self.attachment
+        assert isinstance(attachment, TrlAttachment)
+        steps = self.divided_later(args, kwargs)
+        divisor = count / averaging_processes(self.trainer) / steps
+        args, kwargs = with_number_of_items(count / steps, args, kwargs)
+        own = type(self.trainer).compute_loss is SFTTrainer.compute_loss
+        attachment.watched = not own and not self._passes_on
+        with (
+            attachment.loss_call(grad=torch.is_grad_enabled(), tally=tally, num_items=divisor),
+            swapped(self.trainer.args, "average_tokens_across_devices", True),
+        ):
+            loss = inner(*args, **kwargs)
+        answer, attachment.last = attachment.last, None
+        if answer is not None:
+            self._check_divisor(loss[0] if isinstance(loss, tuple) else loss, answer, float(divisor))
+        return loss
+
+    def _check_divisor(self, loss: Tensor, answer: FusedCausalLMOutput, divisor: float) -> None:
+        """Stop where a `compute_loss` calls TRL's without the count, so that TRL divides by the micro-batch's."""
+        assert answer.log_probs is not None
+        assert answer.label_mask is not None
+        found_gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+            loss, answer.log_probs, retain_graph=True, allow_unused=True
+        )
+        gradient = found_gradients[0]
+        if gradient is None:
+            return
+        found, micro_batch = -float(1 / gradient.reshape(-1)[0]), int(answer.label_mask.sum())
+        if abs(micro_batch - divisor) < 0.01 * micro_batch:
+            return  # This batch cannot tell.
+        if abs(found - micro_batch) < 0.001 * micro_batch:
+            raise ConflictError(
+                [
+                    f"{type(self.trainer).__name__}.compute_loss calls SFTTrainer's without num_items_in_batch: the "
+                    f"loss was divided by the {micro_batch} targets of a micro-batch, and its steps would depend on "
+                    "how a batch is split. Pass num_items_in_batch on."
+                ]
+            )
+        self._passes_on = True
 
 
 def _fused_output(done: Pass) -> FusedCausalLMOutput:

@@ -1,4 +1,4 @@
-"""Two processes (gloo) train what one does: weights, logs, evaluation."""
+"""Two processes (gloo) train what one does, and evaluate what stock does: weights, logs, every loader."""
 
 from __future__ import annotations
 
@@ -9,20 +9,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import ranks, tiny
+from support import oracle, passes, ranks, ranks_passes, ranks_tensor_parallel, tiny
 
 pytestmark = pytest.mark.host
 
 
-def run(processes, host, kind, out, batch_size):
-    out.mkdir()
+def launch(processes, script, *words):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    script = [ranks.__file__, host, kind, str(out), str(batch_size)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, *script], capture_output=True, text=True, env=environment, check=False)
+    command = [*launcher, script.__file__, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
-    return torch.load(Path(out) / "saved.pt", weights_only=False), done.stderr
+    return done.stderr
+
+
+def load(path):
+    return torch.load(path, weights_only=False)
+
+
+def run(processes, host, kind, out, batch_size):
+    out.mkdir()
+    err = launch(processes, ranks, host, kind, out, batch_size)
+    return load(Path(out) / "saved.pt"), err
 
 
 @pytest.mark.parametrize(
@@ -40,4 +49,81 @@ def test_two_processes_equal_one(host, kind, tmp_path):
             assert theirs[key] == pytest.approx(mine[key], rel=1e-5), key
     assert two["evaluated"]["eval_dft/nll"] == pytest.approx(one["evaluated"]["eval_dft/nll"], rel=1e-5)
     assert err.count("dft: loss dft") == 1, "one start-up line, not one for each rank"
-    assert "replaces average_tokens_across_devices" in err
+
+
+@pytest.fixture(scope="module", params=["transformers", "trl"])
+def found(request, tmp_path_factory):
+    """What two ranks and what one found, with the same rows to a step."""
+    if request.param == "trl":
+        pytest.importorskip("trl")
+    both = []
+    for processes in (2, 1):
+        out = tmp_path_factory.mktemp("ranks")
+        launch(processes, ranks_passes, request.param, out)
+        both.append(load(out / "saved.pt"))
+    return both
+
+
+class TestEvaluationOnTwoRanks:
+    def test_statistics_are_exact_over_tokens_whatever_the_loader(self, found):
+        found, _ = found
+        assert len(found["evaluated"]) >= 8
+        for name, (_, first, second) in found["evaluated"].items():
+            rows, _, _ = ranks_passes.CASES[name]
+            # Whole batches of two for each of two ranks.
+            rows = rows[:8] if name == "drop_last" else rows
+            expected = passes.statistics(tiny.llama(), rows, "eval_", oracle.nll)
+            assert passes.of(first, "eval_") == pytest.approx(expected, rel=1e-5), name
+            assert passes.of(second, "eval_") == passes.of(first, "eval_"), name
+
+    def test_eval_loss_is_the_stock_trainers(self, found):
+        found, _ = found
+        for name, (stock, first, _) in found["evaluated"].items():
+            assert first["eval_loss"] == pytest.approx(stock, rel=1e-6), name
+
+    def test_the_stock_rule_shows_repeats(self, found):
+        found, _ = found
+        stock, ours, _ = found["evaluated"]["prepared"]
+        assert stock != pytest.approx(ours["eval_dft/nll"], rel=1e-3)
+
+
+class TestTrainingOnTwoRanks:
+    def test_a_step_is_that_of_one_process_whoever_drops_the_count(self, found):
+        (two, one) = (each["trained"] for each in found)
+        reference, *_ = one["stock, average_tokens_across_devices=True"]
+        for name in one:
+            for weights, *_ in (two[name], one[name]):
+                assert tiny.max_gap(weights, reference) < 1e-6, name
+
+    def test_a_log_on_one_rank_waits_for_nobody_and_has_no_statistics(self, found):
+        """That the two ranks came to an end is the claim."""
+        for entries in (each["trained"]["stock, average_tokens_across_devices=True"][1] for each in found):
+            lonely = [entry for entry in entries if entry.get("x_loss") or entry.get("loss") == 1.0]
+            assert len(lonely) == 2 * 3
+            assert not [key for entry in lonely for key in entry if "dft/" in key]
+
+    def test_logs_evaluations_and_predictions_are_those_of_one_process(self, found):
+        (two, one) = (each["trained"] for each in found)
+        for name, (_, entries, predicted) in one.items():
+            _, others, other = two[name]
+            assert len(entries) == len(others)
+            for mine, theirs in zip(entries, others, strict=True):
+                for prefix in ("", "eval_"):
+                    assert passes.of(theirs, prefix) == pytest.approx(passes.of(mine, prefix), rel=1e-4), name
+            assert passes.of(predicted, "test_")
+            assert passes.of(other, "test_") == pytest.approx(passes.of(predicted, "test_"), rel=1e-4)
+
+
+def test_ranks_that_share_layers_count_their_tokens_once(tmp_path):
+    tiny.llama().save_pretrained(tmp_path / "model")
+    launch(2, ranks_tensor_parallel, tmp_path)
+    first, second = (load(tmp_path / f"saved{rank}.pt") for rank in (0, 1))
+    (stock, evaluated), (ours, our_evaluated) = first["stock"], first["ours"]
+    assert our_evaluated["eval_loss"] == pytest.approx(evaluated["eval_loss"], rel=1e-6)
+    expected = passes.statistics(tiny.llama(), ranks_tensor_parallel.ROWS, "eval_", oracle.nll)
+    assert passes.of(our_evaluated, "eval_") == pytest.approx(expected, rel=1e-5)
+    assert [passes.of(entry) for entry in second["ours"][0]] == [passes.of(entry) for entry in ours]
+    for mine, theirs in zip(ours, stock, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+        assert mine["dft/nll"] == pytest.approx(theirs["loss"], rel=1e-6)
+    assert [entry["dft/tokens"] for entry in ours] == first["targets"] == second["targets"]

@@ -1,0 +1,76 @@
+"""Wrapping methods of one object, and taking that back."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+_ABSENT = object()
+
+
+def wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a method of a `Wrapper` that stands in for its owner's of the same name, which it gets as `inner`."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    def run(self: Wrapper, *args: Any, **kwargs: Any) -> Any:
+        inner = self.inner[name]
+        # Somebody may have wrapped us since, and call us after we were taken off.
+        return method(self, inner, *args, **kwargs) if self.active else inner(*args, **kwargs)
+
+    vars(run)["wraps"] = name
+    return run
+
+
+class Wrapper:
+    """Changes an object and what it holds, until all of it is undone.
+
+    Attributes:
+        undo: what takes the changes back, to be run the last first.
+        inner: the owner's own methods, by name.
+        active: False once the changes were undone.
+    """
+
+    def __init__(self, undo: list[Callable[[], None]]) -> None:
+        self.undo = undo
+        self.inner: dict[str, Callable[..., Any]] = {}
+        self.active = True
+
+    def wrap(self, owner: Any) -> None:
+        """Put each method that is marked `wrapped` in the place of the owner's, if it has one of that name."""
+        self.undo.append(self._deactivate)
+        for name in dir(type(self)):
+            if hasattr(getattr(type(self), name), "wraps") and hasattr(owner, name):
+                self.inner[name] = getattr(owner, name)
+                self.change(owner, name, getattr(self, name))
+
+    def change(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute until the changes are undone. What somebody else has put there by then stays."""
+        before = vars(owner).get(name, _ABSENT)
+
+        def undo() -> None:
+            if vars(owner).get(name, _ABSENT) == value:
+                _put(owner, name, before)
+
+        setattr(owner, name, value)
+        self.undo.append(undo)
+
+    def _deactivate(self) -> None:
+        self.active = False
+
+
+def wrapper_of(owner: Any) -> Any:
+    """Return the `Wrapper` whose methods stand in an object, or None."""
+    for value in vars(owner).values():
+        wrapper = getattr(value, "__self__", None)
+        if isinstance(wrapper, Wrapper):
+            return wrapper
+    return None
+
+
+def _put(owner: Any, name: str, value: Any) -> None:
+    if value is _ABSENT:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, value)

@@ -76,6 +76,7 @@ class Passes:
         self.route: Route | None = Route("logits", why_not_lean="asked for") if plan.path == "logits" else None
         self._checked = False
         self._distrusted: str | None = None
+        self._elsewhere: tuple[Tensor, ...] | None = None
         # By mode: a fused forward (Liger, Cut Cross-Entropy) asks for a loss in evaluation only.
         self._asks: dict[bool, bool] = {}
 
@@ -129,7 +130,7 @@ class Passes:
             if isinstance(verdict, NotLean):
                 return verdict
             self.route = Route("lean", verdict, None, vocab_size_of(model, door), id(door.owner))
-            self._checked, self._distrusted = False, None
+            self._checked, self._distrusted, self._elsewhere = False, None, None
         hidden_BSD = stand_in.hidden
         if stand_in.calls != 1 or hidden_BSD is None:
             return called_often(stand_in)
@@ -168,9 +169,16 @@ class Passes:
         self.route = replace(self.route, why_not_lean=head if isinstance(head, str) else None)
         if isinstance(head, str):
             project.gather()
-            parameters = tuple(project.owner.parameters())
+            parameters = (*project.owner.parameters(), *self._trained_elsewhere(project, hidden_TD))
             return OpaqueHead(project, self.route.vocab_size, self.route.transform, parameters, project.row_multiple)
         return head
+
+    def _trained_elsewhere(self, project: CalledHead, hidden_TD: Tensor) -> tuple[Tensor, ...]:
+        """Return what a hook or a patched forward of the head trains besides it; looked for once, with a graph."""
+        if self._elsewhere is None and torch.is_grad_enabled() and hidden_TD.shape[0]:
+            with without_dropout(project.owner):
+                self._elsewhere = project.trained_elsewhere(hidden_TD[:1].detach())
+        return self._elsewhere or ()
 
     def _distrust(self, reading: ReadableHead, hidden_TD: Tensor, project: CalledHead) -> str | None:
         """Compare the head as it was read with the head as it is called; returns the reason not to trust it."""

@@ -25,13 +25,13 @@ from dft_plugin.hf.head import ReadableHead, call_inside, read_head
 from dft_plugin.hf.interception import (
     HeadCapture,
     LossRecorder,
-    check_own_loss,
     logits_are_spare,
     recording,
     standing_in,
     without_dropout,
 )
 from dft_plugin.hf.model import auxiliary_loss, eos_token_ids, require_causal_lm, unwrap
+from dft_plugin.hf.own_loss import OwnLoss, check_own_loss
 from dft_plugin.kernels import IDENTITY, OpaqueHead, Transform, score_logits, score_logits_
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class Attachment:
         self.calls = 0
         self.trainer_only = False
         self._answering: Answering | None = None
-        self._asks_for_loss = True
+        self._own_loss: OwnLoss | None = None
         self._unchecked: tuple[Tensor, Tensor] | None = None
         self._tallies = {True: Tally(), False: Tally()}
         # generate() validates its kwargs against the signature, and Trainer drops unused columns by it.
@@ -309,18 +309,20 @@ class Attachment:
         labels = shift_labels if labels is None else labels
         if self.model.training and "use_cache" in self.__signature__.parameters:
             inputs.setdefault("use_cache", False)
-        if self._asks_for_loss:
+        if self._own_loss is None:
             seen = self._run_with_labels(inputs, labels, shift_labels, capture)
             if seen is not None:
                 return seen
-            # A fused forward (Liger, Cut Cross-Entropy), or a class with a loss of its own.
-            check_own_loss(self.model, self.original)
-            self._asks_for_loss = False
             if capture is not None:
                 capture.release()
+        if self._own_loss is None or not self._own_loss.knows(inputs, labels):
+            # A fused forward (Liger, Cut Cross-Entropy), or a class with a loss of its own.
+            self._own_loss = check_own_loss(self.model, self.original, inputs, labels)
         with standing_in(self.model, capture):
             output = self.original(**inputs, return_dict=True)
-        aligned = targets.shift(labels) if shift_labels is None else shift_labels
+        aligned = shift_labels
+        if aligned is None:
+            aligned = targets.shift(self._own_loss.scored(labels, inputs))
         return Seen(output, output["logits"], aligned, auxiliary_loss(self.model, output))
 
     def _run_with_labels(

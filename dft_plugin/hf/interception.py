@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dft_plugin.core import targets
-from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf import calibration
 from dft_plugin.hf.head import head_slots
-from dft_plugin.hf.model import auxiliary_loss
 from dft_plugin.kernels import may_overwrite
 
 
@@ -143,44 +141,3 @@ def logits_are_spare(model: Any, logits: Tensor) -> bool:
     head = model.get_output_embeddings()
     hooked = head is not None and any(module._forward_hooks for module in head.modules())
     return may_overwrite(logits) and not hooked
-
-
-def check_own_loss(model: Any, forward: Callable[..., Any]) -> None:
-    """Check that a forward which computes its loss by itself computes the likelihood of the next token.
-
-    A fused forward does. But some classes do not shift the labels that they are given, and others score
-    something else; our loss in its place would be another training altogether.
-
-    Args:
-        model: the model in question.
-        forward: its forward, which does not ask for `loss_function`.
-
-    Raises:
-        UnsupportedModelError: its loss is a different one.
-    """
-    ids_BS = torch.arange(16, device=model.device).reshape(2, 8)
-    labels_BS = ids_BS.clone()
-    labels_BS[0, :3] = targets.IGNORE_INDEX
-
-    def run(**inputs: Any) -> Any:
-        # In train mode, where fused forwards differ, and so with the same dropout in both.
-        with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(0)
-            return forward(input_ids=ids_BS, return_dict=True, **inputs)
-
-    theirs = run(labels=labels_BS).get("loss")
-    output = run()
-    if theirs is None:
-        return
-    logits = output["logits"]
-    ours = nn.functional.cross_entropy(
-        logits.flatten(0, -2).float(), targets.shift(labels_BS).flatten(), ignore_index=targets.IGNORE_INDEX
-    )
-    auxiliary = auxiliary_loss(model, output)
-    ours = ours if auxiliary is None else ours + auxiliary
-    if not torch.allclose(theirs.float(), ours, rtol=1e-4 if logits.dtype.itemsize >= 4 else 2e-2):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} computes a loss of its own that is not the likelihood of the next token (it "
-            f"gives {float(theirs):.6g} where that is {float(ours):.6g}; some classes do not shift their labels). "
-            "Train it without `loss:`."
-        )

@@ -32,6 +32,7 @@ from dft_plugin.hf.interception import (
 )
 from dft_plugin.hf.model import auxiliary_loss, eos_token_ids, require_causal_lm, unwrap
 from dft_plugin.hf.own_loss import OwnLoss, check_own_loss
+from dft_plugin.hf.untouched import copied, untouched
 from dft_plugin.kernels import IDENTITY, OpaqueHead, Transform, score_logits, score_logits_
 
 logger = logging.getLogger(__name__)
@@ -357,9 +358,8 @@ class Attachment:
         modules (norm and head, as transformers' plans have it) where one is called more often than the others.
         """
         capture = HeadCapture(head, probing=True)
-        # Dropout draws the same numbers in the passes that follow as it would have without this one.
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            seen = self._run(inputs, capture)
+        with untouched(self.model):
+            seen = self._run(copied(inputs), capture)
         if capture.calls != 1 or capture.probe is None or capture.real_KV is None:
             self._leave_lean(f"the model calls its head {capture.calls} times")
             return False

@@ -28,16 +28,12 @@ def unwrap(model: nn.Module) -> nn.Module:
         )
     model = getattr(model, "_orig_mod", model)
     peft: Any = sys.modules.get("peft")
-    if peft is None:
-        return model
-    if isinstance(model, peft.PeftMixedModel):
-        # Its base model is always a tuner around the model.
-        inside: nn.Module = model.base_model.model
-        return inside
-    if isinstance(model, peft.PeftModel):
+    if peft is not None and isinstance(model, peft.PeftMixedModel):
+        # A tuner is always around the model; there is no `get_base_model`.
+        model = model.base_model.model
+    elif peft is not None and isinstance(model, peft.PeftModel):
         _require_loss_of_the_model(model, peft)
-        inside = model.get_base_model()
-        return inside
+        model = model.get_base_model()
     return model
 
 
@@ -45,8 +41,8 @@ def _require_loss_of_the_model(model: Any, peft: Any) -> None:
     config = model.peft_config[model.active_adapter]
     if isinstance(config, getattr(peft, "CPTConfig", ())):
         raise UnsupportedModelError(
-            f"{type(config).__name__} makes a loss of its own from the model's logits, and drops the model's. Train it "
-            "without `loss:`, or take another way to train a prompt, PromptTuningConfig for one."
+            f"{type(config).__name__} makes a loss of its own from the model's logits, and drops the model's. "
+            "Train it without `loss:`, or take another way to train a prompt, PromptTuningConfig for one."
         )
 
 
@@ -106,7 +102,7 @@ def _can_be_trained(part: nn.Module) -> bool:
         require_causal_lm(part)
     except UnsupportedModelError:
         return False
-    return True
+    return "labels" in inspect.signature(type(part).forward).parameters
 
 
 def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:

@@ -124,7 +124,7 @@ def _few(where_BS: Tensor) -> Tensor:
     where_BS[:, 0] = False
     from_the_end_BS = where_BS.flip(1).cumsum(1).flip(1)
     row_B = where_BS.any(1).cumsum(0)
-    limit_B = sum((row_B == i) * limit for i, limit in enumerate(_ROWS, 1))
+    limit_B = row_B.new_tensor([0, *_ROWS, 0])[row_B.clamp(max=len(_ROWS) + 1)]
     return where_BS & (from_the_end_BS <= limit_B[:, None])
 
 
@@ -218,7 +218,7 @@ def _ask_for_loss(model: Any, forward: Callable[..., Any], sample: _Sample, labe
 @contextmanager
 def _looking(model: nn.Module, head: nn.Module | None) -> Iterator[None]:
     # Both passes begin with the same random state, but the head's dropout would draw for other shapes.
-    with untouched(model), nullcontext() if head is None else without_dropout(head):
+    with torch.no_grad(), untouched(model), nullcontext() if head is None else without_dropout(head):
         yield
 
 

@@ -19,7 +19,7 @@ Restore = Callable[[], object]
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Run passes without gradients inside this block; afterwards nothing says that they ran.
+    """Run passes inside this block, of `copied` inputs; afterwards nothing says that they ran.
 
     Random numbers are drawn again by whoever comes next (of torch on every device that the model uses, of Python
     and NumPy, by which speech encoders mask their spectrograms), and buffers hold what they held: a BatchNorm in
@@ -27,8 +27,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """
     restores = [*_random_states(model), *_buffers(model)]
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for restore in restores:
             restore()
@@ -95,7 +94,6 @@ def _buffers(model: nn.Module) -> list[Restore]:
 
 
 def _kept_buffer(module: nn.Module, name: str, buffer: Tensor) -> Restore:
-    # Outside of inference mode, so that the copy can be written back from anywhere.
     before = buffer.detach().clone()
 
     def restore() -> None:

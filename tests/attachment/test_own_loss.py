@@ -8,37 +8,15 @@ import numpy as np
 import pytest
 import torch
 from support import attached, oracle, tiny
+from support.own_losses import Own, WithoutPadding
 from torch import nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from dft_plugin import attach
 from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf import untouched
 from dft_plugin.hf.own_loss import OwnLoss, check_own_loss
-
-
-class Own(LlamaForCausalLM):
-    """Scores its own logits, as `score` says, without `loss_function`."""
-
-    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        logits = self.lm_head(hidden)
-        loss = None if labels is None else self.score(logits.float(), labels, attention_mask)
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
-
-    def score(self, logits, labels, attention_mask):
-        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-
-
-class WithoutPadding(Own):
-    """As Qwen2-Audio, Granite Speech, Llava, and Gemma 3 and Llama 4 of older releases."""
-
-    def score(self, logits, labels, attention_mask):
-        if attention_mask is None:
-            return super().score(logits, labels, attention_mask)
-        kept = attention_mask[:, 1 - logits.shape[1] :] != 0
-        return nn.functional.cross_entropy(logits[:, :-1][kept], labels[:, 1:][kept])
 
 
 class MeanOfRows(Own):
@@ -50,9 +28,7 @@ class MeanOfRows(Own):
 
 class Smoothed(Own):
     def score(self, logits, labels, attention_mask):
-        return nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=0.1
-        )
+        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=0.1)
 
 
 class Silent(Own):
@@ -180,6 +156,14 @@ class Careful(Own):
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
 
+class Counted(Own):
+    passes = 0
+
+    def forward(self, *args, **kwargs):
+        self.passes += 1
+        return super().forward(*args, **kwargs)
+
+
 def pictures(batch):
     prefix = torch.randn(1, 2, 3, 8, requires_grad=True)
     cache = DynamicCache()
@@ -195,6 +179,17 @@ def test_the_check_takes_two_passes_of_all_inputs_and_few_logits(scored):
     labels = batch["labels"] if scored else torch.full_like(batch["labels"], -100)
     check_own_loss(model, model.forward, pictures(batch), labels)
     assert model.seen == [(False, 16), (True, 60)], "16 rows of the head, on every rank; and what the class makes"
+
+
+def test_the_check_is_done_once_where_batches_have_masks_that_pad_nothing():
+    model, batch = make(Counted), full(tiny.batch())
+    attach(model)
+    model(**batch)
+    passes = model.passes
+    for _ in range(3):
+        model(**batch)
+    model(**tiny.batch())
+    assert model.passes - passes == 4
 
 
 def test_the_check_leaves_nothing_behind():

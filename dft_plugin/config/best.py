@@ -1,0 +1,60 @@
+"""Which checkpoint is best: the direction of each statistic, and what a choice by the loss means. No torch."""
+
+from __future__ import annotations
+
+import re
+
+from dft_plugin.core.statistics import DIRECTIONS
+
+
+def statistic(metric: str) -> str | None:
+    """Return `dft/nll` for `dft/nll`, `eval_dft/nll` and `eval_SET_dft/nll`; None for a metric that is not ours."""
+    found = re.fullmatch(r"(?:.*_)?(dft/\w+)", metric)
+    return found.group(1) if found else None
+
+
+def greater_is_better(metric: str) -> bool | None:
+    """Return what transformers' argument of that name has to be; None: not ours, or of no direction."""
+    direction = DIRECTIONS.get(statistic(metric) or "")
+    return None if direction is None else direction == "higher"
+
+
+def advice(metric: str | None, asked: bool | None, *, weighted: bool) -> tuple[list[str], list[str]]:
+    """Say what is wrong with a choice of the best checkpoint, and what it means.
+
+    Args:
+        metric: what stands after `metric_for_best_model`; None: the host goes by the evaluation's loss.
+        asked: what the user wrote after `greater_is_better`; None: nothing.
+        weighted: whether the loss weighs tokens, as every loss but `nll` does.
+
+    Returns:
+        Problems, which refuse a run; hints, which do not.
+    """
+    metric = metric or "loss"
+    key = statistic(metric)
+    hints = [_meaning(metric)] if weighted and (key == "dft/loss" or re.fullmatch(r"(.*_)?loss", metric)) else []
+    if key is None:
+        return [], hints
+    direction = DIRECTIONS.get(key)
+    if direction is None:
+        usable = ", ".join(f"`eval_{name}`" for name, better in DIRECTIONS.items() if better)
+        known = "has no better or worse" if key in DIRECTIONS else "is no statistic of ours"
+        return [
+            f"`metric_for_best_model: {metric}` {known}, so it cannot choose a checkpoint. Use `eval_dft/nll` (the "
+            f"likelihood), or one of {usable}."
+        ], hints
+    if asked is not None and asked != (direction == "higher"):
+        return [
+            f"`greater_is_better: {str(asked).lower()}`: for `metric_for_best_model: {metric}`, {direction} is "
+            f"better. Set `greater_is_better: {str(not asked).lower()}`, or leave it out."
+        ], hints
+    return [], hints
+
+
+def _meaning(metric: str) -> str:
+    name = metric if metric.startswith("eval_") else f"eval_{metric}"
+    return (
+        f"the best checkpoint (or the end of training, or the learning rate) is chosen by {name}, the weighted loss. "
+        "A token's -p log p rises with p below p = 1/e, so this loss can rise while the model improves. To go by the "
+        "likelihood: `metric_for_best_model: eval_dft/nll`."
+    )

@@ -29,8 +29,9 @@ from demo.model import prepare_model
 from dft_plugin.core.loss import LossPlan
 from dft_plugin.hf.attachment import attach_plan
 from dft_plugin.kernels import IDENTITY, Head, KernelResult, chunked
-from dft_plugin.kernels.rows import concatenate, score_rows_, weighted_sum
-from dft_plugin.objectives import DFT, Objective, Rows
+from dft_plugin.kernels.results import as_outputs, from_outputs, join, weigh
+from dft_plugin.kernels.rows import score_rows_
+from dft_plugin.objectives import DFT, Objective
 
 SHARES = (2**-9, 0.01, 0.05)
 CHUNK = 512
@@ -47,31 +48,24 @@ class _Filtered(torch.autograd.Function):
         share: float,
         kept: Any,
     ) -> tuple[Tensor | None, ...]:
-        loss_sum = hidden_TD.new_zeros(())
         grad_TD = torch.empty_like(hidden_TD)
         grad_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
-        rows: list[Rows] = []
-        weights: list[Tensor] = []
+        parts: list[KernelResult] = []
         for start in range(0, hidden_TD.shape[0], CHUNK):
             chunk = slice(start, start + CHUNK)
             buffer_CV = hidden_TD[chunk] @ weight_VD.t()
             scored = score_rows_(buffer_CV, targets_T[chunk], IDENTITY, objective.needs)
-            chunk_sum, weight_C = weighted_sum(objective, scored.rows)
-            factor_C = weight_C * scored.inverse_norm_T
+            part = weigh(objective, scored.rows)
+            factor_C = part.weight_T * scored.inverse_norm_T
             columns_K = columns_to_keep(buffer_CV, factor_C, targets_T[chunk], share)
             grad_CK = buffer_CV.index_select(1, columns_K).mul_(factor_C[:, None])
             grad_TD[chunk] = grad_CK @ weight_VD[columns_K]
             if grad_VD is not None:
                 grad_VD.index_add_(0, columns_K, grad_CK.t() @ hidden_TD[chunk])
-            loss_sum += chunk_sum
             kept.append(columns_K.numel() / weight_VD.shape[0])
-            rows.append(scored.rows)
-            weights.append(weight_C)
+            parts.append(part)
         ctx.grads = grad_TD, grad_VD
-        joined = concatenate(rows)
-        outputs = torch.cat(weights), joined.logp_T, joined.one_minus_p_T, joined.is_top1_T
-        ctx.mark_non_differentiable(*outputs)
-        return loss_sum, *outputs
+        return as_outputs(ctx, join(parts))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -102,10 +96,10 @@ class Filter:
         self, hidden_TD: Tensor, head: Head, targets_T: Tensor, objective: Objective, **_: Any
     ) -> KernelResult:
         """Score; the head must be a plain weight."""
-        loss_sum, weight_T, *rows = _Filtered.apply(  # type: ignore[no-untyped-call]
+        outputs = _Filtered.apply(  # type: ignore[no-untyped-call]
             hidden_TD, head.weight_VD, targets_T, objective, self.share, self.kept
         )
-        return KernelResult(loss_sum, Rows(*rows), weight_T)
+        return from_outputs(outputs)
 
 
 def texts(tokenizer: Any, length: int) -> Iterator[list[int]]:

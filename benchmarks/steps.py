@@ -119,7 +119,7 @@ def with_llamafactory(loss: str, steps: int, clock: Clock, out: str) -> None:
     from llamafactory.train.tuner import run_exp
 
     from dft_llamafactory.arguments import read
-    from dft_llamafactory.install import run_with_loss
+    from dft_llamafactory.run import run_with_loss
 
     rows = [{"instruction": "Write.", "input": "", "output": text} for text in texts(ROWS * steps)]
     folder = Path(out)

@@ -7,6 +7,7 @@ to train plain cross-entropy.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class DftError(Exception):
@@ -57,3 +58,9 @@ class UnsupportedModelError(DftError, TypeError):
 
 class NotActiveError(DftError, RuntimeError):
     """A step ended, or would end, without the loss that was asked for."""
+
+
+def name_of(function: Any) -> str:
+    """Name a function in a message, as `module.Class.method`; the repr of a bound method prints its whole model."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', type(function).__module__)}.{name}"

@@ -90,18 +90,3 @@ def test_each_eight_lines_of_the_readme_are_a_config_of_one_host_with_our_line()
         found.append([name for name, entry in catalogue.hosts.items() if entry.item.recognise(config)])
         assert catalogue.hosts[found[-1][0]].item.conflicts(config) == []
     assert found == [["axolotl"], ["llamafactory"], ["trl"]]
-
-
-def test_the_lines_of_python_in_the_readme_run(tmp_path):
-    """The block for a loop of one's own, as it stands."""
-    import torch
-    from support import tiny
-
-    code = [block for block in re.findall(r"```python\n(.*?)```", page("README.md"), re.S) if "attachment" in block]
-    model, batch = tiny.llama(), tiny.batch()
-    hidden = model.model(batch["input_ids"]).last_hidden_state
-    labels = batch["labels"]
-    logits = model.lm_head(hidden)
-    scope = {"model": model, "lm_head": model.lm_head, "hidden": hidden, "logits": logits, "labels": labels}
-    exec(code[0], scope)
-    assert torch.isfinite(scope["loss"])

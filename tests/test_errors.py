@@ -45,3 +45,22 @@ def test_several_problems_read_as_a_list():
 def test_a_settings_error_survives_the_way_out_of_a_worker_process():
     copy = pickle.loads(pickle.dumps(errors.SettingsError(["one.", "two."])))
     assert copy.problems == ("one.", "two.")
+
+
+class Talkative:
+    def __repr__(self):
+        pytest.fail("the repr may print a whole model")
+
+    def __call__(self):
+        return None
+
+    def method(self):
+        return None
+
+
+def test_a_function_is_named_without_its_repr():
+    made = Talkative()
+    module = Talkative.__module__
+    assert errors.name_of(made.method) == f"{module}.Talkative.method"
+    assert errors.name_of(made) == f"{module}.Talkative"
+    assert errors.name_of(len) == "builtins.len"

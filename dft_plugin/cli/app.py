@@ -107,6 +107,8 @@ def _print_report(report: Report) -> None:
         out(f"replaces  {line}")
     if report.version_problem:
         out(f"version   {report.version_problem}")
+    for hint in report.hints:
+        out(f"hint      {hint}")
     for problem in report.problems:
         out(f"problem   {problem}")
     for conflict in report.conflicts:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dft_plugin.config.checks import choice_of_best
 from dft_plugin.config.hosts import Conflict, Host
 from dft_plugin.config.plugins import Catalogue, build_catalogue
 from dft_plugin.config.reading import RunConfig, load
@@ -22,10 +23,11 @@ class Report:
         config: the file and its overrides.
         host: the host that the config is written for.
         settings: the loss, or None if what stands after `loss:` cannot be used.
-        problems: what is wrong with `loss:`.
+        problems: what is wrong with `loss:`, or with the choice of the best checkpoint.
         conflicts: what in the host's keys is in the way.
         replaces: which of the host's settings the loss supersedes.
-        version_problem: the host is missing or was not tested in this version.
+        hints: what works otherwise than one would expect.
+        version_problem: the host is missing, too old, or newer than what was tested.
     """
 
     config: RunConfig
@@ -34,18 +36,19 @@ class Report:
     problems: Sequence[str]
     conflicts: Sequence[Conflict]
     replaces: Sequence[str]
+    hints: Sequence[str]
     version_problem: str | None
 
     @property
     def ok(self) -> bool:
-        """Whether a run would start with the loss active. An untested version is no obstacle."""
-        installed = self.host.installed_version() is not None
-        return installed and not self.problems and not self.conflicts
+        """Whether a run would start with the loss active. A version newer than those tested is no obstacle."""
+        return not self.obstacles()
 
     def obstacles(self) -> list[str]:
         """Everything that has to be changed first."""
-        missing = [self.version_problem] if self.version_problem and not self.host.installed_version() else []
-        return [*missing, *self.problems, *map(str, self.conflicts)]
+        unusable = self.host.installed_version() is None or self.host.is_too_old()
+        version = [self.version_problem] if self.version_problem and unusable else []
+        return [*version, *self.problems, *map(str, self.conflicts)]
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data for `--json`."""
@@ -57,6 +60,7 @@ class Report:
             "version_problem": self.version_problem,
             "loss": self.settings.model_dump() if self.settings else None,
             "replaces": list(self.replaces),
+            "hints": list(self.hints),
             "problems": list(self.problems),
             "conflicts": [asdict(conflict) for conflict in self.conflicts],
         }
@@ -74,13 +78,15 @@ def check(path: Path, overrides: Sequence[str] = (), host_name: str | None = Non
     config = load(path, overrides)
     host = _find_host(config, catalogue, host_name)
     settings, problems = _settings(config, catalogue)
+    wrong, meaning = choice_of_best(host, config.host, settings.name if settings else None)
     return Report(
         config=config,
         host=host,
         settings=settings,
-        problems=problems,
+        problems=[*problems, *wrong],
         conflicts=host.conflicts(config.host),
         replaces=host.replaces(config.host, settings) if settings else [],
+        hints=[*host.cautions(config.host), *meaning],
         version_problem=host.version_problem(),
     )
 

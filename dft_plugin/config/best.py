@@ -32,29 +32,31 @@ def advice(metric: str | None, asked: bool | None, *, weighted: bool) -> tuple[l
     """
     metric = metric or "loss"
     key = statistic(metric)
-    hints = [_meaning(metric)] if weighted and (key == "dft/loss" or re.fullmatch(r"(.*_)?loss", metric)) else []
+    hints = []
+    if weighted and (key == "dft/loss" or re.fullmatch(r"(.*_)?loss", metric)):
+        hints.append(
+            "the best checkpoint (or the end of training, or the learning rate) is chosen by "
+            f"{_of_evaluation(metric)}, the weighted loss. A token's -p log p rises with p below p = 1/e, so this "
+            "loss can rise while the model improves. To go by the likelihood: "
+            "`metric_for_best_model: eval_dft/nll` and `greater_is_better: false`."
+        )
     if key is None:
         return [], hints
     direction = DIRECTIONS.get(key)
     if direction is None:
+        why = "has no better or worse" if key in DIRECTIONS else "is no statistic of ours"
         usable = ", ".join(f"`eval_{name}`" for name, better in DIRECTIONS.items() if better)
-        known = "has no better or worse" if key in DIRECTIONS else "is no statistic of ours"
         return [
-            f"`metric_for_best_model: {metric}` {known}, so it cannot choose a checkpoint. Use `eval_dft/nll` (the "
-            f"likelihood), or one of {usable}."
+            f"`metric_for_best_model: {metric}` {why}, so it cannot choose a checkpoint. Use `eval_dft/nll` with "
+            f"`greater_is_better: false`, or one of {usable}."
         ], hints
     if asked is not None and asked != (direction == "higher"):
         return [
             f"`greater_is_better: {str(asked).lower()}`: for `metric_for_best_model: {metric}`, {direction} is "
-            f"better. Set `greater_is_better: {str(not asked).lower()}`, or leave it out."
+            f"better. Set `greater_is_better: {str(not asked).lower()}`."
         ], hints
     return [], hints
 
 
-def _meaning(metric: str) -> str:
-    name = metric if metric.startswith("eval_") else f"eval_{metric}"
-    return (
-        f"the best checkpoint (or the end of training, or the learning rate) is chosen by {name}, the weighted loss. "
-        "A token's -p log p rises with p below p = 1/e, so this loss can rise while the model improves. To go by the "
-        "likelihood: `metric_for_best_model: eval_dft/nll`."
-    )
+def _of_evaluation(metric: str) -> str:
+    return metric if metric.startswith("eval_") else f"eval_{metric}"

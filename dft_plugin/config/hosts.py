@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
+
+from dft_plugin.errors import ConflictError
 
 if TYPE_CHECKING:
     from dft_plugin.config.settings import Settings
@@ -34,6 +37,19 @@ class Conflict:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """By what a run chooses its best checkpoint, its end or its learning rate.
+
+    Attributes:
+        metric: what stands after `metric_for_best_model`; None: the evaluation's loss.
+        greater_is_better: what the config says; None: nothing.
+    """
+
+    metric: str | None
+    greater_is_better: bool | None
+
+
+@dataclass(frozen=True)
 class Launch:
     """What a host needs to start.
 
@@ -46,6 +62,10 @@ class Launch:
     config_path: str
     overrides: Sequence[tuple[str, str]]
     settings: Settings
+
+
+PLATEAU_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")
+"""Learning-rate schedulers of transformers that go by evaluations."""
 
 
 class Host:
@@ -76,6 +96,15 @@ class Host:
     is imported before the YAML is acted on, and one name in it to wrap. See dft_plugin/autoload.py.
     """
 
+    trainer_class: ClassVar[str | None] = None
+    """The trainer that takes the loss, as `module:Class`. It is not imported to see whether a trainer is one."""
+
+    early_stopping: ClassVar[Sequence[str]] = ()
+    """The host's own keys that stop a run by its evaluations."""
+
+    hook_class: ClassVar[str | None] = None
+    """The TrainerHook for it, as `module:Class`; imported where it is needed."""
+
     def recognise(self, config: Mapping[str, Any]) -> bool:
         """Say whether a config, as parsed from YAML, is written for this host."""
         raise NotImplementedError
@@ -88,13 +117,42 @@ class Host:
         """List, in words, which of the host's settings the loss supersedes. Reads only."""
         raise NotImplementedError
 
+    def cautions(self, config: Mapping[str, Any]) -> list[str]:
+        """List, in words, what works otherwise than one would expect. Reads only."""
+        return []
+
+    def chooses_by(self, config: Mapping[str, Any]) -> Choice | None:
+        """Say by what a run chooses its best checkpoint, its end or its learning rate; None: by nothing.
+
+        The keys are those of transformers' TrainingArguments.
+        """
+        goes_by = "metric_for_best_model", "load_best_model_at_end", *self.early_stopping
+        follows = config.get("lr_scheduler_type") in PLATEAU_SCHEDULERS
+        if not follows and not any(config.get(key) for key in goes_by):
+            return None
+        return Choice(config.get("metric_for_best_model"), config.get("greater_is_better"))
+
     def launch(self, launch: Launch) -> int:
         """Start the host's own launcher with the loss active. Returns its exit code."""
         raise NotImplementedError
 
     def trainer_hook(self, trainer: object) -> type[TrainerHook] | None:
-        """Return the hook class for a trainer of this host, or None for someone else's trainer."""
-        return None
+        """Return the hook class for a trainer of this host, or None for someone else's trainer.
+
+        Raises:
+            ConflictError: the host is older than any that was tested.
+        """
+        if self.trainer_class is None or self.hook_class is None:
+            return None
+        module, _, name = self.trainer_class.partition(":")
+        known = getattr(sys.modules.get(module), name, None)
+        if known is None or not isinstance(trainer, known):
+            return None
+        if self.is_too_old():
+            raise ConflictError([str(self.version_problem())])
+        module, _, name = self.hook_class.partition(":")
+        hook: type[TrainerHook] = getattr(import_module(module), name)
+        return hook
 
     def installed_version(self) -> str | None:
         """Version of the installed distribution, or None."""
@@ -103,11 +161,23 @@ class Host:
         except metadata.PackageNotFoundError:
             return None
 
+    def is_too_old(self) -> bool:
+        """Say whether the installed version is below those that were tested. What is above them may work."""
+        version = self.installed_version()
+        lowest = [Version(part.version) for part in SpecifierSet(self.tested) if part.operator in _FROM]
+        return version is not None and any(Version(version) < floor for floor in lowest)
+
     def version_problem(self) -> str | None:
-        """Say what is wrong with the installation: missing, or not a version that was tested."""
+        """Say what is wrong with the installation: missing, too old, or newer than what was tested."""
         version = self.installed_version()
         if version is None:
             return f"{self.distribution} is not installed. Run: {self.install}"
+        if self.is_too_old():
+            return f"{self.distribution} {version} is too old ({self.tested} was tested). Run: {self.install}"
         if Version(version) not in SpecifierSet(self.tested, prereleases=True):
             return f"{self.distribution} {version} was not tested ({self.tested} was). Run: {self.install}"
         return None
+
+
+_FROM = (">=", ">", "==", "~=")
+"""What bounds a version from below."""

@@ -6,7 +6,7 @@ Used once per run; pluggy never stands between a batch and its loss.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -15,7 +15,7 @@ import pluggy
 
 from dft_plugin.config import builtin, hookspecs
 from dft_plugin.config.settings import RESERVED_KERNELS, Settings, parse_settings
-from dft_plugin.errors import PluginError
+from dft_plugin.errors import PluginError, SettingsError
 
 if TYPE_CHECKING:
     from dft_plugin.config.hosts import Host
@@ -56,6 +56,14 @@ class Catalogue:
             kernels=list(self.kernels),
             where=where,
         )
+
+    def problems(self, loss: Any) -> Sequence[str]:
+        """List what is wrong with what stands after `loss:`."""
+        try:
+            self.settings(loss)
+        except SettingsError as error:
+            return error.problems
+        return []
 
     def plan(self, settings: Settings) -> LossPlan:
         """Resolve Settings to the objects that do the work."""

@@ -46,13 +46,35 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     host_overrides = []
     for key, text in _split(overrides):
         value = _parse(f"{key}=", text)
-        if key == LOSS or key.startswith(f"{LOSS}."):
-            config[LOSS] = _with_loss(config.get(LOSS), key, value)
+        if is_ours(key):
+            config[LOSS] = with_option(config.get(LOSS), key, value)
         else:
             config[key] = value
             host_overrides.append((key, text))
     loss = config.pop(LOSS, None)
     return RunConfig(path, loss, config, host_overrides)
+
+
+def is_ours(key: str) -> bool:
+    """Say whether a key of a config or a command line is `loss` or an option of it."""
+    return key == LOSS or key.startswith(f"{LOSS}.")
+
+
+def with_option(loss: Any, key: str, value: Any) -> Any:
+    """Apply `loss=...` or `loss.option=...` to what stands after `loss:`.
+
+    Raises:
+        SettingsError: what stands there can have no option.
+    """
+    option = key.removeprefix(LOSS).removeprefix(".")
+    if not option:
+        return value
+    if loss is None:
+        return {option: value}
+    named = {"name": loss} if isinstance(loss, str) else loss
+    if not isinstance(named, Mapping):
+        raise SettingsError([f"`{key}` cannot be set, since `loss` is {loss!r}; write `loss: dft`."])
+    return {**named, option: value}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -85,16 +107,3 @@ def _split(overrides: Sequence[str]) -> list[tuple[str, str]]:
         raise SettingsError(problems)
     pairs = [word.partition("=") for word in overrides]
     return [(key.lstrip("-"), text) for key, _, text in pairs]
-
-
-def _with_loss(loss: Any, key: str, value: Any) -> Any:
-    """Apply `loss=...` or `loss.option=...` to what stands after `loss:`."""
-    option = key.removeprefix(LOSS).removeprefix(".")
-    if not option:
-        return value
-    if loss is None:
-        return {option: value}
-    named = {"name": loss} if isinstance(loss, str) else loss
-    if not isinstance(named, Mapping):
-        raise SettingsError([f"`{key}` cannot be set, since `loss` is {loss!r}; write `loss: dft`."])
-    return {**named, option: value}

@@ -82,10 +82,10 @@ class LossResult:
             eos_token_ids: the ids that end a sequence; their probability is summed apart.
             counted_T: bool, which tokens the log is to count; None: all.
         """
-        columns = (self.rows.logp_T, self.weight_T, self.targets_T)
+        logp_T, weight_T, targets_T = self.rows.logp_T, self.weight_T, self.targets_T
         if counted_T is not None:
-            columns = tuple(column[counted_T.to(column.device)] for column in columns)
-        logp_T, weight_T, targets_T = columns
+            counted_T = counted_T.to(logp_T.device)
+            logp_T, weight_T, targets_T = logp_T[counted_T], weight_T[counted_T], targets_T[counted_T]
         return LossStats.of_tokens(logp_T, weight_T, targets_T, eos_token_ids)
 
 

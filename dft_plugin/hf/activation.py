@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +11,9 @@ from torch import nn
 from dft_plugin.config.plugins import Catalogue, build_catalogue
 from dft_plugin.errors import ConflictError, UnsupportedModelError
 from dft_plugin.functional import LossLike, plan_for
-from dft_plugin.hf import best
+from dft_plugin.hf import best, standing
 from dft_plugin.hf.attachment import Attachment, attach_plan
-from dft_plugin.hf.head import ReadableHead, read_head
+from dft_plugin.hf.head import ReadableHead, find_door, look_at
 from dft_plugin.hf.loss_calls import TrainerAttachment
 from dft_plugin.hf.model import unwrap
 from dft_plugin.hf.trainer import TrainerHook, is_trainer
@@ -61,7 +60,7 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
     hook_class = _hook_class(trainer, catalogue)
     model = unwrap(trainer.model)
     before = wrapper_of(trainer)
-    if before is not None and before.plan == plan and before.attachment.on and before.attachment.model is model:
+    if before is not None and before.plan == plan and before.attachment.active and before.attachment.model is model:
         attachment: Attachment = before.attachment
         return attachment
     problems = hook_class.conflicts(trainer)
@@ -83,7 +82,7 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
 
 def _leave_guarded(model: nn.Module) -> None:
     """Have another trainer that trained this model say that it lost its loss, rather than train without it."""
-    attached = inspect.unwrap(model.forward)
+    attached = standing.active(model)
     if isinstance(attached, TrainerAttachment):
         attached.undo = []
 
@@ -104,9 +103,7 @@ def _hook_class(trainer: Any, catalogue: Catalogue) -> type[TrainerHook]:
 def _kernel_name(kernel: Kernel, reading: ReadableHead) -> str:
     if kernel is not auto:
         return kernel.__name__
-    weight = reading.linear.weight
-    trained = bool(reading.adapters) or any(p.requires_grad for p in reading.linear.parameters())
-    return choose(weight.device.type, trained=trained).__name__
+    return choose(reading.linear.weight.device.type, trained=reading.trained).__name__
 
 
 def startup_line(attachment: Attachment, trainer: str, replaced: Sequence[str] = ()) -> str:
@@ -119,7 +116,7 @@ def startup_line(attachment: Attachment, trainer: str, replaced: Sequence[str] =
     """
     plan = attachment.plan
     head = attachment.model.get_output_embeddings()
-    reading = "no head" if head is None else read_head(head)
+    reading = "no head" if head is None else look_at(find_door(head))
     if plan.path == "logits":
         path = "logits path"
     elif isinstance(reading, str):

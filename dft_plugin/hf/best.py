@@ -9,10 +9,8 @@ import torch
 from transformers import EarlyStoppingCallback
 
 from dft_plugin.config import best
+from dft_plugin.config.hosts import PLATEAU_SCHEDULERS
 from dft_plugin.objectives import Objective, Rows
-
-PLATEAU_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")
-"""Learning-rate schedulers of transformers that go by evaluations."""
 
 Change = Callable[[Any, str, Any], None]
 """Sets an attribute until the attachment is detached: owner, name, value."""

@@ -1,8 +1,7 @@
 """What a model does to the logits of its head, found out by asking its own forward.
 
-On the first batch the head's stand-in returns some real logits and one row of known numbers, and the
-model's forward transforms them. Names in a config do not tell every quirk; this does. Shapes: K checked
-positions, D hidden size, V vocabulary.
+On the first batch the head's stand-in returns known numbers, and the model's forward transforms them. Names in a
+config do not tell every quirk; this does. Shapes: K checked positions, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,30 +15,35 @@ from dft_plugin.kernels.softmax import accumulation_dtype
 from dft_plugin.objectives import NLL
 
 CHECKED_POSITIONS = 8
-"""Positions of the first row whose real logits are made for the check."""
+"""Positions for which a head as it was read is compared with the head as it is called."""
 
 _PROBE = (1e-3, 1.0, -8.0, 1e6)
 """Raw logits of the probe row: nearly linear under any softcap, unit, negative, saturated."""
 
+_SPREADS = (0.1, 1.0, 10.0, 100.0)
+"""Standard deviations of the rows that are compared, whatever a model takes for likely."""
 
-def probe_logits(real_KV: Tensor) -> Tensor:
-    """Stack real raw logits [K, V] and the probe row.
+
+def probe_logits(vocab_size: int) -> Tensor:
+    """Make raw logits that tell scale and softcap: rows of random numbers, and the probe row.
 
     Returns:
-        [1, K + 1, V] in float32 (float64), as a head would return it.
+        [1, K, V] in float32, as a head would return it.
     """
-    real_KV = real_KV.detach().to(accumulation_dtype(real_KV.dtype))
-    probe_V = real_KV.new_zeros(real_KV.shape[1])
-    used = min(len(_PROBE), probe_V.numel())
-    probe_V[:used] = probe_V.new_tensor(_PROBE[:used])
-    return torch.cat([real_KV, probe_V[None]])[None]
+    generator = torch.Generator().manual_seed(0)
+    spread_K1 = torch.tensor(_SPREADS)[:, None]
+    random_KV = torch.randn(len(_SPREADS), vocab_size, generator=generator) * spread_K1
+    probe_V = torch.zeros(vocab_size)
+    used = min(len(_PROBE), vocab_size)
+    probe_V[:used] = torch.tensor(_PROBE[:used])
+    return torch.cat([random_KV, probe_V[None]])[None]
 
 
 def find_transform(probed: Tensor, seen: Tensor) -> Transform | str:
     """Compare what the stand-in returned with what the model made of it.
 
     Args:
-        probed: what `probe_logits` gave, [1, K + 1, V].
+        probed: what `probe_logits` gave, [1, K, V].
         seen: the same after the model's forward, whatever its shape.
 
     Returns:
@@ -47,7 +51,7 @@ def find_transform(probed: Tensor, seen: Tensor) -> Transform | str:
     """
     if seen.shape != probed.shape:
         return f"the model changes the shape of its logits ({probed.shape[-1]} to {seen.shape[-1]} columns)"
-    seen = seen.detach().to(probed.dtype)
+    seen, probed = seen.detach().to(probed.dtype), probed.detach().to(seen.device)
     small, one, _, huge = (float(seen[0, -1, i]) if i < seen.shape[-1] else 0.0 for i in range(len(_PROBE)))
     if seen.shape[-1] < len(_PROBE):
         return "the vocabulary is too small to probe"

@@ -10,6 +10,7 @@ from torch import nn
 from dft_plugin.errors import NotActiveError, UnsupportedModelError
 from dft_plugin.hf.attachment import Attachment
 from dft_plugin.hf.model import unwrap
+from dft_plugin.hf.standing import name_of
 
 BEFORE_BACKWARD = "a training step computed its loss without the one that `loss:` asks for. No gradient was made of it"
 AFTER_BACKWARD = (
@@ -38,7 +39,7 @@ def _why(attachment: Attachment, model: nn.Module | None) -> str:
             f"the trainer's model is not the {type(attachment.model).__name__} that the loss was put on; "
             "`trainer.model` was replaced since. Call `activate(trainer)` again, after that."
         )
-    if not getattr(attachment, "on", True):
+    if not attachment.active:
         return (
             "the loss was taken off this trainer's model since (by `detach()`, or by an `attach` or `activate` of "
             "somebody else's for the same model). Call `activate(trainer)` again."
@@ -46,7 +47,7 @@ def _why(attachment: Attachment, model: nn.Module | None) -> str:
     forward = inspect.unwrap(attachment.model.forward)
     if not _is_ours(forward):
         return (
-            f"something took over the model's forward, which is now {_owner(forward)}. Disable that (Liger, "
+            f"something took over the model's forward, which is now {name_of(forward)}. Disable that (Liger, "
             "Unsloth), or leave out `loss:`."
         )
     return (
@@ -66,8 +67,3 @@ def _is_inside(model: nn.Module, wrapped: nn.Module) -> bool:
 def _is_ours(forward: Any) -> bool:
     module = getattr(forward, "__module__", None) or type(forward).__module__
     return isinstance(forward, Attachment) or str(module).split(".")[0] in ("dft_plugin", "dft_trl")
-
-
-def _owner(function: Any) -> str:
-    # The repr of a bound method prints its whole model.
-    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__name__)}"

@@ -1,4 +1,4 @@
-"""Which heads of Hugging Face models can be read, and how to work inside a head's forward.
+"""Where a model's head is, and whether its weight can be read.
 
 Shapes: T scored tokens, D hidden size, V vocabulary, R LoRA rank.
 """
@@ -6,16 +6,14 @@ Shapes: T scored tokens, D hidden size, V vocabulary, R LoRA rank.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dft_plugin.hf.called import Door
 from dft_plugin.kernels import Head, LowRank, Transform
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -32,14 +30,17 @@ class ReadableHead:
     linear: nn.Linear
     adapters: tuple[str, ...] = ()
 
-    def head(self, hidden_TD: Tensor, transform: Transform) -> Head | None:
-        """Read the head inside `owner`'s forward; None if its weight is not a whole plain tensor."""
-        weight_VD = self.linear.weight
-        if type(weight_VD) not in (Tensor, nn.Parameter) or weight_VD.dim() != 2 or not weight_VD.numel():
-            return None
-        if not weight_VD.is_floating_point():
-            return None
-        return Head(weight_VD, self.linear.bias, transform, self._low_rank(hidden_TD))
+    @property
+    def trained(self) -> bool:
+        """Whether weight, bias or a LoRA branch of it gets a gradient."""
+        return bool(self.adapters) or any(p.requires_grad for p in self.linear.parameters())
+
+    def head(self, hidden_TD: Tensor, transform: Transform) -> Head | str:
+        """Read the head inside `owner`'s forward, or say why its weight is not a whole plain tensor."""
+        reason = _unreadable(self.linear.weight)
+        if reason is not None:
+            return reason
+        return Head(self.linear.weight, self.linear.bias, transform, self._low_rank(hidden_TD))
 
     def _low_rank(self, hidden_TD: Tensor) -> LowRank | None:
         lora: Any = self.owner
@@ -52,7 +53,35 @@ class ReadableHead:
         return LowRank(torch.cat(inputs, 1), torch.cat(weights, 1)) if inputs else None
 
 
-def read_head(head: nn.Module) -> ReadableHead | str:
+def find_door(head: nn.Module) -> Door:
+    """Return how a head that is registered in a model is entered."""
+    wrappers: list[nn.Module] = []
+    while True:
+        inside = _inside(head)
+        if inside is None:
+            return Door(head, tuple(wrappers))
+        # The modules that torch.compile makes are passed by: what is inside is called as it is.
+        if not hasattr(head, "_orig_mod"):
+            wrappers.append(head)
+        head = inside
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    """Return the module to which this one hands its call, if that is all it does."""
+    for name in ("_orig_mod", "_fsdp_wrapped_module"):
+        if name in module._modules:
+            return module._modules[name]
+    peft = sys.modules.get("peft")
+    if peft is None or _class_of(module) is not peft.utils.other.ModulesToSaveWrapper:
+        return None
+    wrapper: Any = module
+    active = [name for name in wrapper.active_adapters if name in wrapper.modules_to_save]
+    if wrapper.disable_adapters or not active:
+        return wrapper.original_module  # type: ignore[no-any-return]
+    return wrapper.modules_to_save[active[0]] if len(active) == 1 else None
+
+
+def read_head(door: Door) -> ReadableHead | str:
     """Find out whether a head can be read.
 
     Readable are `nn.Linear`, its copy in PEFT's `modules_to_save`, and plain LoRA on it.
@@ -61,40 +90,53 @@ def read_head(head: nn.Module) -> ReadableHead | str:
     Returns:
         The readable head, or the reason why it can only be called.
     """
+    if door.has_hooks:
+        return "the head has hooks, which see its logits"
     peft = sys.modules.get("peft")
-    if peft is not None:
-        if isinstance(head, peft.utils.other.ModulesToSaveWrapper):
-            return _read_saved_copy(head)
-        if isinstance(head, peft.tuners.tuners_utils.BaseTunerLayer):
-            return _read_adapter(head, peft)
-    return _read_linear(head)
+    if peft is not None and isinstance(door.owner, peft.tuners.tuners_utils.BaseTunerLayer):
+        return _read_adapter(door.owner, peft)
+    return _read_linear(door.owner)
+
+
+def look_at(door: Door) -> ReadableHead | str:
+    """Say beforehand what `read_head` and `ReadableHead.head` will say when the head is used."""
+    reading = read_head(door)
+    if isinstance(reading, str):
+        return reading
+    weight = reading.linear.weight
+    # A weight that is sharded or offloaded is fetched by then; one that is split over tensor-parallel ranks is not.
+    fetched = hasattr(weight, "ds_id") or weight.dim() != 2 or hasattr(door.owner, "_hf_hook")
+    return reading if fetched else _unreadable(weight) or reading
+
+
+def _unreadable(weight_VD: Tensor) -> str | None:
+    if type(weight_VD) not in (Tensor, nn.Parameter):
+        return f"the head's weight is a {type(weight_VD).__name__}"
+    if not weight_VD.is_floating_point() or weight_VD.dtype.itemsize < 2:
+        return f"the head's weight is quantised ({weight_VD.dtype})"
+    if weight_VD.dim() != 2 or not weight_VD.numel() or weight_VD.device.type == "meta":
+        return "the head's weight is not here as a whole"
+    return None
 
 
 def _read_linear(head: nn.Module) -> ReadableHead | str:
     if not isinstance(head, nn.Linear):
-        return f"the head is a {type(head).__name__}"
+        return f"the head is a {_class_of(head).__name__}"
     if type(head).forward is not nn.Linear.forward:
-        return f"the head is a {type(head).__name__} with a forward of its own"
+        return f"the head is a {_class_of(head).__name__} with a forward of its own"
     if "forward" in head.__dict__ and not hasattr(head, "_hf_hook"):
         return "the head's forward is patched"
     return ReadableHead(head, head)
-
-
-def _read_saved_copy(wrapper: Any) -> ReadableHead | str:
-    active = [name for name in wrapper.active_adapters if name in wrapper.modules_to_save]
-    if wrapper.disable_adapters or not active:
-        return read_head(wrapper.original_module)
-    if len(active) > 1:
-        return "several saved copies of the head are active"
-    return read_head(wrapper.modules_to_save[active[0]])
 
 
 def _read_adapter(layer: Any, peft: Any) -> ReadableHead | str:
     base = _read_linear(layer.base_layer)
     if isinstance(base, str):
         return base
-    if type(layer) is not peft.tuners.lora.Linear:
-        return f"the head has a {type(layer).__module__.split('.')[-2]} adapter"
+    if find_door(layer.base_layer).has_hooks:
+        return "the head has hooks, which see its logits"
+    if _class_of(layer) is not peft.tuners.lora.Linear:
+        return f"the head has a {_class_of(layer).__module__.split('.')[-2]} adapter"
     if layer.disable_adapters:
         return "the head's merged adapter is disabled" if layer.merged else ReadableHead(layer, base.linear)
     if layer.merged:
@@ -109,24 +151,16 @@ def _read_adapter(layer: Any, peft: Any) -> ReadableHead | str:
     return ReadableHead(layer, base.linear, adapters)
 
 
-def call_inside(module: nn.Module, function: Callable[..., Result], *args: Any) -> Result:
-    """Run `function` as the forward of `module`, so that the module's hooks fire around it.
+def _class_of(module: nn.Module) -> type:
+    """The class of a module before FSDP2 put one of its own in that place."""
+    return next(cls for cls in type(module).__mro__ if not cls.__name__.startswith("FSDP"))
 
-    That is how FSDP2, ZeRO-3 and offloading gather a weight and reduce its gradient. Reading a
-    sharded weight instead gives the right loss and a wrong gradient where the head is a group of its own.
-    """
-    # accelerate's hook stands in `forward` and calls `_old_forward`.
-    name = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
-    before = module.__dict__.get(name)
-    module.__dict__[name] = function
-    try:
-        result: Result = module(*args)
-    finally:
-        if before is None:
-            del module.__dict__[name]
-        else:
-            module.__dict__[name] = before
-    return result
+
+def vocab_size_of(model: Any, door: Door) -> int:
+    """Return the number of logits that a head makes, whoever holds its rows."""
+    owner = door.owner
+    size = getattr(owner, "out_features", None) or getattr(getattr(owner, "base_layer", None), "out_features", None)
+    return int(size or model.config.get_text_config().vocab_size)
 
 
 def head_slots(model: nn.Module, head: nn.Module) -> list[tuple[nn.Module, str]]:

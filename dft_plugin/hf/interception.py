@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,47 +12,55 @@ from torch import Tensor, nn
 
 from dft_plugin.core import targets
 from dft_plugin.errors import UnsupportedModelError
-from dft_plugin.hf import calibration
 from dft_plugin.hf.head import head_slots
-from dft_plugin.hf.model import auxiliary_loss
 from dft_plugin.kernels import may_overwrite
 
 
-class HeadCapture(nn.Module):
+@dataclass(frozen=True)
+class Seen:
+    """What one run of the model's forward showed.
+
+    Attributes:
+        output: what the model returned.
+        logits: what its loss would have been made from; the stand-in's, where one stood in.
+        labels_BS: aligned labels.
+        auxiliary: what the model adds to any loss (a router's), scaled by the model; or None.
+    """
+
+    output: Any
+    logits: Tensor
+    labels_BS: Tensor
+    auxiliary: Tensor | None
+
+
+class HeadStandIn(nn.Module):
     """Stands where the head stands for one forward pass: keeps the hidden states, makes no logits.
 
     In the forward itself nothing else changes, so scaling, caps, routers and output classes remain
     the model's own business.
+
+    Args:
+        head: as it is registered in the model.
+        probe: [1, K, V], what to return on the first batch, when it is asked what the model makes of its logits.
     """
 
-    def __init__(self, head: nn.Module, *, probing: bool = False) -> None:
+    def __init__(self, head: nn.Module, probe: Tensor | None = None) -> None:
         super().__init__()
         self.head = head
         self.training = head.training
         self.calls = 0
         self.hidden: Tensor | None = None
-        self.probe: Tensor | None = None
-        self.real_KV: Tensor | None = None
-        self.probing = probing
+        self.probe = probe
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Keep `hidden` [B, S, D]; return one zero per position, or the probe on the first batch."""
+        """Keep `hidden` [B, S, D]; return one zero per position, or the probe."""
         self.calls += 1
         self.hidden = hidden
-        if self.probing:
-            with torch.no_grad(), without_dropout(self.head):
-                self.real_KV = self.head(self.checked_positions())
-                self.probe = calibration.probe_logits(self.real_KV)
-            self.probe.requires_grad_(torch.is_grad_enabled())
-            # A copy, since some forwards change their logits in place.
-            return self.probe.clone()
-        return hidden.new_zeros((*hidden.shape[:-1], 1), dtype=torch.float32)
-
-    def checked_positions(self) -> Tensor:
-        """The positions whose real logits are made for the check."""
-        assert self.hidden is not None
-        hidden_ND = self.hidden.reshape(-1, self.hidden.shape[-1])
-        return hidden_ND[: calibration.CHECKED_POSITIONS].detach()
+        if self.probe is None:
+            return hidden.new_zeros((*hidden.shape[:-1], 1), dtype=torch.float32)
+        self.probe = self.probe.to(hidden.device).requires_grad_(torch.is_grad_enabled())
+        # A copy, since some forwards change their logits in place.
+        return self.probe.clone()
 
     def led_to(self, value: Tensor) -> bool:
         """Whether `value` was computed from the probe; asked with a graph."""
@@ -60,8 +69,8 @@ class HeadCapture(nn.Module):
         return torch.autograd.grad(value, self.probe, retain_graph=True, allow_unused=True)[0] is not None
 
     def release(self) -> None:
-        """Forget the tensors of this pass."""
-        self.calls, self.hidden, self.probe, self.real_KV = 0, None, None, None
+        """Forget the pass before."""
+        self.calls, self.hidden = 0, None
 
     def __getattr__(self, name: str) -> Any:
         # Some forwards read `lm_head.weight.dtype`.
@@ -92,6 +101,36 @@ class LossRecorder:
         return torch.zeros((), dtype=torch.float32, device=logits.device)
 
 
+def run_asking(
+    model: nn.Module, forward: Callable[..., Any], inputs: dict[str, Any], stand_in: HeadStandIn | None = None
+) -> Seen | None:
+    """Run a forward with labels, and answer its call for a loss. Returns None if it makes none.
+
+    Args:
+        model: the module whose forward it is.
+        forward: its forward.
+        inputs: with `labels`, and maybe `shift_labels`.
+        stand_in: in the place of its head, or None.
+
+    Raises:
+        UnsupportedModelError: it asks for several losses.
+    """
+    recorder = LossRecorder()
+    with standing_in(model, stand_in), recording(model, recorder):
+        output = forward(**inputs, return_dict=True)
+    if recorder.calls > 1:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} asks for {recorder.calls} losses in one forward pass; only one "
+            "can be replaced. Train it without `loss:`."
+        )
+    if recorder.logits is None or recorder.labels is None:
+        return None
+    shift_labels = inputs.get("shift_labels")
+    aligned = recorder.labels if shift_labels is None else shift_labels
+    added = output.loss
+    return Seen(output, recorder.logits, aligned, added if added.requires_grad or added != 0 else None)
+
+
 @contextmanager
 def without_dropout(module: nn.Module) -> Iterator[None]:
     """Switch the dropout in `module` off for a while, so that two passes through it agree.
@@ -110,17 +149,17 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def standing_in(model: nn.Module, capture: HeadCapture | None) -> Iterator[None]:
-    """Put `capture` where its head is registered in `model`, and the head back afterwards."""
-    slots = head_slots(model, capture.head) if capture is not None else []
+def standing_in(model: nn.Module, stand_in: HeadStandIn | None) -> Iterator[None]:
+    """Put `stand_in` where its head is registered in `model`, and the head back afterwards."""
+    slots = head_slots(model, stand_in.head) if stand_in is not None else []
     for parent, name in slots:
-        parent._modules[name] = capture
+        parent._modules[name] = stand_in
     try:
         yield
     finally:
         for parent, name in slots:
-            assert capture is not None
-            parent._modules[name] = capture.head
+            assert stand_in is not None
+            parent._modules[name] = stand_in.head
 
 
 @contextmanager
@@ -143,44 +182,3 @@ def logits_are_spare(model: Any, logits: Tensor) -> bool:
     head = model.get_output_embeddings()
     hooked = head is not None and any(module._forward_hooks for module in head.modules())
     return may_overwrite(logits) and not hooked
-
-
-def check_own_loss(model: Any, forward: Callable[..., Any]) -> None:
-    """Check that a forward which computes its loss by itself computes the likelihood of the next token.
-
-    A fused forward does. But some classes do not shift the labels that they are given, and others score
-    something else; our loss in its place would be another training altogether.
-
-    Args:
-        model: the model in question.
-        forward: its forward, which does not ask for `loss_function`.
-
-    Raises:
-        UnsupportedModelError: its loss is a different one.
-    """
-    ids_BS = torch.arange(16, device=model.device).reshape(2, 8)
-    labels_BS = ids_BS.clone()
-    labels_BS[0, :3] = targets.IGNORE_INDEX
-
-    def run(**inputs: Any) -> Any:
-        # In train mode, where fused forwards differ, and so with the same dropout in both.
-        with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(0)
-            return forward(input_ids=ids_BS, return_dict=True, **inputs)
-
-    theirs = run(labels=labels_BS).get("loss")
-    output = run()
-    if theirs is None:
-        return
-    logits = output["logits"]
-    ours = nn.functional.cross_entropy(
-        logits.flatten(0, -2).float(), targets.shift(labels_BS).flatten(), ignore_index=targets.IGNORE_INDEX
-    )
-    auxiliary = auxiliary_loss(model, output)
-    ours = ours if auxiliary is None else ours + auxiliary
-    if not torch.allclose(theirs.float(), ours, rtol=1e-4 if logits.dtype.itemsize >= 4 else 2e-2):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} computes a loss of its own that is not the likelihood of the next token (it "
-            f"gives {float(theirs):.6g} where that is {float(ours):.6g}; some classes do not shift their labels). "
-            "Train it without `loss:`."
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,33 +28,15 @@ class LossCall:
 
 
 class TrainerAttachment(Attachment):
-    """Answers what `compute_loss` asks for, and nothing else that happens inside it.
-
-    Attributes:
-        undo: what puts the trainer back as it was; run by `detach`, the last first.
-        on: whether it is on its model; False once it was detached.
-    """
+    """Answers what `compute_loss` asks for, and nothing else that happens inside it."""
 
     def __init__(self, model: PreTrainedModel, plan: LossPlan) -> None:
         super().__init__(model, plan)
-        self.undo: list[Callable[[], None]] = []
-        self.on = True
         self._loss_call: LossCall | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the model is no trainer's.
-        return {**super().__getstate__(), "undo": [], "_loss_call": None}
-
-    def detach(self) -> None:
-        """Give the model its forward back, and the trainer what was changed on it.
-
-        Raises:
-            NotActiveError: something else has taken over the forward since; undo that first.
-        """
-        super().detach()
-        self.on = False
-        while self.undo:
-            self.undo.pop()()
+        return {**super().__getstate__(), "_loss_call": None}
 
     @contextmanager
     def loss_call(self, *, grad: bool, **how: Any) -> Iterator[None]:
@@ -82,8 +64,6 @@ class TrainerAttachment(Attachment):
             return not self.trainer_only
         return torch.is_grad_enabled() if self._loss_call.grad else self.calls == self._loss_call.calls
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model; answer with our loss where the trainer asks for one."""
-        if not self.asked_for_loss():
-            return self.original(*args, **kwargs)
-        return super().__call__(*args, **kwargs)
+    def answers(self, inputs: dict[str, Any]) -> bool:
+        """Whether a call with these arguments gets our loss."""
+        return super().answers(inputs) and self.asked_for_loss()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
+from dft_plugin.config.handover import swapped
 from dft_plugin.core.stats import Tally
 from dft_plugin.errors import ConflictError
 from dft_plugin.hf import best, guard
@@ -27,7 +28,7 @@ from dft_plugin.hf.evaluation import EvaluationRows, evaluation_rows
 from dft_plugin.hf.guard import not_active
 from dft_plugin.hf.in_the_way import in_the_way
 from dft_plugin.hf.loss_calls import TrainerAttachment
-from dft_plugin.hf.wrapping import Wrapper, setting, wrapped
+from dft_plugin.hf.wrapping import Wrapper, wrapped
 
 __all__ = ["TrainerHook", "is_trainer", "not_active", "warn_of_weak_prior"]
 
@@ -106,7 +107,7 @@ class TrainerHook(Wrapper):
 
     def remove(self) -> None:
         """Put model and trainer back as they were, also where somebody else has the model by now."""
-        if self.attachment.on:
+        if self.attachment.active:
             self.attachment.detach()
         while self.undo:
             self.undo.pop()()
@@ -157,7 +158,7 @@ class TrainerHook(Wrapper):
             self._check_division(step, loss)
             return backward(loss, *args, **kwargs)
 
-        with self._in_step(step), setting(accelerator, "backward", guarded):
+        with self._in_step(step), swapped(accelerator, "backward", guarded):
             result = inner(*args, **kwargs)
             self._require(step.calls, guard.AFTER_BACKWARD)
             self._check_division(step, None)
@@ -218,7 +219,7 @@ class TrainerHook(Wrapper):
         with (
             self.attachment.loss_call(grad=torch.is_grad_enabled(), tally=tally, num_items=divisor),
             # The ranks are in the divisor: who multiplies by their number and who does not now get the same.
-            setting(self.trainer.args, "average_tokens_across_devices", False),
+            swapped(self.trainer.args, "average_tokens_across_devices", False),
         ):
             return inner(*args, **kwargs)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 _ABSENT = object()
@@ -68,17 +67,6 @@ def wrapper_of(owner: Any) -> Any:
         if isinstance(wrapper, Wrapper):
             return wrapper
     return None
-
-
-@contextmanager
-def setting(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute for the time of this block."""
-    before = vars(owner).get(name, _ABSENT)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        _put(owner, name, before)
 
 
 def _put(owner: Any, name: str, value: Any) -> None:

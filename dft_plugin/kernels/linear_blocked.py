@@ -7,23 +7,18 @@ B rows of the weight in a block.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dft_plugin.kernels.gemm import block_dtype
+from dft_plugin.kernels.gradients import Gradients, Inputs
 from dft_plugin.kernels.linear_chunked import chunked
-from dft_plugin.kernels.rows import block_rows, concatenate, weighted_sum
-from dft_plugin.kernels.softmax import (
-    accumulation_dtype,
-    exponential_,
-    log_probability,
-    sum_e_y_,
-    sum_squares,
-    transform_,
-)
-from dft_plugin.kernels.types import Head, KernelResult, Transform, refuse_second_derivative
+from dft_plugin.kernels.results import join, weigh
+from dft_plugin.kernels.rows import block_rows
+from dft_plugin.kernels.softmax import Sums, accumulation_dtype, exponential_, sum_e_y_, sum_squares, transform_
+from dft_plugin.kernels.sweep import score
+from dft_plugin.kernels.types import Head, KernelResult, Transform
 from dft_plugin.objectives import Objective, Rows, RowStatistic
 
 _PASS_TOKENS = 2048
@@ -51,8 +46,8 @@ def blocked(
     2. exponentiate it against the running maximum of each row, and add it to the running sums;
     3. multiply it with the same block of the weight while both are near: the second GEMM, added to the running
        gradient [T, D], which is rescaled when a row's maximum grows (online softmax, arXiv 1805.02867);
-    4. at the end subtract the target's part, and multiply each row by w / sum: w is detached, so the
-       gradient is complete, and backward only multiplies it by the upstream factor.
+    4. at the end divide by the sum without the target, and subtract the target's part: w is detached, so backward
+       only multiplies each row by w * (1 - p) and the upstream factor.
 
     Two GEMMs, the weight streamed once. Memory beyond inputs and gradient: T * (B + D) elements of
     float32 for passes of 2048 tokens, whatever V and however many tokens there are.
@@ -71,94 +66,41 @@ def blocked(
     """
     if head.low_rank is not None or (head.trained and torch.is_grad_enabled()):
         return chunked(hidden_TD, head, targets_T, objective, needs=needs, scratch_bytes=scratch_bytes)
-    run = _Run(head.weight_VD, head.bias_V, head.transform, objective, needs | objective.needs)
-    with_grad = torch.is_grad_enabled() and hidden_TD.requires_grad
-    loss_sum, weight_T, *rows = _Blocked.apply(  # type: ignore[no-untyped-call]
-        hidden_TD, targets_T, run, block_dtype(head.weight_VD), with_grad
-    )
-    return KernelResult(loss_sum, Rows(*rows), weight_T)
+    passes = _Passes(objective, block_dtype(head.weight_VD), head.transform, needs | objective.needs)
+    return score(passes, targets_T, hidden_TD, head.weight_VD, head.bias_V)
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What is constant over the passes of one call."""
+class _Passes:
+    """A `Scorer` for the gradient of the hidden states alone."""
 
-    weight_VD: Tensor
-    bias_V: Tensor | None
-    transform: Transform
     objective: Objective
+    dtype: torch.dtype
+    transform: Transform
     needs: frozenset[RowStatistic]
 
+    def __call__(self, targets_T: Tensor, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
+        with torch.autocast(targets_T.device.type, enabled=False):
+            return self._score(targets_T, inputs, wanted)
 
-class _Blocked(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden_TD: Tensor, targets_T: Tensor, run: _Run, dtype: torch.dtype, with_grad: bool
-    ) -> tuple[Tensor | None, ...]:
-        loss_sum = hidden_TD.new_zeros((), dtype=accumulation_dtype(dtype))
-        grad_TD = torch.empty_like(hidden_TD) if with_grad else None
-        rows: list[Rows] = []
-        weights: list[Tensor] = []
-        with torch.autocast(hidden_TD.device.type, enabled=False):
-            for start in range(0, max(hidden_TD.shape[0], 1), _PASS_TOKENS):
-                tokens = slice(start, start + _PASS_TOKENS)
-                part = _one_pass(run, hidden_TD[tokens].to(dtype), targets_T[tokens], with_grad)
-                part_sum, weight_T = weighted_sum(run.objective, part.rows)
-                if grad_TD is not None and part.grad_TD is not None:
-                    grad_TD[tokens] = part.grad_TD.mul_((weight_T * part.inverse_norm_T)[:, None])
-                loss_sum += part_sum
-                rows.append(part.rows)
-                weights.append(weight_T)
-        ctx.save_for_backward(grad_TD)
-        joined = concatenate(rows)
-        outputs = (
-            torch.cat(weights),
-            joined.logp_T,
-            joined.one_minus_p_T,
-            joined.is_top1_T,
-            joined.entropy_T,
-            joined.sum_p_squared_T,
-        )
-        ctx.mark_non_differentiable(*[output for output in outputs if output is not None])
-        return loss_sum, *outputs
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative()
-        (grad_TD,) = ctx.saved_tensors
-        return (grad_TD * upstream).to(grad_TD.dtype), None, None, None, None
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What one pass over the weight gives: statistics, and the gradient before `w * inverse_norm`."""
-
-    rows: Rows
-    grad_TD: Tensor | None
-    inverse_norm_T: Tensor
-
-
-def _one_pass(run: _Run, hidden_TD: Tensor, targets_T: Tensor, with_grad: bool) -> _Outcome:
-    work_dtype = accumulation_dtype(hidden_TD.dtype)
-    running = _Running.start(run, hidden_TD, work_dtype, with_grad)
-    fewest, most = _BLOCK_ROWS
-    block = max(fewest, min(most, _BLOCK_BYTES // (max(hidden_TD.shape[0], 1) * work_dtype.itemsize)))
-    T = hidden_TD.shape[0]
-    product = hidden_TD.new_empty(T * block)
-    work = product if product.dtype == work_dtype else hidden_TD.new_empty(T * block, dtype=work_dtype)
-    for start in range(0, run.weight_VD.shape[0], block):
-        weight_BD = run.weight_VD[start : start + block].to(hidden_TD.dtype)
-        B = weight_BD.shape[0]
-        product_TB, x_TB = (buffer[: T * B].view(T, B) for buffer in (product, work))
-        torch.mm(hidden_TD, weight_BD.t(), out=product_TB)
-        if work is not product:
-            x_TB.copy_(product_TB)
-        if run.bias_V is not None:
-            x_TB += run.bias_V[start : start + block]
-        e_TB = running.add(x_TB, targets_T - start)
-        if with_grad:
-            running.add_gradient(e_TB if work is product else product_TB.copy_(e_TB), weight_BD)
-    return running.finish(run.weight_VD[targets_T].to(work_dtype))
+    def _score(self, targets_T: Tensor, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
+        hidden_TD, weight_VD, bias_V = inputs
+        assert hidden_TD is not None
+        assert weight_VD is not None
+        # Kept like a token's gradient in half precision: relative to R, it is of the size of the weight.
+        grads = Gradients.like(inputs, wanted, hidden_TD.dtype)
+        parts: list[KernelResult] = []
+        for start in range(0, max(hidden_TD.shape[0], 1), _PASS_TOKENS):
+            tokens = slice(start, start + _PASS_TOKENS)
+            hidden_PD = hidden_TD[tokens].to(self.dtype)
+            running = _Running.start(self, hidden_PD, with_grad=wanted[0])
+            running.add_blocks(hidden_PD, weight_VD, bias_V, targets_T[tokens])
+            part = weigh(self.objective, running.finish(weight_VD[targets_T[tokens]]))
+            parts.append(part)
+            if grads.of[0] is not None and running.grad_TD is not None:
+                grads.of[0][tokens] = running.grad_TD
+                grads.factor_T1[tokens, 0] = part.weight_T * part.rows.one_minus_p_T * self.transform.scale
+        return join(parts), grads
 
 
 @dataclass
@@ -168,7 +110,7 @@ class _Running:
     The target is left out of all but its own two columns, so that 1 - p keeps its digits where p is near 1.
     """
 
-    run: _Run
+    passes: _Passes
     max_T1: Tensor
     rest_T1: Tensor
     e_log_e_T1: Tensor
@@ -178,12 +120,13 @@ class _Running:
     grad_TD: Tensor | None
 
     @classmethod
-    def start(cls, run: _Run, hidden_TD: Tensor, dtype: torch.dtype, with_grad: bool) -> _Running:
+    def start(cls, passes: _Passes, hidden_TD: Tensor, *, with_grad: bool) -> _Running:
+        dtype = accumulation_dtype(hidden_TD.dtype)
         zero_T1 = hidden_TD.new_zeros(hidden_TD.shape[0], 1, dtype=dtype)
         # A finite lowest maximum: -inf less -inf would be NaN.
         lowest_T1 = torch.full_like(zero_T1, torch.finfo(zero_T1.dtype).min)
         return cls(
-            run,
+            passes,
             max_T1=lowest_T1,
             rest_T1=zero_T1,
             e_log_e_T1=zero_T1,
@@ -193,6 +136,26 @@ class _Running:
             grad_TD=torch.zeros_like(hidden_TD, dtype=dtype) if with_grad else None,
         )
 
+    def add_blocks(self, hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_T: Tensor) -> None:
+        """Go over the whole weight, in the dtype of `hidden_TD`."""
+        T, work_dtype = hidden_TD.shape[0], self.max_T1.dtype
+        fewest, most = _BLOCK_ROWS
+        block = max(fewest, min(most, _BLOCK_BYTES // (max(T, 1) * work_dtype.itemsize)))
+        product = hidden_TD.new_empty(T * block)
+        work = product if product.dtype == work_dtype else hidden_TD.new_empty(T * block, dtype=work_dtype)
+        for start in range(0, weight_VD.shape[0], block):
+            weight_BD = weight_VD[start : start + block].to(hidden_TD.dtype)
+            B = weight_BD.shape[0]
+            product_TB, x_TB = (buffer[: T * B].view(T, B) for buffer in (product, work))
+            torch.mm(hidden_TD, weight_BD.t(), out=product_TB)
+            if work is not product:
+                x_TB.copy_(product_TB)
+            if bias_V is not None:
+                x_TB += bias_V[start : start + block]
+            e_TB = self.add(x_TB, targets_T - start)
+            if self.grad_TD is not None:
+                self.add_gradient(e_TB if work is product else product_TB.copy_(e_TB), weight_BD)
+
     def add(self, x_TB: Tensor, columns_T: Tensor) -> Tensor:
         """Add a block of raw logits to the sums.
 
@@ -201,26 +164,26 @@ class _Running:
             columns_T: the targets' columns in it.
 
         Returns:
-            Their exponentials, times the slope of the transform: the gradient before `w * inverse_norm`.
+            Their exponentials, times the slope of the transform: the gradient before `w / sum`.
         """
-        slope_TB = transform_(x_TB, self.run.transform)
+        slope_TB = transform_(x_TB, self.passes.transform)
         self._take_targets_out_(x_TB, slope_TB, columns_T)
 
         max_T1 = torch.maximum(self.max_T1, x_TB.amax(1, keepdim=True))
         shrink_T1 = (self.max_T1 - max_T1).exp_()
         if self.grad_TD is not None:
             self.grad_TD.mul_(shrink_T1)
-        if "entropy" in self.run.needs:
+        if "entropy" in self.passes.needs:
             self.e_log_e_T1 = shrink_T1 * (self.e_log_e_T1 + self.rest_T1 * (self.max_T1 - max_T1))
         y_TB = x_TB.sub_(max_T1)
-        if "entropy" in self.run.needs:
+        if "entropy" in self.passes.needs:
             self.e_log_e_T1 = self.e_log_e_T1 + _exponential_and_sum_e_y_(y_TB)
         else:
             exponential_(y_TB)
         e_TB = y_TB
         self.max_T1 = max_T1
         self.rest_T1 = shrink_T1 * self.rest_T1 + e_TB.sum(1, keepdim=True)
-        if "sum_p_squared" in self.run.needs:
+        if "sum_p_squared" in self.passes.needs:
             self.e_squared_T1 = shrink_T1.square() * self.e_squared_T1 + sum_squares(e_TB)
         return e_TB if slope_TB is None else e_TB.mul_(slope_TB)
 
@@ -239,29 +202,30 @@ class _Running:
         self.slope_target_T1[here, 0] = 1.0 if slope_TB is None else slope_TB[here, columns]
         x_TB[here, columns] = -torch.inf
 
-    def finish(self, target_weight_TD: Tensor) -> _Outcome:
-        """Put the targets in; `target_weight_TD` holds the weight's rows of the targets."""
+    def finish(self, target_weight_TD: Tensor) -> Rows:
+        """Put the targets in, return the statistics, and leave the gradient divided by R.
+
+        Args:
+            target_weight_TD: the weight's rows of the targets.
+        """
         max_T1 = torch.maximum(self.max_T1, self.x_target_T1)
         shrink_T1 = (self.max_T1 - max_T1).exp_()
         rest_T1 = self.rest_T1 * shrink_T1
-        e_target_T1 = (self.x_target_T1 - max_T1).exp_()
-        norm_T1 = rest_T1 + e_target_T1
-        logp_T1 = log_probability(self.x_target_T1, max_T1, e_target_T1, rest_T1)
-        entropy_T = None
-        if "entropy" in self.run.needs:
-            e_log_e_T1 = shrink_T1 * (self.e_log_e_T1 + self.rest_T1 * (self.max_T1 - max_T1))
-            entropy_T = (norm_T1.log() - (e_log_e_T1 - torch.special.entr(e_target_T1)) / norm_T1)[:, 0]
-        squares_T1 = shrink_T1.square() * self.e_squared_T1 + e_target_T1.square()
+        e_y_T1 = shrink_T1 * (self.e_log_e_T1 + self.rest_T1 * (self.max_T1 - max_T1))
+        squares_T1 = shrink_T1.square() * self.e_squared_T1
         if self.grad_TD is not None:
-            self.grad_TD.mul_(shrink_T1).sub_(target_weight_TD.mul_(rest_T1 * self.slope_target_T1))
-        rows = Rows(
-            logp_T=logp_T1[:, 0],
-            one_minus_p_T=(rest_T1 / norm_T1)[:, 0],
-            is_top1_T=(self.x_target_T1 >= self.max_T1)[:, 0],
-            entropy_T=entropy_T,
-            sum_p_squared_T=(squares_T1 / norm_T1.square())[:, 0] if "sum_p_squared" in self.run.needs else None,
-        )
-        return _Outcome(rows, self.grad_TD, (self.run.transform.scale / norm_T1)[:, 0])
+            # Relative to its own maximum R is 1 or more, or 0 where no token but the target is possible.
+            self.grad_TD.div_(self.rest_T1.clamp(min=1)).sub_(
+                target_weight_TD.to(self.grad_TD.dtype).mul_(self.slope_target_T1)
+            )
+        rows, _ = Sums(
+            max_T1,
+            self.x_target_T1,
+            rest_T1,
+            e_y_T1=e_y_T1 if "entropy" in self.passes.needs else None,
+            squares_T1=squares_T1 if "sum_p_squared" in self.passes.needs else None,
+        ).statistics()
+        return rows
 
 
 def _exponential_and_sum_e_y_(y_TB: Tensor) -> Tensor:

@@ -17,10 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.rows import block_rows, concatenate, score_rows_, weighted_sum
+from dft_plugin.kernels.results import as_outputs, from_outputs, join, weigh
+from dft_plugin.kernels.rows import block_rows, scale_rows, score_rows_
 from dft_plugin.kernels.softmax import accumulation_dtype
 from dft_plugin.kernels.types import IDENTITY, KernelResult, refuse_second_derivative
-from dft_plugin.objectives import Objective, Rows, RowStatistic
+from dft_plugin.objectives import Objective, RowStatistic
+
+_HALF_EXPONENT = 14
+"""A row of gradients in half precision is kept below 2 to this power; float16 reaches 2 ** 16."""
 
 
 def score_logits(
@@ -43,10 +47,9 @@ def score_logits(
         objective: gives the weights.
         needs: costly statistics to return.
     """
-    run = _Run(kept_N.nonzero()[:, 0], targets_T, objective, needs | objective.needs)
+    run = _Run(_positions(kept_N, targets_T), targets_T, objective, needs | objective.needs)
     with_grad = torch.is_grad_enabled() and logits_NV.requires_grad
-    loss_sum, weight_T, *rows = _ScoreLogits.apply(logits_NV, run, with_grad)  # type: ignore[no-untyped-call]
-    return KernelResult(loss_sum, Rows(*rows), weight_T)
+    return from_outputs(_ScoreLogits.apply(logits_NV, run, with_grad))  # type: ignore[no-untyped-call]
 
 
 def score_logits_(
@@ -70,9 +73,15 @@ def score_logits_(
         objective: gives the weights.
         needs: costly statistics to return.
     """
-    run = _Run(kept_N.nonzero()[:, 0], targets_T, objective, needs | objective.needs)
-    loss_sum, weight_T, *rows = _OverwriteLogits.apply(logits_NV, run)  # type: ignore[no-untyped-call]
-    return KernelResult(loss_sum, Rows(*rows), weight_T)
+    run = _Run(_positions(kept_N, targets_T), targets_T, objective, needs | objective.needs)
+    return from_outputs(_OverwriteLogits.apply(logits_NV, run))  # type: ignore[no-untyped-call]
+
+
+def _positions(kept_N: Tensor, targets_T: Tensor) -> Tensor:
+    """Where a mask is true; without a wait for the device if it is so everywhere."""
+    if kept_N.numel() == targets_T.numel():
+        return torch.arange(kept_N.numel(), device=kept_N.device)
+    return kept_N.nonzero()[:, 0]
 
 
 _SAVE_NO_OUTPUT = frozenset(
@@ -107,11 +116,11 @@ class _ScoreLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, run: _Run, with_grad: bool) -> tuple[Tensor | None, ...]:
         grad_NV = torch.empty_like(logits_NV) if with_grad else None
-        scored = _sweep(run, logits_NV, grad_NV)
+        result, factor_N1 = _sweep(run, logits_NV, grad_NV)
         ctx.run, ctx.handed_over = run, False
         # Saved, not kept on ctx: a checkpoint, as `opaque` has around it, lets go of nothing else.
-        ctx.save_for_backward(logits_NV, grad_NV, scored.factor_N1)
-        return _outputs(ctx, scored)
+        ctx.save_for_backward(logits_NV, grad_NV, factor_N1)
+        return as_outputs(ctx, result)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -123,15 +132,15 @@ class _ScoreLogits(torch.autograd.Function):
             _sweep(ctx.run, logits_NV, grad_NV)
         ctx.handed_over = True
         # Through `data`, or autograd would take that second backward for a mistake.
-        return _scale_rows_(grad_NV.data, factor_N1 * upstream), None, None
+        return scale_rows(grad_NV.data, factor_N1 * upstream, grad_NV.dtype), None, None
 
 
 class _OverwriteLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, run: _Run) -> tuple[Tensor | None, ...]:
-        scored = _sweep(run, logits_NV, logits_NV)
-        ctx.grad_NV, ctx.factor_N1 = logits_NV.detach(), scored.factor_N1
-        return _outputs(ctx, scored)
+        result, ctx.factor_N1 = _sweep(run, logits_NV, logits_NV)
+        ctx.grad_NV = logits_NV.detach()
+        return as_outputs(ctx, result)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -139,62 +148,62 @@ class _OverwriteLogits(torch.autograd.Function):
         grad_NV, ctx.grad_NV = ctx.grad_NV, None
         if grad_NV is None:
             raise RuntimeError("the gradient of these logits was handed over: a graph of score_logits_ serves once.")
-        return _scale_rows_(grad_NV, ctx.factor_N1 * upstream), None
+        return scale_rows(grad_NV, ctx.factor_N1 * upstream, grad_NV.dtype), None
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """What a sweep found; the gradient on the logits is what it wrote, times `factor_N1`, times the upstream factor.
-
-    The factor stays in the dtype of sums: multiplied into a float16 gradient before a loss scale is, a small w would
-    make zeros of it.
-    """
-
-    loss_sum: Tensor
-    weight_T: Tensor
-    rows: Rows
-    factor_N1: Tensor
-
-
-def _sweep(run: _Run, logits_NV: Tensor, grad_NV: Tensor | None) -> _Scored:
+def _sweep(run: _Run, logits_NV: Tensor, grad_NV: Tensor | None) -> tuple[KernelResult, Tensor]:
     """Score all blocks.
 
     Args:
         run: what to score.
         logits_NV: read only, unless they are `grad_NV`, too.
         grad_NV: where the gradient goes, before its factors; None if nobody wants it.
+
+    Returns:
+        `(result, factor_N1)`: the gradient on the logits is what was written, times the factor, times the upstream
+        factor. It is kept in the dtype of sums: multiplied into a float16 gradient before a loss scale is, a small
+        one would make zeros of it.
     """
     (N, V), T = logits_NV.shape, run.index_T.numel()
     dtype = accumulation_dtype(logits_NV.dtype)
-    loss_sum = logits_NV.new_zeros((), dtype=dtype)
     factor_N1 = logits_NV.new_zeros(N, 1, dtype=dtype)
     in_place = grad_NV is not None and grad_NV.dtype == dtype and T == N
     # One for all blocks: an allocator that gives each its own may not find their memory again.
     buffer_BV = logits_NV.new_empty(0 if in_place else min(T, block_rows(logits_NV.device.type, V)), V, dtype=dtype)
-    rows: list[Rows] = []
-    weights: list[Tensor] = []
+    parts: list[KernelResult] = []
     for block, positions in _blocks(logits_NV, run.index_T):
         rows_BV = logits_NV[positions]
         work_BV = grad_NV[positions] if grad_NV is not None and in_place else buffer_BV[: len(rows_BV)]
         if not in_place or grad_NV is not logits_NV:
             work_BV.copy_(rows_BV)
         scored = score_rows_(work_BV, run.targets_T[block], IDENTITY, run.needs)
-        block_sum, weight_B = weighted_sum(run.objective, scored.rows)
-        factor_B = weight_B * scored.inverse_norm_T
+        part = weigh(run.objective, scored.rows)
+        parts.append(part)
+        factor_B = part.weight_T * scored.inverse_norm_T
         if grad_NV is not None and grad_NV.dtype != dtype:
-            # Normalised, since it may exceed the range of float16. The factor is a power of 2, which rounds nothing.
-            mantissa_B, exponent_B = torch.frexp(weight_B)
-            work_BV.mul_((mantissa_B * scored.inverse_norm_T)[:, None])
-            factor_B = torch.ldexp(torch.ones_like(mantissa_B), exponent_B)
+            factor_B = _fit_half_(work_BV, factor_B, part.weight_T * scored.rows.one_minus_p_T)
         if grad_NV is not None and not in_place:
             _put_(grad_NV, positions, work_BV)
         factor_N1[positions, 0] = factor_B
-        loss_sum += block_sum
-        rows.append(scored.rows)
-        weights.append(weight_B)
     if grad_NV is not None:
         _clear_others_(grad_NV, run.index_T)
-    return _Scored(loss_sum, torch.cat(weights), concatenate(rows), factor_N1)
+    return join(parts), factor_N1
+
+
+def _fit_half_(work_BV: Tensor, factor_B: Tensor, largest_B: Tensor) -> Tensor:
+    """Multiply rows by their factors, up to powers of two, which round nothing: their largest entries fill float16.
+
+    Args:
+        work_BV: overwritten.
+        factor_B: what the rows are to be multiplied by.
+        largest_B: the largest entry of each product, that of the target.
+
+    Returns:
+        The powers of two, which are left to multiply.
+    """
+    exponent_B = torch.frexp(largest_B).exponent.clamp(min=-100) - _HALF_EXPONENT
+    work_BV.mul_(torch.ldexp(factor_B, -exponent_B)[:, None])
+    return torch.ldexp(torch.ones_like(factor_B), exponent_B)
 
 
 def _put_(grad_NV: Tensor, positions: slice | Tensor, work_BV: Tensor) -> None:
@@ -202,14 +211,6 @@ def _put_(grad_NV: Tensor, positions: slice | Tensor, work_BV: Tensor) -> None:
         grad_NV[positions].copy_(work_BV)
     else:
         grad_NV[positions] = work_BV.to(grad_NV.dtype)
-
-
-def _outputs(ctx: Any, scored: _Scored) -> tuple[Tensor | None, ...]:
-    """Return what a kernel's Function returns: the sum, and statistics that are not differentiable."""
-    rows = scored.rows
-    outputs = (scored.weight_T, rows.logp_T, rows.one_minus_p_T, rows.is_top1_T, rows.entropy_T, rows.sum_p_squared_T)
-    ctx.mark_non_differentiable(*[output for output in outputs if output is not None])
-    return scored.loss_sum, *outputs
 
 
 def _blocks(logits_NV: Tensor, index_T: Tensor) -> Iterator[tuple[slice, slice | Tensor]]:
@@ -220,19 +221,6 @@ def _blocks(logits_NV: Tensor, index_T: Tensor) -> Iterator[tuple[slice, slice |
     for start in range(0, max(T, 1), step):
         block = slice(start, min(start + step, T))
         yield block, block if T == N else index_T[block]
-
-
-def _scale_rows_(grad_NV: Tensor, factor_N1: Tensor) -> Tensor:
-    """Multiply in place, in the dtype of the factor, with no more than a block of rows in it."""
-    if grad_NV.dtype == factor_N1.dtype:
-        return grad_NV.mul_(factor_N1)
-    N, V = grad_NV.shape
-    step = block_rows(grad_NV.device.type, V)
-    buffer_BV = factor_N1.new_empty(min(step, N), V)
-    for start in range(0, N, step):
-        rows_BV = grad_NV[start : start + step]
-        rows_BV.copy_(buffer_BV[: len(rows_BV)].copy_(rows_BV).mul_(factor_N1[start : start + step]))
-    return grad_NV
 
 
 def _clear_others_(grad_NV: Tensor, index_T: Tensor) -> None:

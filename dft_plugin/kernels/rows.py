@@ -1,6 +1,6 @@
-"""Rows of logits to statistics and weights, whatever their number.
+"""Rows of logits to statistics, and rows times factors, whatever their number.
 
-Shapes: T rows, V vocabulary.
+Shapes: T rows, V vocabulary, N any width.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dft_plugin.errors import PluginError
-from dft_plugin.kernels.softmax import Scored, accumulation_dtype, block_scorer
+from dft_plugin.kernels.softmax import Scored, block_scorer, score_block_
 from dft_plugin.kernels.types import Transform
-from dft_plugin.objectives import Objective, Rows, RowStatistic
+from dft_plugin.objectives import Rows, RowStatistic
 
 _CACHE_ELEMENTS = 1 << 19
 """Elements of a row block on a CPU: 2 MB of float32, so that the passes stay in the cache."""
@@ -45,11 +44,12 @@ def score_rows_(
     """
     T, V = logits_TV.shape
     if not T:
-        return _no_rows(logits_TV.new_empty(0, dtype=accumulation_dtype(logits_TV.dtype)), needs)
-    score_block_ = block_scorer(logits_TV.device.type)
+        # Nothing to compile for.
+        return score_block_(logits_TV, targets_T, transform, needs)
+    score_ = block_scorer(logits_TV.device.type)
     step = block_rows(logits_TV.device.type, V)
     parts = [
-        score_block_(logits_TV[start : start + step], targets_T[start : start + step], transform, needs)
+        score_(logits_TV[start : start + step], targets_T[start : start + step], transform, needs)
         for start in range(0, T, step)
     ]
     return Scored(
@@ -65,36 +65,25 @@ def concatenate(parts: list[Rows]) -> Rows:
     return Rows(**joined)
 
 
-def _no_rows(empty: Tensor, needs: frozenset[RowStatistic]) -> Scored:
-    rows = Rows(
-        logp_T=empty,
-        one_minus_p_T=empty,
-        is_top1_T=empty.bool(),
-        entropy_T=empty if "entropy" in needs else None,
-        sum_p_squared_T=empty if "sum_p_squared" in needs else None,
-    )
-    return Scored(rows, empty)
-
-
-def weighted_sum(objective: Objective, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Weigh scored rows.
+def scale_rows(rows_TN: Tensor, factor_T1: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiply rows, in the dtype of their factors, with no more than a block of them in it.
 
     Args:
-        objective: gives each row its weight.
-        rows: statistics of T rows.
+        rows_TN: overwritten, unless `dtype` is another.
+        factor_T1: of the dtype of sums.
+        dtype: of the product, to which it is rounded once.
 
     Returns:
-        `(loss_sum, weight_T)`: the sum of -w * log p in nats, and w, both detached. A weight of zero
-        takes a token out even where log p is -inf.
-
-    Raises:
-        PluginError: the objective does not return one weight for each row.
+        The product: `rows_TN` itself where it has the `dtype`.
     """
-    weight_T = objective.weight(rows).detach().to(rows.logp_T.dtype)
-    if weight_T.shape != rows.logp_T.shape:
-        raise PluginError(
-            f"the objective {objective.name} returned weights of shape {tuple(weight_T.shape)} for "
-            f"{rows.logp_T.numel()} tokens; return one weight for each token, [{rows.logp_T.numel()}]."
-        )
-    loss_T = torch.where(weight_T == 0, torch.zeros_like(weight_T), -weight_T * rows.logp_T)
-    return loss_T.sum(), weight_T
+    if rows_TN.dtype == factor_T1.dtype == dtype:
+        return rows_TN.mul_(factor_T1)
+    out_TN = rows_TN if rows_TN.dtype == dtype else torch.empty_like(rows_TN, dtype=dtype)
+    T, N = rows_TN.shape
+    step = block_rows(rows_TN.device.type, N)
+    buffer_BN = factor_T1.new_empty(min(step, T), N)
+    for start in range(0, T, step):
+        block = slice(start, start + step)
+        work_BN = buffer_BN[: rows_TN[block].shape[0]].copy_(rows_TN[block])
+        out_TN[block].copy_(work_BN.mul_(factor_T1[block]))
+    return out_TN

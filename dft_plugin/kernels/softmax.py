@@ -10,17 +10,27 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.types import IDENTITY, Transform
+from dft_plugin.kernels.types import Transform
 from dft_plugin.objectives import Rows, RowStatistic
 
 logger = logging.getLogger(__name__)
 
 _LOG2_E = math.log2(math.e)
 """exp(y) is taken as exp2(y * log2 e): torch has a vector form of exp2 on every CPU, of exp only on some."""
+
+HALF_PEAK = 8.0
+"""The largest entry of a row of gradients in half precision.
+
+In float16, what is a hundred thousand times smaller keeps its digits, and the product with a weight of 4000 is finite.
+"""
+
+_LEAST_REST = 2.0**-100
+"""Beyond, R counts as zero: what is divided by it must stay finite."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +56,60 @@ def block_scorer(device_type: str) -> Callable[..., Scored]:
     """Return `score_block_` as it runs best on a kind of device, e.g. `cpu` or `cuda`.
 
     A CPU runs it as it is, on blocks that stay in its cache. On an accelerator each of its passes would be a kernel
-    that reads and writes the block, so there it is compiled, once per process; where that fails (no Triton, no C
-    compiler) it runs as it is, which is slower and gives the same numbers.
+    that reads and writes the block, so there it is compiled.
     """
-    if device_type == "cpu":
-        return score_block_
-    compiled: Callable[..., Scored] = torch.compile(score_block_, dynamic=True)
-    try:
-        compiled(
-            torch.zeros(2, 8, device=device_type), torch.zeros(2, dtype=torch.int64, device=device_type), IDENTITY
-        )
-    except Exception as error:
-        # Whatever a compiler raises: it must not stop a training that can do without.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        logger.warning("dft: torch.compile does not work on %s, going on without it: %s", device_type, reason)
-        return score_block_
-    return compiled
+    return score_block_ if device_type == "cpu" else _Compiled(device_type)
+
+
+class _Compiled:
+    """`score_block_`, compiled until the compiler fails (no Triton, no C compiler, a dtype that it does not know).
+
+    From then on it runs as it is, which is slower and gives the same numbers. A compiler may fail at any call that it
+    has to compile for: at a new shape, dtype or option.
+    """
+
+    def __init__(self, device_type: str) -> None:
+        self._device_type = device_type
+        self._compiled: Callable[..., Scored] | None = None
+        self._failed = False
+        self._ran: set[tuple[Any, ...]] = set()
+
+    def __call__(
+        self,
+        logits_TV: Tensor,
+        targets_T: Tensor,
+        transform: Transform,
+        needs: frozenset[RowStatistic] = frozenset(),
+    ) -> Scored:
+        if self._failed:
+            return score_block_(logits_TV, targets_T, transform, needs)
+        call = (logits_TV.device, logits_TV.dtype, logits_TV.shape, transform, needs)
+        # A compiler may fail as late as when one kernel of many is launched: the others may have written.
+        kept_TV = None if call in self._ran else logits_TV.clone()
+        try:
+            if self._compiled is None:
+                self._compiled = torch.compile(score_block_, dynamic=True)
+            scored = self._compiled(logits_TV, targets_T, transform, needs)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            if kept_TV is not None:
+                logits_TV.copy_(kept_TV)
+            elif not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                # It was compiled already. (What dynamo raises comes before anything runs.)
+                raise
+            # What is wrong with the inputs or the device raises here again, and is not the compiler's.
+            scored = score_block_(logits_TV, targets_T, transform, needs)
+            self._give_up(error)
+        else:
+            self._ran.add(call)
+        return scored
+
+    def _give_up(self, error: Exception) -> None:
+        self._failed, self._compiled = True, None
+        first, *others = str(error).splitlines() or [type(error).__name__]
+        reason = " ".join([first, *others[:1]]) if first.endswith(":") else first
+        logger.warning("dft: torch.compile does not work on %s, going on without it: %s", self._device_type, reason)
 
 
 def score_block_(
@@ -74,9 +122,9 @@ def score_block_(
 
     With x the transformed logits, m their maximum, e_j = exp(x_j - m) and R the sum of e_j over
     all j but the target y, the buffer becomes e_j for j != y and -R for y, times the derivative of the
-    transform. R is summed without the target, so that 1 - p = R / (R + e_y) keeps its digits where
-    p is near 1, and log p = -log1p(R / e_y); where p is small, log p = x_y - m - log(R + e_y), which
-    does not underflow.
+    transform, and in half precision times a factor that makes the target's -8. R is summed without the target, so
+    that 1 - p = R / (R + e_y) keeps its digits where p is near 1, and log p = -log1p(R / e_y); where p is small,
+    log p = x_y - m - log(R + e_y), which does not underflow.
 
     Args:
         logits_TV: raw logits of any float dtype; overwritten.
@@ -91,37 +139,76 @@ def score_block_(
     max_T1 = x_TV.amax(1, keepdim=True)
     x_target_T1 = x_TV.gather(1, target_T1)
     y_TV = x_TV.sub_(max_T1).scatter_(1, target_T1, -torch.inf)
-    y_target_T1 = x_target_T1 - max_T1
     # The entropy wants y beside e; otherwise one buffer serves.
     e_TV = exponential_(y_TV.clone() if "entropy" in needs else y_TV)
-    e_target_T1 = exponential_(y_target_T1.clone())
-    rest_T1 = e_TV.sum(1, keepdim=True)
-    norm_T1 = rest_T1 + e_target_T1
-
-    entropy_T1 = squares_T1 = None
-    if "entropy" in needs:
-        entropy_T1 = norm_T1.log() - (sum_e_y_(e_TV, y_TV) + sum_e_y_(e_target_T1, y_target_T1)) / norm_T1
-    if "sum_p_squared" in needs:
-        squares_T1 = (sum_squares(e_TV) + e_target_T1.square()) / norm_T1.square()
-    rows = Rows(
-        logp_T=log_probability(x_target_T1, max_T1, e_target_T1, rest_T1)[:, 0],
-        one_minus_p_T=(rest_T1 / norm_T1)[:, 0],
-        is_top1_T=(x_target_T1 >= max_T1)[:, 0],
-        entropy_T=None if entropy_T1 is None else entropy_T1[:, 0],
-        sum_p_squared_T=None if squares_T1 is None else squares_T1[:, 0],
+    sums = Sums(
+        max_T1,
+        x_target_T1,
+        rest_T1=e_TV.sum(1, keepdim=True),
+        e_y_T1=sum_e_y_(e_TV, y_TV) if "entropy" in needs else None,
+        squares_T1=sum_squares(e_TV) if "sum_p_squared" in needs else None,
     )
-
-    e_TV.scatter_(1, target_T1, -rest_T1)
+    rows, norm_T1 = sums.statistics()
+    e_TV.scatter_(1, target_T1, -sums.rest_T1)
     if slope_TV is not None:
         e_TV.mul_(slope_TV)
-    inverse_norm_T1 = transform.scale / norm_T1
-    if logits_TV.dtype != work_dtype:
-        # R can exceed the range of float16, so the half-precision buffer is normalised.
-        logits_TV.copy_(e_TV.mul_(inverse_norm_T1))
-        inverse_norm_T1 = torch.ones_like(inverse_norm_T1)
-    elif e_TV is not logits_TV:
-        logits_TV.copy_(e_TV)
-    return Scored(rows, inverse_norm_T1[:, 0])
+    return Scored(rows, store_(logits_TV, e_TV, sums.rest_T1, norm_T1)[:, 0] * transform.scale)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the statistics of T rows are made from; all [T, 1].
+
+    Attributes:
+        max_T1: m, no less than the largest transformed logit.
+        x_target_T1: transformed logit of the target.
+        rest_T1: R, the sum of e = exp(x - m) over all tokens but the target.
+        e_y_T1: the sum of e * (x - m) over the same; None if nobody needs the entropy.
+        squares_T1: the sum of e squared over the same; None if nobody needs it.
+    """
+
+    max_T1: Tensor
+    x_target_T1: Tensor
+    rest_T1: Tensor
+    e_y_T1: Tensor | None
+    squares_T1: Tensor | None
+
+    def statistics(self) -> tuple[Rows, Tensor]:
+        """Return the statistics, and the sum of e over all tokens, [T, 1]."""
+        y_target_T1 = self.x_target_T1 - self.max_T1
+        e_target_T1 = exponential_(y_target_T1.clone())
+        norm_T1 = self.rest_T1 + e_target_T1
+        entropy_T1 = squares_T1 = None
+        if self.e_y_T1 is not None:
+            entropy_T1 = norm_T1.log() - (self.e_y_T1 + sum_e_y_(e_target_T1, y_target_T1)) / norm_T1
+        if self.squares_T1 is not None:
+            squares_T1 = (self.squares_T1 + e_target_T1.square()) / norm_T1.square()
+        rows = Rows(
+            logp_T=log_probability(self.x_target_T1, self.max_T1, e_target_T1, self.rest_T1)[:, 0],
+            one_minus_p_T=(self.rest_T1 / norm_T1)[:, 0],
+            is_top1_T=(self.x_target_T1 >= self.max_T1)[:, 0],
+            entropy_T=None if entropy_T1 is None else entropy_T1[:, 0],
+            sum_p_squared_T=None if squares_T1 is None else squares_T1[:, 0],
+        )
+        return rows, norm_T1
+
+
+def store_(out_TV: Tensor, e_TV: Tensor, rest_T1: Tensor, norm_T1: Tensor) -> Tensor:
+    """Write the gradient of rows in terms of e, in which the target's entry is -R, to where the logits were.
+
+    Half precision gets it relative to R: so neither a sum of many e leaves the range of float16, nor the gradient of
+    a row whose p is near 1.
+
+    Returns:
+        [T, 1], by what the rows of `out_TV` are to be multiplied to be `softmax - onehot`.
+    """
+    if out_TV.dtype == e_TV.dtype:
+        if out_TV is not e_TV:
+            out_TV.copy_(e_TV)
+        return 1 / norm_T1
+    rest_T1 = rest_T1.clamp(min=_LEAST_REST)
+    out_TV.copy_(e_TV.mul_(HALF_PEAK / rest_T1))
+    return rest_T1 / (HALF_PEAK * norm_T1)
 
 
 def transform_(x_TV: Tensor, transform: Transform) -> Tensor | None:

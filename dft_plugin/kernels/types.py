@@ -81,11 +81,15 @@ class OpaqueHead:
         project: hidden [T, D] to raw logits [T, V], differentiable.
         vocab_size: number of logits per position.
         transform: what the model does to the raw logits.
+        parameters: what `project` uses; those that require grad get one.
+        row_multiple: of how many rows `project` wants a multiple (16 for float8), 1 if it takes any number.
     """
 
     project: Callable[[Tensor], Tensor]
     vocab_size: int
     transform: Transform = IDENTITY
+    parameters: tuple[Tensor, ...] = ()
+    row_multiple: int = 1
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
 
-from dft_axolotl.conflicts import PLUGIN, conflicts, lists_plugin
-from dft_plugin.config.plugins import build_catalogue
+from dft_axolotl.host import problems_of
 from dft_plugin.errors import SettingsError
 
 
@@ -31,20 +29,3 @@ class DFTArgs(BaseModel):
         if problems:
             raise SettingsError(problems)
         return data
-
-
-def problems_of(config: Mapping[str, Any]) -> list[str]:
-    """List what is wrong with `loss:` in a config, and what in the config is in its way."""
-    loss = config.get("loss")
-    if loss is None:
-        if lists_plugin(config):
-            return [
-                f"`plugins` lists {PLUGIN}, but there is no `loss:`. Add the line `loss: dft`, or remove the plugin."
-            ]
-        return []
-    problems: list[str] = []
-    try:
-        build_catalogue().settings(loss)
-    except SettingsError as error:
-        problems += error.problems
-    return problems + [str(conflict) for conflict in conflicts(config)]

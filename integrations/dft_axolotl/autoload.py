@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -9,29 +10,37 @@ from dft_axolotl.conflicts import PLUGIN, lists_plugin
 from dft_plugin.errors import PluginError
 
 
-def patch(module: ModuleType, loss: Any = None) -> None:
-    """Wrap `prepare_plugins` of `axolotl.cli.config`, which sees every config before it is validated.
+def patch(module: ModuleType) -> None:
+    """Replace `prepare_plugins` of `axolotl.cli.config`, which sees every config before it is validated."""
+    vars(module)["prepare_plugins"] = with_plugin(module)
+
+
+def with_plugin(module: ModuleType, loss: Any = None) -> Callable[[Any], None]:
+    """Wrap `prepare_plugins` such that it registers our plugin.
 
     Args:
         module: axolotl.cli.config.
         loss: what stands after `loss:`, instead of what the config says.
+
+    Raises:
+        PluginError: this version of Axolotl has no such function.
     """
     if not hasattr(module, "prepare_plugins"):
         raise PluginError(
             f"{module.__name__} has no `prepare_plugins`: this version of Axolotl was not tested. Add `plugins: "
             f"[{PLUGIN}]` to the config, or see `dft hosts`."
         )
-    original = module.prepare_plugins
+    plain = module.prepare_plugins
 
     def prepare_plugins(cfg: Any) -> None:
         chosen = cfg.get("loss") if loss is None else loss
         if chosen is None:
-            original(cfg)
+            plain(cfg)
             return
         cfg["loss"] = chosen
         if not lists_plugin(cfg):
             cfg["plugins"] = [*(cfg.get("plugins") or []), PLUGIN]
-        original(cfg)
+        plain(cfg)
         from axolotl.integrations.base import PluginManager
 
         if PLUGIN not in PluginManager.get_instance().plugins:
@@ -39,4 +48,4 @@ def patch(module: ModuleType, loss: Any = None) -> None:
                 f"Axolotl did not load {PLUGIN}, so `loss: {chosen}` would not take effect. The reason stands above."
             )
 
-    module.__dict__["prepare_plugins"] = prepare_plugins
+    return prepare_plugins

@@ -6,95 +6,75 @@ Keys are Axolotl 0.19's; a value is as YAML gives it. No Axolotl, no torch.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-from dft_plugin.config.hosts import Conflict
+from dft_plugin.config import rules
+from dft_plugin.config.hosts import PLATEAU_SCHEDULERS, Choice, Conflict
+from dft_plugin.config.rules import Config, Rule, above_one, equals, is_given, is_on, is_positive
 
 PLUGIN = "dft_axolotl.DFTPlugin"
 """What stands in `plugins:`."""
 
-Config = Mapping[str, Any]
+
+def _lists(part: str) -> Callable[[Any], bool]:
+    return lambda plugins: any(part in name for name in _names(plugins))
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A setting that cannot be on together with `loss:`.
+_DISTILS = "the distillation trainer computes its own loss from the teacher's logits."
 
-    Attributes:
-        key: the key to change.
-        applies: whether a config has it on.
-        problem: what would happen; `{value}` is what stands after the key.
-        remedy: what to change.
-    """
+_CUTS = (
+    "cuts sequences after the tokens were counted and replaces the count by an estimate, so the loss would be wrong."
+)
 
-    key: str
-    applies: Callable[[Config], bool]
-    problem: str
-    remedy: str
-
-    def conflict(self, config: Config) -> Conflict:
-        """Return the conflict that this rule finds in a config."""
-        return Conflict(self.key, self.problem.format(value=config.get(self.key)), self.remedy)
-
-
-def _on(key: str) -> Callable[[Config], bool]:
-    return lambda config: bool(config.get(key))
-
-
-def _above_one(key: str) -> Callable[[Config], bool]:
-    return lambda config: int(config.get(key) or 1) > 1
-
-
-def _is(key: str, value: str) -> Callable[[Config], bool]:
-    return lambda config: config.get(key) == value
-
-
-def _lists(part: str) -> Callable[[Config], bool]:
-    return lambda config: any(part in name for name in _plugins(config))
-
+_ONE = "Set it to 1, and save memory with sample_packing, FSDP or DeepSpeed."
 
 RULES = (
     Rule(
         "rl",
-        _on("rl"),
+        is_given,
         "`{value}` trains on preferences, rewards or features with a loss of its own.",
         "Remove `rl:` to fine-tune on target tokens, or remove `loss:`.",
     ),
     Rule(
         "reward_model",
-        _on("reward_model"),
+        is_on,
         "a reward model has no next-token likelihood.",
         "Remove it, or remove `loss:`.",
     ),
     Rule(
         "process_reward_model",
-        _on("process_reward_model"),
+        is_on,
         "a process reward model has no next-token likelihood.",
         "Remove it, or remove `loss:`.",
     ),
     Rule(
         "model_config_type",
-        _is("model_config_type", "mamba"),
+        equals("mamba"),
         "Axolotl's Mamba trainer computes cross-entropy by itself and never asks the model for a loss.",
         "Remove `loss:` for this model.",
     ),
     Rule(
         "kd_trainer",
-        lambda config: _on("kd_trainer")(config) or _lists("integrations.kd.")(config),
-        "the distillation trainer computes its own loss from the teacher's logits.",
-        "Remove it and the KDPlugin from `plugins:`, or remove `loss:`.",
+        is_on,
+        _DISTILS,
+        "Remove it, or remove `loss:`.",
+    ),
+    Rule(
+        "plugins",
+        _lists("integrations.kd."),
+        _DISTILS,
+        "Remove the KDPlugin, or remove `loss:`.",
     ),
     Rule(
         "use_eaft",
-        _on("use_eaft"),
+        is_on,
         "EAFT weights each token by entropy in a loss of its own, which would replace ours.",
         "Remove it, or remove `loss:`.",
     ),
     Rule(
         "orpo_alpha",
-        _on("orpo_alpha"),
+        is_given,
         "ORPO computes its own loss from pairs of answers.",
         "Remove it, or remove `loss:`.",
     ),
@@ -112,37 +92,35 @@ RULES = (
     ),
     Rule(
         "context_parallel_size",
-        _above_one("context_parallel_size"),
-        "Axolotl's context parallelism ({value}) cuts sequences after the tokens were counted and replaces the count "
-        "by an estimate, so the loss would be wrong.",
-        "Set it to 1, and save memory with sample_packing, FSDP or DeepSpeed.",
+        above_one,
+        f"Axolotl's context parallelism ({{value}}) {_CUTS}",
+        _ONE,
     ),
     Rule(
         "sequence_parallel_degree",
-        _above_one("sequence_parallel_degree"),
-        "the old name of context_parallel_size ({value}) cuts sequences after the tokens were counted and replaces "
-        "the count by an estimate, so the loss would be wrong.",
-        "Set it to 1, and save memory with sample_packing, FSDP or DeepSpeed.",
+        above_one,
+        f"the old name of context_parallel_size ({{value}}) {_CUTS}",
+        _ONE,
     ),
     Rule(
         "liger_use_token_scaling",
-        _on("liger_use_token_scaling"),
+        is_on,
         "it asks Liger for a DFT of its own; only one of the two can be on.",
         "Remove it: `loss: dft` is the same loss, counted over the whole step.",
     ),
     Rule(
         "use_dft",
-        _on("use_dft"),
+        is_on,
         "it asks Axolotl for a DFT of its own; only one of the two can be on.",
         "Remove it, or remove `loss:`.",
     ),
 )
 
 
-def conflicts(config: Config) -> list[Conflict]:
+def find(config: Config) -> list[Conflict]:
     """List everything that would keep the loss from taking effect."""
-    found = [rule.conflict(config) for rule in RULES if rule.applies(config)]
-    for name in _plugins(config):
+    found = rules.find(RULES, config)
+    for name in _names(config.get("plugins")):
         if name != PLUGIN and difflib.SequenceMatcher(None, name.lower(), PLUGIN.lower()).ratio() > 0.7:
             found.append(
                 Conflict(
@@ -165,7 +143,7 @@ def superseded(config: Config) -> list[str]:
     )
     found = [key for key in keys if config.get(key)]
     # It is on as soon as its plugin is listed.
-    listed = _lists("integrations.cut_cross_entropy.")(config)
+    listed = _lists("integrations.cut_cross_entropy.")(config.get("plugins"))
     if config.get("cut_cross_entropy") or (listed and config.get("cut_cross_entropy") is not False):
         found.append("cut_cross_entropy")
     return found
@@ -173,7 +151,7 @@ def superseded(config: Config) -> list[str]:
 
 def cautions(config: Config) -> list[str]:
     """List what works, but not as one would expect."""
-    if not _lists("integrations.llm_compressor.")(config):
+    if not _lists("integrations.llm_compressor.")(config.get("plugins")):
         return []
     return [
         "llm_compressor: when training ends it puts a loss function of its own on the trainer, so that an evaluation "
@@ -181,11 +159,37 @@ def cautions(config: Config) -> list[str]:
     ]
 
 
+def choice_of_best(config: Config) -> Choice | None:
+    """Say by what Axolotl would choose the best checkpoint, stop early or lower the rate; None: by nothing.
+
+    It loads the best checkpoint where that is asked for, there is something to evaluate, and it saves at steps that it
+    evaluates; else it drops the key. It passes on `greater_is_better: true` only.
+    """
+    stops = is_given(config.get("early_stopping_patience"))
+    evaluates = is_positive(config.get("val_set_size")) or is_given(config.get("test_datasets"))
+    every = _interval(config, "eval_steps", "evals_per_epoch")
+    saved = _interval(config, "save_steps", "saves_per_epoch")
+    in_step = bool(every) and bool(saved) and saved % every == 0
+    loads = is_on(config.get("load_best_model_at_end")) and evaluates and in_step
+    follows = config.get("lr_scheduler") in PLATEAU_SCHEDULERS
+    metric = config.get("metric_for_best_model")
+    return Choice(metric, config.get("greater_is_better")) if stops or loads or follows or metric else None
+
+
+def _interval(config: Config, steps: str, per_epoch: str) -> float:
+    """Return every how many steps, or at which share of all steps, something happens; 0: never."""
+    if is_positive(config.get(steps)):
+        return float(config[steps])
+    if not is_positive(config.get(per_epoch)):
+        return 0.0
+    return 1.0 / (float(config[per_epoch]) * float(config.get("num_epochs") or 1))
+
+
 def lists_plugin(config: Config) -> bool:
     """Say whether `plugins:` names ours."""
-    return PLUGIN in _plugins(config)
+    return PLUGIN in _names(config.get("plugins"))
 
 
-def _plugins(config: Config) -> list[str]:
-    listed = config.get("plugins") or []
+def _names(plugins: Any) -> list[str]:
+    listed = plugins or []
     return [listed] if isinstance(listed, str) else [str(name) for name in listed]

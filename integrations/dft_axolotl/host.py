@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dft_axolotl import conflicts
-from dft_plugin.config.hosts import Conflict, Host, Launch
+from dft_plugin.config.checks import obstacles
+from dft_plugin.config.hosts import Choice, Conflict, Host, Launch
 
 if TYPE_CHECKING:
     from dft_plugin.config.settings import Settings
-    from dft_plugin.hf.trainer import TrainerHook
 
 
 class AxolotlHost(Host):
@@ -22,6 +21,8 @@ class AxolotlHost(Host):
     tested: ClassVar[str] = ">=0.19,<0.20"
     install: ClassVar[str] = "pip install 'axolotl>=0.19,<0.20'"
     autoload_targets: ClassVar[Mapping[str, str]] = {"axolotl.cli.config": "dft_axolotl.autoload"}
+    trainer_class: ClassVar[str | None] = "axolotl.core.trainers.base:AxolotlTrainer"
+    hook_class: ClassVar[str | None] = "dft_axolotl.trainer:AxolotlHook"
 
     def recognise(self, config: Mapping[str, Any]) -> bool:
         """Axolotl names its model `base_model`."""
@@ -29,12 +30,19 @@ class AxolotlHost(Host):
 
     def conflicts(self, config: Mapping[str, Any]) -> list[Conflict]:
         """List what the plugin would refuse."""
-        return conflicts.conflicts(config)
+        return conflicts.find(config)
 
     def replaces(self, config: Mapping[str, Any], settings: Settings) -> list[str]:
-        """The loss of the model, or what was put in its place; and what to look out for."""
-        found = conflicts.superseded(config) or ["the model's cross-entropy"]
-        return [*found, *conflicts.cautions(config)]
+        """The loss of the model, or what was put in its place."""
+        return conflicts.superseded(config) or ["the model's cross-entropy"]
+
+    def cautions(self, config: Mapping[str, Any]) -> list[str]:
+        """What other plugins do to an evaluation."""
+        return conflicts.cautions(config)
+
+    def chooses_by(self, config: Mapping[str, Any]) -> Choice | None:
+        """Axolotl has a key of its own for early stopping, and drops `load_best_model_at_end` in places."""
+        return conflicts.choice_of_best(config)
 
     def launch(self, launch: Launch) -> int:
         """Start as `axolotl train` does, with the launcher that the overrides name."""
@@ -42,14 +50,15 @@ class AxolotlHost(Host):
 
         return start(launch)
 
-    def trainer_hook(self, trainer: object) -> type[TrainerHook] | None:
-        """Return AxolotlHook for an AxolotlTrainer."""
-        if "axolotl.core.trainers.base" not in sys.modules:
-            return None
-        from axolotl.core.trainers.base import AxolotlTrainer
 
-        if not isinstance(trainer, AxolotlTrainer):
-            return None
-        from dft_axolotl.trainer import AxolotlHook
-
-        return AxolotlHook
+def problems_of(config: Mapping[str, Any]) -> list[str]:
+    """List what is wrong with `loss:` in a config, and what in the config is in its way."""
+    loss = config.get("loss")
+    if loss is not None:
+        return obstacles(AxolotlHost(), config, loss, conflicts.find(config))
+    if conflicts.lists_plugin(config):
+        return [
+            f"`plugins` lists {conflicts.PLUGIN}, but there is no `loss:`. Add the line `loss: dft`, or remove the "
+            "plugin."
+        ]
+    return []

@@ -1,13 +1,11 @@
 """`dft train` for Axolotl: Axolotl's own command line, with our module in place of its last word.
 
 `axolotl train` ends in `<launcher> -m axolotl.cli.train CONFIG`. We let it do everything up to there, and start
-`-m dft_axolotl.run --dft-loss JSON CONFIG` instead: the loss travels in the arguments, which every launcher
-carries to every process on every node, unlike an environment variable or a file in a temporary folder.
+`-m dft_axolotl.run --dft-settings JSON CONFIG` instead.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from functools import partial
@@ -18,7 +16,9 @@ from axolotl.cli import main as command
 from axolotl.cli.utils.train import _add_default_rdzv_args, build_command
 
 from dft_axolotl import run
+from dft_plugin.config import handover
 from dft_plugin.config.hosts import Launch
+from dft_plugin.config.settings import Settings
 from dft_plugin.errors import ConflictError, SettingsError
 
 _LAUNCHERS = {
@@ -31,16 +31,13 @@ _LAUNCHERS = {
 def start(launch: Launch) -> int:
     """Run `axolotl train CONFIG --key=value ...` with the loss active. Returns the exit code."""
     words = [word for key, text in launch.overrides for word in _option(key, text)]
-    plain = command.launch_training
-    command.launch_training = partial(_launch_training, json.dumps(launch.settings.as_written()))
     try:
-        command.cli.main(["train", launch.config_path, *words], "axolotl", standalone_mode=False)
+        with handover.swapped(command, "launch_training", partial(_launch_training, launch.settings)):
+            command.cli.main(["train", launch.config_path, *words], "axolotl", standalone_mode=False)
     except subprocess.CalledProcessError as error:
         return error.returncode
     except click.ClickException as error:
         raise SettingsError([f"axolotl train: {error.format_message()}"]) from error
-    finally:
-        command.launch_training = plain
     return 0
 
 
@@ -56,7 +53,7 @@ def _option(key: str, text: str) -> list[str]:
 
 
 def _launch_training(
-    loss: str,
+    settings: Settings,
     cfg_file: str,
     launcher: str | None,
     cloud: str | None,
@@ -70,10 +67,10 @@ def _launch_training(
             ["`cloud`: the run starts on machines that have no dft-plugin. Start it there with `dft train`."]
         )
     if launcher is None or launcher == "python":
-        run.train(json.loads(loss), cfg_file, **kwargs)
+        run.train(settings.as_written(), cfg_file, **kwargs)
         return
     base = [*_LAUNCHERS[launcher], *_launcher_args(launcher, launcher_args or [])]
-    base += ["-m", "dft_axolotl.run", "--dft-loss", loss, cfg_file]
+    base += ["-m", "dft_axolotl.run", *handover.words(settings), cfg_file]
     sys.stdout.flush()
     subprocess.run(build_command(base, kwargs), check=True)
 

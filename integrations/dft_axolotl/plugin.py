@@ -9,14 +9,19 @@ from axolotl.integrations.base import BasePlugin
 from axolotl.utils.logging import get_logger
 from transformers import Trainer, TrainerCallback
 
-from dft_axolotl.args import problems_of
 from dft_axolotl.conflicts import cautions
-from dft_axolotl.trainer import AxolotlHook
+from dft_axolotl.host import problems_of
 from dft_plugin import activate
-from dft_plugin.errors import ConflictError, NotActiveError
+from dft_plugin.errors import ConflictError
+from dft_plugin.hf.callbacks import MustBeActive, is_active
 
 # Axolotl shows the INFO lines of its own loggers only.
 logger = get_logger("axolotl.dft")
+
+_WHY = (
+    "Axolotl did not call the plugin after it made the trainer. Start with `axolotl train` or `dft train`; in a "
+    "script of your own call axolotl.train.setup_model_and_trainer."
+)
 
 
 class DFTPlugin(BasePlugin):  # type: ignore[misc]
@@ -38,7 +43,7 @@ class DFTPlugin(BasePlugin):  # type: ignore[misc]
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Trainer) -> list[TrainerCallback]:
         """Have the run stopped at its start should Axolotl not have called `post_trainer_create`."""
-        return [] if cfg.loss is None else [_MustBeActive(trainer)]
+        return [] if cfg.loss is None else [MustBeActive(lambda: is_active(trainer), _WHY)]
 
     def post_trainer_create(self, cfg: Any, trainer: Trainer) -> None:
         """Put the loss on the trainer. Axolotl comes here for every config, with or without `loss:`."""
@@ -52,16 +57,3 @@ class DFTPlugin(BasePlugin):  # type: ignore[misc]
                 ]
             )
         activate(trainer, cfg.loss if isinstance(cfg.loss, str) else cfg.to_dict()["loss"])
-
-
-class _MustBeActive(TrainerCallback):
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        if not isinstance(getattr(self.trainer.compute_loss, "__self__", None), AxolotlHook):
-            raise NotActiveError(
-                "training begins without the loss that `loss:` asks for: Axolotl did not call the plugin after it "
-                "made the trainer. Start with `axolotl train` or `dft train`; in a script of your own call "
-                "axolotl.train.setup_model_and_trainer."
-            )

@@ -1,36 +1,35 @@
 """Axolotl's training module with the loss active; what `dft train` lets a launcher start on each rank.
 
-accelerate launch -m dft_axolotl.run --dft-loss '{"name": "dft"}' config.yml [--key=value ...]
+accelerate launch -m dft_axolotl.run --dft-settings '{"name": "dft"}' config.yml [--key=value ...]
 """
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import axolotl.cli.config
 import fire
 from axolotl.cli.train import do_cli
 
-from dft_axolotl.autoload import patch
+from dft_axolotl.autoload import with_plugin
+from dft_plugin.config import handover
 
 
 def train(loss: Any, config: str, **options: Any) -> None:
     """Train a config with a loss, in this process."""
-    original = axolotl.cli.config.prepare_plugins
-    patch(axolotl.cli.config, loss)
-    try:
+    with handover.swapped(axolotl.cli.config, "prepare_plugins", with_plugin(axolotl.cli.config, loss)):
         do_cli(config, **options)
-    finally:
-        axolotl.cli.config.prepare_plugins = original
 
 
-def main(argv: list[str]) -> None:
-    """Take our argument, and leave the others to Axolotl, which reads `sys.argv` too."""
-    at = argv.index("--dft-loss")
-    loss = json.loads(argv[at + 1])
-    sys.argv[1:] = argv[:at] + argv[at + 2 :]
+def main(argv: Sequence[str]) -> None:
+    """Take our argument, and leave the others to Axolotl, which reads `sys.argv` too.
+
+    Raises:
+        SettingsError: there is no loss to train with.
+    """
+    loss, sys.argv[1:] = handover.demand(argv)
 
     def do(config: str, **options: Any) -> None:
         train(loss, config, **options)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from dft_plugin.config.reading import LOSS, load
+from dft_plugin.config.reading import LOSS, is_ours, load, with_option
 
 _CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -51,7 +51,7 @@ def _from_file(path: str, words: list[str]) -> Request:
     """Merge file and overrides as LLaMA-Factory does, but for JSON, on which 0.9.5 fails."""
     from omegaconf import OmegaConf
 
-    ours = [word for word in words if _is_ours(word.partition("=")[0])]
+    ours = [word for word in words if is_ours(word.partition("=")[0])]
     loss = load(Path(path), ours).loss
     theirs = OmegaConf.from_cli([word for word in words if word not in ours])
     merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(path), theirs))
@@ -67,8 +67,8 @@ def _from_flags(words: list[str]) -> Request:
         key, has_value, attached = flag.lstrip("-").partition("=")
         text = attached if has_value else " ".join(values)
         value = _parsed(text) if text else True
-        if flag.startswith("--") and _is_ours(key):
-            loss = _with_option(loss, key, value)
+        if flag.startswith("--") and is_ours(key):
+            loss = with_option(loss, key, value)
         else:
             theirs += [flag, *values]
             config[key] = value
@@ -84,18 +84,6 @@ def _flags(words: Iterable[str]) -> list[tuple[str, list[str]]]:
         else:
             groups[-1][1].append(word)
     return groups
-
-
-def _with_option(loss: Any, key: str, value: Any) -> Any:
-    option = key.removeprefix(LOSS).removeprefix(".")
-    if not option:
-        return value
-    named = loss if isinstance(loss, Mapping) else {} if loss is None else {"name": loss}
-    return {**named, option: value}
-
-
-def _is_ours(key: str) -> bool:
-    return key == LOSS or key.startswith(f"{LOSS}.")
 
 
 def _parsed(text: str) -> Any:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
-import yaml
-from packaging.version import Version
-
+from dft_plugin.config import rules
 from dft_plugin.config.hosts import Conflict
+from dft_plugin.config.rules import Config, Rule, above_one, is_given, is_on, is_positive, other_than
 
 WHAT_MOVING_GAINS = (
     "The weights after a step are the same, and you gain: the router's auxiliary loss of a MoE model (LLaMA-Factory's "
@@ -18,124 +15,39 @@ WHAT_MOVING_GAINS = (
 )
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One refusal.
-
-    Attributes:
-        key: in the YAML, or an environment variable.
-        applies: whether a value is in the way.
-        problem: what would happen; `{value}` stands for the value.
-        remedy: what to change.
-    """
-
-    key: str
-    applies: Callable[[Any], bool]
-    problem: str
-    remedy: str
-
-    def conflict(self, value: Any, label: str) -> Conflict:
-        """Return the conflict for a value to which the rule applies."""
-        return Conflict(label, self.problem.format(value=value), self.remedy)
-
-
-def find(config: Mapping[str, Any], environ: Mapping[str, str]) -> list[Conflict]:
+def find(config: Config, environ: Mapping[str, str]) -> list[Conflict]:
     """List every conflict of a run without USE_V1.
 
     Args:
         config: keys of the YAML, or of LLaMA-Factory's parsed arguments.
         environ: the environment of the run.
     """
-    in_config = _in_config(config, CONFIG_RULES)
-    in_environment = [
-        rule.conflict(environ[rule.key], f"{rule.key}={environ[rule.key]}")
-        for rule in ENVIRONMENT_RULES
-        if rule.key in environ and rule.applies(environ[rule.key])
-    ]
-    return in_config + in_environment
+    in_environment = rules.find(ENVIRONMENT_RULES, environ, "{key}={value}")
+    return rules.find(CONFIG_RULES, config) + in_environment
 
 
-def find_v1(config: Mapping[str, Any], version: str | None) -> list[Conflict]:
-    """List every conflict of a run of the v1 trainer.
-
-    Args:
-        config: keys of the YAML.
-        version: of LLaMA-Factory; None if it is not installed.
-    """
-    found = _in_config(config, V1_RULES)
-    if version is not None and Version(version) < Version("0.9.5"):
-        found.append(_OLD_V1.conflict(version, "USE_V1"))
-    if config.get("batching_strategy") == "dynamic_padding_free" and config.get("flash_attn") != "flash_attention_2":
-        found.append(_MIXED_ROWS.conflict(config.get("flash_attn", "sdpa"), "batching_strategy"))
+def superseded(config: Config) -> list[str]:
+    """List, in words, which of LLaMA-Factory's settings have no effect on the loss while ours is on."""
+    found = ["LLaMA-Factory's cross-entropy"]
+    if is_on(config.get("enable_liger_kernel")):
+        found.append("Liger's fused loss (`enable_liger_kernel`); its layer kernels stay")
+    kernels = config.get("kernel_config")
+    if isinstance(kernels, Mapping) and kernels.get("name") == "liger_kernel" and kernels.get("include_kernels"):
+        found.append("Liger's cross-entropy (`kernel_config`); its layer kernels stay")
     return found
-
-
-def _in_config(config: Mapping[str, Any], rules: Sequence[Rule]) -> list[Conflict]:
-    given = [(rule, config[rule.key]) for rule in rules if rule.key in config]
-    return [rule.conflict(value, rule.key) for rule, value in given if rule.applies(value)]
-
-
-def is_on(value: Any) -> bool:
-    """Read a switch as LLaMA-Factory does, in a YAML or in the environment."""
-    return str(value).lower() in ("true", "1", "y", "yes", "t")
-
-
-def uses_v1(environ: Mapping[str, str]) -> bool:
-    """Say whether `llamafactory-cli` would start the v1 trainer; it reads this switch by fewer words."""
-    return environ.get("USE_V1", "0").lower() in ("true", "1", "y")
-
-
-def _is_other_stage(value: Any) -> bool:
-    return value not in (None, "sft")
-
-
-def _is_positive(value: Any) -> bool:
-    try:
-        return float(value or 0) > 0
-    except (TypeError, ValueError):
-        # Not a number: LLaMA-Factory's parser says so better than we can.
-        return False
-
-
-def _is_split(value: Any) -> bool:
-    try:
-        return int(value or 1) > 1
-    except (TypeError, ValueError):
-        return False
-
-
-def _splits_sequences(value: Any) -> bool:
-    return isinstance(value, Mapping) and _is_split(value.get("sp_size"))
-
-
-def _splits_context(value: Any) -> bool:
-    try:
-        # v1 takes a plugin's configuration as JSON text, too.
-        config = yaml.safe_load(value) if isinstance(value, str) else value
-    except yaml.YAMLError:
-        return False
-    return isinstance(config, Mapping) and _is_split(config.get("cp_size"))
-
-
-def _is_given(value: Any) -> bool:
-    return value is not None
-
-
-def _is_no_llm(value: Any) -> bool:
-    return value not in (None, "llm")
 
 
 _SEQUENCE_PARALLEL = "sequence parallelism reduces the loss of each shard by itself, which was never run with ours."
 
-_STAGE = Rule(
+STAGE = Rule(
     "stage",
-    _is_other_stage,
+    other_than("sft"),
     "`loss:` weighs the tokens of supervised fine-tuning, and stage {value} has a loss of its own.",
     "Set `stage: sft`, or leave out `loss:`.",
 )
 
 CONFIG_RULES = (
-    _STAGE,
+    STAGE,
     Rule(
         "use_dft_loss",
         is_on,
@@ -156,7 +68,7 @@ CONFIG_RULES = (
     ),
     Rule(
         "label_smoothing_factor",
-        _is_positive,
+        is_positive,
         "the Trainer takes the labels from the model and trains smoothed cross-entropy.",
         "Remove it, or set it to 0.",
     ),
@@ -174,19 +86,19 @@ CONFIG_RULES = (
     ),
     Rule(
         "sequence_parallel_size",
-        _is_split,
+        above_one,
         _SEQUENCE_PARALLEL,
         "Set it to 1, or leave out `loss:`.",
     ),
     Rule(
-        "parallelism_config",
-        _splits_sequences,
+        "parallelism_config.sp_size",
+        above_one,
         _SEQUENCE_PARALLEL,
-        "Set its `sp_size` to 1, or leave out `loss:`.",
+        "Set it to 1, or leave out `loss:`.",
     ),
     Rule(
         "train_dataset",
-        _is_given,
+        is_given,
         "only LLaMA-Factory's v1 trainer reads it, which runs with USE_V1=1.",
         "Start with USE_V1=1 in the environment, or write `model_name_or_path` and `dataset` for the usual trainer.",
     ),
@@ -220,47 +132,9 @@ ENVIRONMENT_RULES = (
     ),
     Rule(
         "PARALLELISM_CONFIG_SP_SIZE",
-        _is_split,
+        above_one,
         _SEQUENCE_PARALLEL,
         "Unset it, or leave out `loss:`.",
     ),
 )
 """By environment variable."""
-
-V1_RULES = (
-    Rule(
-        "model_name_or_path",
-        _is_given,
-        "LLaMA-Factory's v1 trainer, which USE_V1 starts, does not read it.",
-        "Unset USE_V1, or write `model` and `train_dataset` for v1.",
-    ),
-    _STAGE,
-    Rule(
-        "dist_config",
-        _splits_context,
-        "with cp_size above 1, v1 computes cross-entropy in a function of its own.",
-        "Set its `cp_size` to 1, or leave out `loss:`.",
-    ),
-    Rule(
-        "model_class",
-        _is_no_llm,
-        "a model of the class {value} gives its tokens no probabilities.",
-        "Set `model_class: llm`, or leave out `loss:`.",
-    ),
-)
-"""By key of a YAML for USE_V1=1."""
-
-_OLD_V1 = Rule(
-    "USE_V1",
-    _is_given,
-    "the v1 trainer of LLaMA-Factory {value} is another one, which was never run with ours.",
-    "Run: pip install 'llamafactory>=0.9.5,<0.9.6'. Or unset it.",
-)
-
-_MIXED_ROWS = Rule(
-    "batching_strategy",
-    _is_given,
-    "with `flash_attn: {value}`, the rows that dynamic_padding_free puts behind one another attend to each other, and "
-    "tokens get the weights of another text.",
-    "Set `flash_attn: flash_attention_2`, or `batching_strategy: dynamic_batching`.",
-)

@@ -5,33 +5,26 @@ accelerate launch run.py --dft-settings '{"name": "dft"}' --config sft.yaml [--k
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import Any
+from collections.abc import Sequence
 
-import trl
+from trl import SFTTrainer
 from trl.scripts import sft
 
-from dft_plugin import activate
+from dft_plugin.config import handover
+from dft_plugin.hf.run import activating
 
 
-def main(argv: list[str]) -> None:
-    """Parse as `trl sft` does, and train with an SFTTrainer that activates the loss on itself."""
-    at = argv.index("--dft-settings")
-    settings = json.loads(argv[at + 1])
+def main(argv: Sequence[str]) -> None:
+    """Parse as `trl sft` does, and train with an SFTTrainer on which the loss is active.
 
-    class ActiveSFTTrainer(trl.SFTTrainer):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            activate(self, settings)
-
-    # TRL names the trainer's class in the model card and in its tags.
-    ActiveSFTTrainer.__name__ = ActiveSFTTrainer.__qualname__ = "SFTTrainer"
-    parser = sft.make_parser()
-    parsed = parser.parse_args_and_config(argv[:at] + argv[at + 2 :], fail_with_unknown_args=False)
-    # The script imports the class from `trl` when it runs.
-    vars(trl)["SFTTrainer"] = ActiveSFTTrainer
-    sft.main(*parsed)
+    Raises:
+        SettingsError: there is no loss to train with.
+    """
+    loss, words = handover.demand(argv)
+    parsed = sft.make_parser().parse_args_and_config(words, fail_with_unknown_args=False)
+    with activating(SFTTrainer, loss):
+        sft.main(*parsed)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 from trl import SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
+from dft_plugin.config.handover import swapped
 from dft_plugin.core.loss import LossPlan
 from dft_plugin.core.stats import Tally
 from dft_plugin.errors import ConflictError
-from dft_plugin.hf.attachment import Pass
 from dft_plugin.hf.counting import averaging_processes, with_number_of_items
 from dft_plugin.hf.loss_calls import TrainerAttachment
+from dft_plugin.hf.passes import Pass
 from dft_plugin.hf.trainer import TrainerHook
-from dft_plugin.hf.wrapping import setting
 
 
 class TrlAttachment(TrainerAttachment):
@@ -30,27 +30,26 @@ class TrlAttachment(TrainerAttachment):
 
     Attributes:
         watched: whether to keep the last answer, so that somebody can ask what was made of it.
-        answer: that.
+        last: that.
     """
 
     def __init__(self, model: PreTrainedModel, plan: LossPlan) -> None:
         super().__init__(model, plan)
         self.watched = False
-        self.answer: FusedCausalLMOutput | None = None
+        self.last: FusedCausalLMOutput | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "watched": False, "answer": None}
+        return {**super().__getstate__(), "watched": False, "last": None}
 
-    def __call__(self, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+    def answer(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return TRL's own output class, its `log_probs` such that their negative sum is our loss sum."""
-        if not fused_lm_head:
-            return super().__call__(*args, **kwargs)
-        if not self.asked_for_loss():
-            return self.original(*args, fused_lm_head=True, **kwargs)
-        named = dict(zip(self.__signature__.parameters, args, strict=False))
-        output = _fused_output(self.score({**named, **kwargs}, want_logits=False))
+        inputs = self.named(args, kwargs)
+        if not inputs.get("fused_lm_head") or not self.answers(inputs):
+            return super().answer(module, args, kwargs)
+        del inputs["fused_lm_head"]
+        output = _fused_output(self.score(module, inputs, want_logits=False))
         if self.watched:
-            self.answer = output
+            self.last = output
         return output
 
 
@@ -86,10 +85,10 @@ class TrlHook(TrainerHook):
         attachment.watched = not own and not self._passes_on
         with (
             attachment.loss_call(grad=torch.is_grad_enabled(), tally=tally, num_items=divisor),
-            setting(self.trainer.args, "average_tokens_across_devices", True),
+            swapped(self.trainer.args, "average_tokens_across_devices", True),
         ):
             loss = inner(*args, **kwargs)
-        answer, attachment.answer = attachment.answer, None
+        answer, attachment.last = attachment.last, None
         if answer is not None:
             self._check_divisor(loss[0] if isinstance(loss, tuple) else loss, answer, float(divisor))
         return loss

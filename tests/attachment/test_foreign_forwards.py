@@ -105,7 +105,7 @@ def test_odd_logits_are_refused_where_the_kernel_was_asked_for_by_name(tamper):
     model = tampered(tamper)
     attach(model, {"name": "dft", "kernel": "chunked"})
     with pytest.raises(
-        UnsupportedModelError, match=r"the lean kernel was asked for by name, but the model .* Set `kernel: auto`"
+        UnsupportedModelError, match=r"a kernel was asked for by name, but the model .* Set `kernel: auto`"
     ):
         model(**batch())
 

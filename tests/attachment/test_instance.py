@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import io
+import math
 import pickle
+import types
 
 import pytest
 import torch
@@ -148,18 +151,28 @@ def test_detach_restores_a_forward_that_stood_on_the_instance():
     assert model.__dict__["forward"] is mine
 
 
-def test_detach_under_somebody_elses_forward_is_an_error():
+def test_detach_under_somebody_elses_forward_leaves_that_and_answers_no_more():
     model = tiny.llama()
+    stock = loss_of(model)
     attachment = attach(model)
-    model.forward = LlamaForCausalLM.forward.__get__(model)
-    with pytest.raises(
-        NotActiveError,
-        match=r"the model's forward is now .*LlamaForCausalLM.forward, put there .* Undo that first, then detach",
-    ):
-        attachment.detach()
-    model.forward = attachment
+    model.forward = somebody_elses = types.MethodType(wrapped(model.forward.__func__), model)
     attachment.detach()
-    assert "forward" not in model.__dict__
+    assert model.__dict__["forward"] is somebody_elses
+    assert loss_of(model) == stock
+    assert attachment.calls == 0
+    again = attach(model)
+    assert loss_of(model) == pytest.approx(true_loss(model), rel=1e-6)
+    assert again.calls == 1
+
+
+def wrapped(function):
+    """As accelerate wraps a forward for mixed precision."""
+
+    @functools.wraps(function)
+    def forward(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return forward
 
 
 def test_a_second_attachment_replaces_the_first():
@@ -187,3 +200,109 @@ def test_statistics_are_kept_apart_for_training_and_evaluation_until_drained():
     assert attachment.drain(training=True).as_logs()["dft/tokens"] == 2 * count
     assert attachment.drain(training=False).as_logs()["dft/tokens"] == count
     assert not attachment.drain(training=True).as_logs()
+
+
+def mixed_precision(model, precision="bf16"):
+    """Prepare a model as a Trainer does, in this process only."""
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=True, mixed_precision=precision).prepare_model(model)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy])
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_copy_made_after_accelerate_has_wrapped_the_forward_runs_its_own_weights(duplicate, warm):
+    model = tiny.llama().train()
+    attachment = attach(model)
+    prepared = mixed_precision(model)
+    if warm:
+        loss_of(prepared)
+    twin = duplicate(prepared)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert twin(input_ids=tiny.batch()["input_ids"]).logits.abs().max() == 0
+    calls = attachment.calls
+    assert loss_of(twin) == pytest.approx(math.log(tiny.VOCAB) / tiny.VOCAB, rel=1e-2)
+    assert attachment.calls == calls, "the copy has an attachment of its own"
+
+
+def test_the_way_back_after_accelerate_has_wrapped_the_forward():
+    from accelerate import Accelerator
+
+    model, batch = tiny.llama().train(), tiny.batch()
+    prompt = batch["input_ids"][:, :4]
+    attachment = attach(model)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    prepared = accelerator.prepare_model(model)
+    loss_of(prepared)
+    bare = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    assert bare.generate(prompt, max_new_tokens=2, do_sample=False).shape == (3, 6)
+    assert loss_of(bare) == pytest.approx(true_loss(bare), rel=1e-6)
+    attachment.detach()
+    stock = torch.nn.functional.cross_entropy(
+        bare(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].flatten(0, 1),
+        batch["labels"][:, 1:].flatten(),
+    )
+    assert loss_of(bare) == pytest.approx(stock.item(), rel=1e-5)
+    assert bare.generate(prompt, max_new_tokens=2, do_sample=False).shape == (3, 6)
+
+
+def test_detach_under_accelerates_wrapper_and_attaching_again():
+    model = tiny.llama().train()
+    first = attach(model)
+    prepared = mixed_precision(model)
+    first.detach()
+    stock = loss_of(prepared)
+    second = attach(prepared, "nll")
+    assert loss_of(prepared) == pytest.approx(stock, rel=1e-2)
+    assert second.calls == 1
+    assert first.calls == 0
+    attach(prepared, "dft")
+    assert loss_of(prepared) == pytest.approx(true_loss(model), rel=2e-2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_regional_compilation_runs_the_copy_in_the_copys_mode(training, monkeypatch):
+    from accelerate.utils import compile_regions
+
+    model, batch = tiny.llama(), tiny.batch()
+    attachment = attach(model)
+    seen = []
+    model.train(not training)
+    regional = compile_regions(model, backend="eager").train(training)
+    regional.model.layers[0].register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        output = regional(**batch)
+    assert seen, "the copy's layers, not the original's"
+    assert float(output.loss) == pytest.approx(true_loss(model), rel=1e-6)
+    assert (output.logits is None) == training
+    tokens = int((batch["labels"][:, 1:] != -100).sum())
+    assert attachment.drain(training=training).as_logs()["dft/tokens"] == tokens
+    assert not attachment.drain(training=not training).as_logs()
+
+
+def test_its_repr_says_what_is_on():
+    model = tiny.llama().train()
+    attachment = attach(model, {"name": "dft", "alpha": 0.5})
+    assert repr(attachment) == (
+        "<Attachment of dft(alpha=0.5, floor=0.0) to LlamaForCausalLM: before the first batch>"
+    )
+    loss_of(model)
+    assert "path lean" in repr(attachment)
+    attachment.detach()
+    assert "detached" in repr(attachment)
+
+
+def test_a_forward_that_is_put_over_the_loss_and_bypasses_it_is_noticed_at_the_first_labelled_call():
+    model, batch = tiny.llama().train(), tiny.batch()
+    attachment = attach(model)
+    model.forward = types.MethodType(LlamaForCausalLM.forward, model)
+    with pytest.raises(NotActiveError, match=r"LlamaForCausalLM.forward, put there afterwards.*activate\(trainer\)"):
+        model(**batch)
+    model(input_ids=batch["input_ids"])
+    model.forward = attachment
+    assert loss_of(model) == pytest.approx(true_loss(model), rel=1e-6)
+    attachment.detach()
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks

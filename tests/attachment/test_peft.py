@@ -9,6 +9,7 @@ import torch
 from support import attached, oracle, tiny
 
 from dft_plugin import Attachment, attach
+from dft_plugin.errors import UnsupportedModelError
 
 peft = pytest.importorskip("peft")
 
@@ -239,3 +240,16 @@ def test_a_saved_adapter_is_the_same_file(tmp_path):
         model.save_pretrained(tmp_path / "ours")
     for path in (tmp_path / "stock").iterdir():
         assert path.read_bytes() == (tmp_path / "ours" / path.name).read_bytes()
+
+
+def test_a_wrapper_that_keeps_the_forward_of_the_model_inside_is_refused_by_name():
+    config = peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=4, adapter_layers=2)
+    model = peft.get_peft_model(tiny.llama(), config).train()
+    with pytest.raises(UnsupportedModelError, match="AdaptionPromptModel keeps the forward that Llama"):
+        attach(model)
+    base = tiny.llama().train()
+    attachment = attach(base)
+    wrapped = peft.get_peft_model(base, config).train()
+    theirs = attached.truth(peft.get_peft_model(tiny.llama().train(), config).train(), tiny.batch())
+    assert attached.backward(wrapped, tiny.batch())[0] == pytest.approx(theirs[0], rel=1e-6)
+    assert attachment.calls == 1, "the remedy that the error names"

@@ -61,6 +61,60 @@ def test_check_reports_every_problem_at_once_and_fails(dft, config):
     assert [conflict["key"] for conflict in report["conflicts"]] == ["label_smoothing_factor"]
 
 
+BEST = "eval_strategy: steps\nload_best_model_at_end: true\n"
+BY_NLL = "metric_for_best_model: eval_dft/nll\n"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        BEST,
+        BEST + "metric_for_best_model: eval_loss\n",
+        "lr_scheduler_type: reduce_lr_on_plateau\n",
+    ],
+    ids=["best checkpoint", "by name", "plateau"],
+)
+def test_check_says_what_a_choice_by_the_weighted_loss_means(dft, config, keys):
+    done = dft("check", config(TRL + "loss: dft\n" + keys))
+    assert done.returncode == 0
+    (hint,) = [line for line in done.stdout.splitlines() if line.startswith("hint ")]
+    assert "is chosen by eval_loss, the weighted loss." in hint
+    assert "`metric_for_best_model: eval_dft/nll` and `greater_is_better: false`" in hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "loss: nll\n" + BEST,
+        "loss: dft\n",
+        "loss: dft\n" + BEST + BY_NLL,
+        "loss: dft\n" + BEST + BY_NLL + "greater_is_better: false\n",
+        "loss: dft\n" + BEST + "metric_for_best_model: eval_dft/mean_prob\n",
+    ],
+    ids=["plain likelihood", "nothing chosen", "by the likelihood", "as the hint says", "by the probability"],
+)
+def test_check_has_nothing_to_say_of_a_choice_that_is_right(dft, config, text):
+    report = json.loads(dft("check", config(TRL + text), "--json").stdout)
+    assert (report["ok"], report["hints"], report["problems"]) == (True, [], [])
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (BY_NLL + "greater_is_better: true\n", "Set `greater_is_better: false`."),
+        ("metric_for_best_model: eval_dft/tokens\n", "has no better or worse, so it cannot choose a checkpoint."),
+    ],
+    ids=["direction", "no direction"],
+)
+def test_a_choice_that_is_wrong_is_refused_by_check_and_by_train(dft, config, keys, says):
+    path = config(TRL + "loss: dft\nlabel_smoothing_factor: 0.1\n" + BEST + keys)
+    checked, trained = dft("check", path), dft("train", path)
+    assert (checked.returncode, trained.returncode) == (1, 2)
+    assert says in checked.stdout
+    assert trained.stderr.startswith("dft: 2 problems:")
+    assert says in trained.stderr
+
+
 def test_overrides_reach_the_loss_and_the_host(dft, config):
     path = config(TRL + "loss: dft\n")
     done = dft("check", path, "loss.alpha=0.7", "label_smoothing_factor=0.1", "--json")

@@ -74,7 +74,7 @@ def test_a_second_backward_and_an_upstream_factor_are_right():
     loss = blocked(hidden, Head(weight), targets, DFT()).loss_sum
     (once,) = torch.autograd.grad(loss, hidden, retain_graph=True)
     (again,) = torch.autograd.grad(3 * loss, hidden)
-    assert torch.equal(3 * once, again)
+    assert oracle.gap(again, 3 * once) < 1e-6
 
 
 @pytest.mark.parametrize("part", ["weight", "bias", "lora"])

@@ -43,18 +43,19 @@ def readable(kernel):
     return score
 
 
-def raw_logits(made):
-    logits = F.linear(made.hidden_TD, made.weight_VD, made.bias_V)
+def raw_logits(made, hidden=None):
+    logits = F.linear(made.hidden_TD if hidden is None else hidden, made.weight_VD, made.bias_V)
     return logits if made.low_rank is None else logits + made.low_rank[0] @ made.low_rank[1].t()
 
 
 def through_opaque(made, objective, **options):
-    def project(hidden_CD):
-        if made.low_rank is None:
-            return F.linear(hidden_CD, made.weight_VD, made.bias_V)
-        return raw_logits(made)  # only where all tokens fit one chunk
-
-    head = OpaqueHead(project, made.weight_VD.shape[0], Transform(made.scale, made.softcap))
+    # With LoRA only where all tokens fit one chunk: its input is that of all.
+    head = OpaqueHead(
+        lambda hidden_CD: raw_logits(made, hidden_CD),
+        made.weight_VD.shape[0],
+        Transform(made.scale, made.softcap),
+        tuple(made.inputs[1:]),
+    )
     return opaque(made.hidden_TD, head, made.targets_T, objective, **options)
 
 

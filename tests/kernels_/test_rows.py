@@ -9,7 +9,8 @@ import torch
 from support import oracle, problems
 
 from dft_plugin.kernels import Transform
-from dft_plugin.kernels.rows import concatenate, score_rows_, weighted_sum
+from dft_plugin.kernels.results import weigh
+from dft_plugin.kernels.rows import concatenate, score_rows_
 from dft_plugin.objectives import DFT, NLL, Rows
 
 PLAIN = Transform()
@@ -112,7 +113,16 @@ def test_a_sum_beyond_the_range_of_float16_does_not_overflow_its_buffer():
     # 100000 equal logits: R = 99999, beyond 65504.
     logits_TV = torch.zeros(1, 100_000, dtype=torch.float16)
     scored = score_rows_(logits_TV, torch.tensor([0]), PLAIN)
-    assert (logits_TV * scored.inverse_norm_T[:, None])[0, 0] == -1
+    assert (logits_TV * scored.inverse_norm_T[:, None])[0, 0].item() == pytest.approx(-0.99999, rel=1e-6)
+
+
+def test_the_gradient_of_a_row_that_is_nearly_certain_keeps_its_digits_in_float16():
+    # p = 1 - 1e-6, shared by 8: no number of float16 is nearer to 1.25e-7 than 1.19e-7.
+    logits_TV, targets_T = torch.zeros(1, 9, dtype=torch.float16), torch.tensor([0])
+    logits_TV[0, 0] = 15.9
+    truth_TV = oracle.logits_gradient(logits_TV.float(), targets_T)
+    scored = score_rows_(logits_TV, targets_T, PLAIN)
+    assert oracle.gap(logits_TV * scored.inverse_norm_T[:, None], truth_TV) < 5e-4
 
 
 def test_no_rows_have_statistics_of_length_0():
@@ -134,25 +144,25 @@ def rows_with(*logp: float) -> Rows:
     return Rows(logp_T, 1 - logp_T.exp(), logp_T > -1)
 
 
-def test_a_weighted_sum_is_positive_nats():
-    loss_sum, weight_T = weighted_sum(DFT(), rows_with(math.log(0.5), math.log(0.25)))
-    assert loss_sum.item() == pytest.approx(0.5 * math.log(2) + 0.25 * math.log(4))
-    assert weight_T.tolist() == pytest.approx([0.5, 0.25])
+def test_a_weigh_is_positive_nats():
+    result = weigh(DFT(), rows_with(math.log(0.5), math.log(0.25)))
+    assert result.loss_sum.item() == pytest.approx(0.5 * math.log(2) + 0.25 * math.log(4))
+    assert result.weight_T.tolist() == pytest.approx([0.5, 0.25])
 
 
-def test_a_weighted_sum_is_detached_whatever_the_objective_does():
+def test_a_weigh_is_detached_whatever_the_objective_does():
     class Leaky(DFT):
         """Its weight hangs on a tensor that requires grad."""
 
         def weight(self, rows):
             return super().weight(rows) * torch.ones((), requires_grad=True)
 
-    loss_sum, weight_T = weighted_sum(Leaky(), rows_with(-1.0))
-    assert not loss_sum.requires_grad
-    assert not weight_T.requires_grad
+    result = weigh(Leaky(), rows_with(-1.0))
+    assert not result.loss_sum.requires_grad
+    assert not result.weight_T.requires_grad
 
 
 def test_an_impossible_token_costs_nothing_under_dft_and_everything_under_nll():
-    assert weighted_sum(DFT(), rows_with(-math.inf))[0] == 0
-    assert weighted_sum(NLL(), rows_with(-math.inf))[0] == math.inf
-    assert weighted_sum(DFT(floor=0.1), rows_with(-math.inf))[0] == math.inf
+    assert weigh(DFT(), rows_with(-math.inf)).loss_sum == 0
+    assert weigh(NLL(), rows_with(-math.inf)).loss_sum == math.inf
+    assert weigh(DFT(floor=0.1), rows_with(-math.inf)).loss_sum == math.inf

@@ -10,6 +10,8 @@ pytest.importorskip("axolotl")
 
 from support.axolotl_runs import SAVED, TWO_RANKS, assert_same, command, write_config
 
+from dft_plugin.errors import ConflictError
+
 pytestmark = pytest.mark.host
 
 RANKS = "cpu_ranks.CpuRanks"
@@ -95,3 +97,23 @@ def test_dft_check_reports_what_the_plugin_would(home):
     trained = command(home, "dft", "train", "config.yml")
     assert trained.returncode == 2
     assert "`use_eaft`: EAFT weights" in trained.stderr
+
+
+def test_a_trl_that_is_too_old_is_refused_by_name(home):
+    """Axolotl brings one."""
+    import trl
+    from trl import SFTTrainer
+
+    from dft_trl.host import TrlHost
+
+    too_old = f"trl {trl.__version__} is too old (>=1.16,<1.17 was tested). Run: pip install"
+    (home / "sft.yaml").write_text("model_name_or_path: m\ndataset_name: d\nloss: dft\n")
+    checked = command(home, "dft", "check", "sft.yaml")
+    assert checked.returncode == 1
+    assert f"version   {too_old}" in checked.stdout
+    assert "result    a run would be refused" in checked.stdout
+    trained = command(home, "dft", "train", "sft.yaml")
+    assert trained.returncode == 2
+    assert trained.stderr.splitlines()[-1].startswith(f"dft: {too_old}")
+    with pytest.raises(ConflictError, match=r"trl .* is too old"):
+        TrlHost().trainer_hook(SFTTrainer.__new__(SFTTrainer))

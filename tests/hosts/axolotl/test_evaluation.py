@@ -6,11 +6,14 @@ import math
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("axolotl")
 
 from support import oracle
 from support.axolotl_runs import by_hand, prepare, train, write_config
+
+from dft_axolotl.host import AxolotlHost
 
 pytestmark = pytest.mark.host
 
@@ -80,6 +83,30 @@ def test_the_best_checkpoint_and_early_stopping_can_go_by_the_likelihood(home):
     assert state.best_metric == min(nll.values())
     assert nll[state.best_global_step] == state.best_metric
     assert max(nll) == state.best_global_step + 2 < 8, "it was meant to get worse, and to be stopped"
+
+
+BEST = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 2}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        BEST,
+        {**BEST, "load_best_model_at_end": False},
+        {**BEST, "load_best_model_at_end": None},
+        {**BEST, "save_steps": 3, "eval_steps": 2},
+        {**BEST, "num_epochs": 3, "saves_per_epoch": 1, "evals_per_epoch": 4, "eval_steps": None, "save_steps": None},
+        {**BEST, "val_set_size": 0, "eval_strategy": None, "eval_steps": None},
+        {**BEST, "load_best_model_at_end": None, "early_stopping_patience": 2},
+    ],
+    ids=["asked for", "turned off", "by default", "out of step", "per epoch", "nothing held out", "early stopping"],
+)
+def test_whether_the_best_checkpoint_is_loaded_is_known_from_the_yaml(changes, home):
+    config = {**EVALUATION, **changes}
+    path = write_config(home, drop=[key for key, value in config.items() if value is None], **config)
+    _, trainer = prepare(path)
+    found = AxolotlHost().chooses_by(yaml.safe_load(path.read_text()))
+    assert trainer.args.load_best_model_at_end is (found is not None)
 
 
 def test_axolotls_own_perplexity_metric_still_sees_cross_entropy(home):

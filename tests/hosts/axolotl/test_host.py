@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dft_axolotl.host import AxolotlHost
+import pytest
+
+from dft_axolotl.host import AxolotlHost, problems_of
+from dft_plugin.config.hosts import Choice
 from dft_plugin.config.settings import Settings
 from dft_plugin.testing import check_host
 
@@ -35,3 +38,43 @@ def test_autoload_registers_the_plugin_and_nothing_without_loss():
     patch(module)
     module.prepare_plugins({"base_model": "m"})
     assert seen == [{"base_model": "m"}]
+
+
+BEST = {"load_best_model_at_end": True}
+EVALUATES = {**BEST, "val_set_size": 0.1, "eval_steps": 10, "save_steps": 20}
+PER_EPOCH = {**BEST, "val_set_size": 0.1, "evals_per_epoch": 4, "saves_per_epoch": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "chooses"),
+    [
+        ({}, False),
+        (EVALUATES, True),
+        (PER_EPOCH, True),
+        ({**EVALUATES, "val_set_size": 0, "test_datasets": [{"path": "t"}]}, True),
+        ({key: EVALUATES[key] for key in EVALUATES if key not in BEST}, False),
+        ({**EVALUATES, "load_best_model_at_end": False}, False),
+        ({**EVALUATES, "save_steps": 15}, False),
+        ({**EVALUATES, "val_set_size": 0}, False),
+        ({**EVALUATES, "load_best_model_at_end": False, "early_stopping_patience": 3}, True),
+        ({"lr_scheduler": "reduce_lr_on_plateau"}, True),
+        ({"lr_scheduler": "cosine"}, False),
+        ({"metric_for_best_model": "eval_dft/nll"}, True),
+    ],
+)
+def test_axolotl_loads_the_best_checkpoint_where_it_saves_at_steps_that_it_evaluates(change, chooses):
+    choice = AxolotlHost().chooses_by({**CONFIG, **change})
+    assert choice == (Choice(change.get("metric_for_best_model"), None) if chooses else None)
+
+
+def test_a_wrong_choice_of_the_best_is_reported_with_everything_else():
+    config = {
+        **CONFIG,
+        **EVALUATES,
+        "loss": {"alhpa": 1},
+        "use_eaft": True,
+        "metric_for_best_model": "eval_dft/tokens",
+    }
+    problems = problems_of(config)
+    assert len(problems) == 3
+    assert "has no better or worse" in problems[-1]

@@ -58,7 +58,7 @@ def test_the_launcher_starts_our_module_with_the_loss_in_its_arguments(launcher,
     code, (words,) = started(home, monkeypatch, *overrides)
     assert code == 0
     assert words[:4] == [module, "--nproc_per_node=2", "-m", "dft_axolotl.run"]
-    assert words[4] == "--dft-loss"
+    assert words[4] == "--dft-settings"
     assert json.loads(words[5]) == LOSS
     assert words[6] == str(home / "config.yml")
     assert "--micro-batch-size=2" in words[7:]
@@ -74,7 +74,7 @@ def test_every_config_of_a_sweep_is_started(home, monkeypatch):
     (home / "sweep.yml").write_text("learning_rate: [0.1, 0.2]\n")
     _, commands = started(home, monkeypatch, ("sweep", "sweep.yml"))
     assert len(commands) == 2
-    assert all(json.loads(words[words.index("--dft-loss") + 1]) == LOSS for words in commands)
+    assert all(json.loads(words[words.index("--dft-settings") + 1]) == LOSS for words in commands)
 
 
 def test_the_exit_code_of_the_ranks_is_ours(home, monkeypatch):

@@ -49,14 +49,16 @@ REFUSED = {
         "`model_config_type`: Axolotl's Mamba trainer computes cross-entropy by itself and never asks the model for a "
         "loss. Remove `loss:` for this model.",
     ),
-    **{
-        f"kd-{key}": (
-            change,
-            "`kd_trainer`: the distillation trainer computes its own loss from the teacher's logits. Remove it and "
-            "the KDPlugin from `plugins:`, or remove `loss:`.",
-        )
-        for key, change in {"key": {"kd_trainer": True}, "plugin": {"plugins": [PLUGIN, KD]}}.items()
-    },
+    "kd_trainer": (
+        {"kd_trainer": True},
+        "`kd_trainer`: the distillation trainer computes its own loss from the teacher's logits. Remove it, or remove "
+        "`loss:`.",
+    ),
+    "kd plugin": (
+        {"plugins": [PLUGIN, KD]},
+        "`plugins`: the distillation trainer computes its own loss from the teacher's logits. Remove the KDPlugin, or "
+        "remove `loss:`.",
+    ),
     "use_eaft": (
         {"use_eaft": True},
         "`use_eaft`: EAFT weights each token by entropy in a loss of its own, which would replace ours. Remove it, or "
@@ -124,7 +126,7 @@ def test_axolotl_asks_our_schema(home):
 
 
 def test_every_rule_has_a_test():
-    fired = {rule for change, _ in REFUSED.values() for rule in RULES if rule.applies({"loss": "dft", **change})}
+    fired = {rule for change, _ in REFUSED.values() for rule in RULES if rule.holds({"loss": "dft", **change})}
     assert fired == set(RULES)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 
 import pytest
 from safetensors.torch import load_file
@@ -152,3 +153,22 @@ def test_check_tells_a_user_of_use_dft_loss_what_moving_gains(folder):
     assert "host      llamafactory (0.9." in done.stdout
     assert "Add the line `loss: dft`." in done.stdout
     assert "Replace it by the line `loss: dft`. The weights after a step are the same, and you gain:" in done.stdout
+
+
+def test_a_trl_that_is_too_old_is_refused_by_name(tmp_path):
+    """LLaMA-Factory brings one."""
+    factory.write_config(tmp_path / "sft.yaml", model_name_or_path="m", dataset_name="d", loss="dft")
+    too_old = f"trl {version('trl')} is too old (>=1.16,<1.17 was tested). Run: pip install"
+    checked = factory.command("check", "sft.yaml", cwd=tmp_path, script="dft")
+    assert (checked.returncode, f"version   {too_old}" in checked.stdout) == (1, True)
+    trained = factory.command("train", "sft.yaml", cwd=tmp_path, script="dft")
+    assert (trained.returncode, f"dft: {too_old}" in trained.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("key", ["load_best_model_at_end", "early_stopping_steps"])
+def test_check_says_what_a_choice_by_the_weighted_loss_means(key, folder):
+    place = folder(loss="dft", **{key: 3})
+    done = factory.command("check", "sft.yaml", cwd=place, script="dft")
+    assert (done.returncode, "hint      the best checkpoint" in done.stdout) == (0, True)
+    done = factory.command("check", "sft.yaml", "metric_for_best_model=eval_dft/nll", cwd=place, script="dft")
+    assert (done.returncode, "hint" in done.stdout) == (0, False)

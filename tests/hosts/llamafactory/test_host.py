@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dft_llamafactory import arguments, launcher
+from dft_llamafactory import arguments, launch
 from dft_llamafactory.host import LlamaFactoryHost
 from dft_plugin import testing
 from dft_plugin.config.settings import Settings
@@ -83,14 +83,14 @@ class TestTorchrun:
     WORDS = ("a folder/cfg.yaml", "output_dir=an out")
 
     def test_ranks_are_started_when_the_host_would(self):
-        assert launcher.wants_torchrun({"FORCE_TORCHRUN": "1"}, 0)
-        assert launcher.wants_torchrun({}, 2)
-        assert not launcher.wants_torchrun({}, 1)
-        assert not launcher.wants_torchrun({"FORCE_TORCHRUN": "1", "LOCAL_RANK": "0"}, 2), "this is a rank already"
+        assert launch.wants_torchrun({"FORCE_TORCHRUN": "1"}, 0)
+        assert launch.wants_torchrun({}, 2)
+        assert not launch.wants_torchrun({}, 1)
+        assert not launch.wants_torchrun({"FORCE_TORCHRUN": "1", "LOCAL_RANK": "0"}, 2), "this is a rank already"
 
     def test_a_static_start(self):
         environ = {"NNODES": "2", "NODE_RANK": "1", "NPROC_PER_NODE": "4", "MASTER_ADDR": "10.0.0.1"}
-        command = launcher.torchrun(environ, 8, "29500", self.WORDS)
+        command = launch.torchrun(environ, 8, "29500", self.WORDS)
         assert command == [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "4", "--nnodes", "2"),
             *("--node-rank", "1", "--master-addr", "10.0.0.1", "--master-port", "29500"),
@@ -99,7 +99,7 @@ class TestTorchrun:
 
     def test_an_elastic_start(self):
         environ = {"RDZV_ID": "7", "MIN_NNODES": "1", "MAX_NNODES": "3", "MAX_RESTARTS": "2", "NNODES": "2"}
-        command = launcher.torchrun(environ, 8, "29500", self.WORDS)
+        command = launch.torchrun(environ, 8, "29500", self.WORDS)
         assert command == [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "8", "--nnodes", "1:3"),
             *("--rdzv-id", "7", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:29500", "--max-restarts", "2"),
@@ -107,5 +107,5 @@ class TestTorchrun:
         ]
 
     def test_the_host_settings_for_ddp_are_kept_and_can_be_turned_off(self):
-        assert launcher.child_environment({})["TORCH_NCCL_AVOID_RECORD_STREAMS"] == "1"
-        assert launcher.child_environment({"OPTIM_TORCH": "0"}) == {"OPTIM_TORCH": "0"}
+        assert launch.child_environment({})["TORCH_NCCL_AVOID_RECORD_STREAMS"] == "1"
+        assert launch.child_environment({"OPTIM_TORCH": "0"}) == {"OPTIM_TORCH": "0"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support import tiny
+from support import tiny, training
 
 pytest.importorskip("llamafactory")
 
@@ -138,3 +138,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kind, home, tmp_path):
     assert len(resumed.batches) == 0, "it began anew"
     assert "dft/loss" in resumed.logs[-1]
     assert tiny.max_gap(straight.after, resumed.after) < 1e-7
+
+
+def test_a_head_whose_logits_are_upcast_is_trained(home, tmp_path):
+    """`upcast_lmhead_output`: a forward hook on the head, which gets its output and returns it in float32."""
+    tiny.llama(**factory.WIDTH).bfloat16().save_pretrained(tmp_path / "half")
+    training.tokenizer().save_pretrained(tmp_path / "half")
+    changes = {**LORA, "bf16": True, "upcast_lmhead_output": True, "learning_rate": 1e-2}
+    run = factory.train(
+        factory.arguments(tmp_path, tmp_path / "out", "half", **changes, dataset_dir=str(home / "data")), "dft"
+    )
+    head = run.trainer.model.get_output_embeddings()
+    assert (str(head.weight.dtype), len(head._forward_hooks)) == ("torch.bfloat16", 1), "there is nothing to upcast"
+    # The logits that the float64 loss is made of were rounded to bfloat16 by the head, before the hook.
+    assert run.logs[0]["dft/loss"] == pytest.approx(run.expected, rel=1e-3)
+    assert run.moved > 1e-5, "nothing was trained"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
-from dft_llamafactory import conflicts, install
+from dft_llamafactory import conflicts, run
 from dft_llamafactory.arguments import read
 from dft_llamafactory.host import LlamaFactoryHost
 from dft_plugin import activate
 from dft_plugin.errors import ConflictError, NotActiveError
+from dft_plugin.hf.run import activating
 
 pytest.importorskip("llamafactory")
 
@@ -57,7 +60,7 @@ IN_CONFIG = [
     ),
     (
         {"parallelism_config": {"sp_size": 2}},
-        f"`parallelism_config`: {SEQUENCE} Set its `sp_size` to 1, or leave out `loss:`.",
+        f"`parallelism_config.sp_size`: {SEQUENCE} Set it to 1, or leave out `loss:`.",
     ),
 ]
 IN_CONFIG_IDS = [f"{key}={value}" for config, _ in IN_CONFIG for key, value in config.items()]
@@ -81,7 +84,7 @@ def refusal(config):
         pytest.fail("LLaMA-Factory was started")
 
     with pytest.raises(ConflictError) as caught:
-        install.run_with_loss(run_exp, read({"loss": "dft", **config}))
+        run.run_with_loss(run_exp, read({"loss": "dft", **config}))
     return str(caught.value)
 
 
@@ -145,17 +148,30 @@ def test_a_trainer_with_a_loss_of_its_own_is_refused_whoever_made_it(flag, home,
 def test_a_stage_that_slips_through_is_stopped_before_its_first_step(home, tmp_path, monkeypatch):
     """Without the table: LLaMA-Factory makes a trainer that we do not know."""
     monkeypatch.setattr(conflicts, "CONFIG_RULES", ())
-    with pytest.raises(NotActiveError, match="training starts without the loss") as caught:
+    with pytest.raises(NotActiveError, match="training begins without the loss") as caught:
         factory.train(factory.arguments(home, tmp_path, stage="pt"), "dft")
     assert "Nothing was updated" in str(caught.value)
 
 
-def test_the_trainer_class_is_as_it_was_after_a_run(home, tmp_path):
+def test_the_trainer_class_is_as_it_was_after_a_run():
     from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
 
     plain = CustomSeq2SeqTrainer.__init__
-    with install.activating("dft"):
+    with contextlib.suppress(NotActiveError), activating(CustomSeq2SeqTrainer, "dft"):
         assert CustomSeq2SeqTrainer.__init__ is not plain
-        with pytest.raises(ConflictError, match="going on in this process already"), install.activating("dft"):
-            pass
     assert CustomSeq2SeqTrainer.__init__ is plain
+
+
+def test_one_run_inside_another_is_refused():
+    config = {"loss": "dft"}
+
+    def run_exp(args, callbacks):
+        run.run_with_loss(pytest.fail, read(config))
+
+    with pytest.raises(ConflictError, match="going on in this process already"):
+        run.run_with_loss(run_exp, read(config))
+
+
+def test_a_run_that_made_no_trainer_of_ours_is_an_error():
+    with pytest.raises(NotActiveError, match=r"it made no CustomSeq2SeqTrainer\. Do not use what it saved\."):
+        run.run_with_loss(lambda args, callbacks: None, read({"loss": "dft"}))

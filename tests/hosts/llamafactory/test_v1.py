@@ -15,7 +15,7 @@ if factory.OLD:
 
 from support import factory_v1
 
-from dft_llamafactory import install_v1
+from dft_llamafactory import run_v1
 from dft_plugin.errors import ConflictError, NotActiveError
 
 pytestmark = [pytest.mark.host, *factory_v1.WARNS]
@@ -219,7 +219,7 @@ def test_a_run_that_made_no_trainer_of_ours_is_an_error():
     from dft_llamafactory.arguments import read
 
     with pytest.raises(NotActiveError, match="Do not use what it saved"):
-        install_v1.run_with_loss(lambda args: None, read({"model": "m", "train_dataset": "d", "loss": "dft"}))
+        run_v1.run_with_loss(lambda args: None, read({"model": "m", "train_dataset": "d", "loss": "dft"}))
 
 
 def test_the_trainer_of_the_module_is_as_it_was_after_a_run(home, tmp_path):
@@ -232,9 +232,9 @@ def test_the_trainer_of_the_module_is_as_it_was_after_a_run(home, tmp_path):
 
 
 def test_a_model_without_tokens_is_refused(home, tmp_path, monkeypatch):
-    from dft_llamafactory import conflicts
+    from dft_llamafactory import conflicts_v1
     from dft_plugin.errors import UnsupportedModelError
 
-    monkeypatch.setattr(conflicts, "V1_RULES", ())
+    monkeypatch.setattr(conflicts_v1, "V1_RULES", ())
     with pytest.raises(UnsupportedModelError, match="is no causal language model"):
         factory_v1.train(factory_v1.arguments(home, tmp_path, model_class="cls"), "dft")

@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 from support import tiny
 
-from dft_llamafactory import conflicts
+from dft_llamafactory import conflicts_v1
 from dft_llamafactory.host import LlamaFactoryHost
 from dft_plugin import autoload
 from dft_plugin.config.settings import Settings
@@ -195,9 +195,9 @@ def test_check_says_that_the_loss_will_be_on(folder):
 
 
 MIXED = (
-    "`batching_strategy`: with `flash_attn: {0}`, the rows that dynamic_padding_free puts behind one another attend "
-    "to each other, and tokens get the weights of another text. Set `flash_attn: flash_attention_2`, or "
-    "`batching_strategy: dynamic_batching`."
+    "`batching_strategy`: without `flash_attn: flash_attention_2`, the rows that dynamic_padding_free puts behind one "
+    "another attend to each other, and tokens get the weights of another text. Set `flash_attn: flash_attention_2`, "
+    "or `batching_strategy: dynamic_batching`."
 )
 CONTEXT = (
     "`dist_config`: with cp_size above 1, v1 computes cross-entropy in a function of its own. Set its `cp_size` to 1, "
@@ -216,8 +216,8 @@ IN_THE_WAY = [
         "`stage`: `loss:` weighs the tokens of supervised fine-tuning, and stage dpo has a loss of its own. Set "
         "`stage: sft`, or leave out `loss:`.",
     ),
-    ({"batching_strategy": "dynamic_padding_free"}, MIXED.format("sdpa")),
-    ({"batching_strategy": "dynamic_padding_free", "flash_attn": "eager"}, MIXED.format("eager")),
+    ({"batching_strategy": "dynamic_padding_free"}, MIXED),
+    ({"batching_strategy": "dynamic_padding_free", "flash_attn": "eager"}, MIXED),
     ({"model_name_or_path": "m"}, ONLY_V1),
 ]
 IN_THE_WAY_IDS = ["-".join(f"{key}={value}" for key, value in config.items()) for config, _ in IN_THE_WAY]
@@ -239,7 +239,7 @@ def test_what_is_off_is_not_refused(monkeypatch):
 
 
 def test_the_v1_trainer_of_0_9_4_is_refused():
-    (found,) = conflicts.find_v1({}, "0.9.4")
+    (found,) = conflicts_v1.find({}, "0.9.4")
     assert str(found) == (
         "`USE_V1`: the v1 trainer of LLaMA-Factory 0.9.4 is another one, which was never run with ours. Run: "
         "pip install 'llamafactory>=0.9.5,<0.9.6'. Or unset it."

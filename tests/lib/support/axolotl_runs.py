@@ -190,7 +190,7 @@ def command(home: Path, *words: str, **environment: str) -> subprocess.Completed
             **os.environ,
             **ENVIRONMENT,
             "PATH": bin_folder + os.pathsep + os.environ["PATH"],
-            "PYTHONPATH": plugins,
+            "PYTHONPATH": os.pathsep.join(filter(None, [plugins, os.environ.get("PYTHONPATH")])),
             **environment,
         },
     )

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from dft_llamafactory.arguments import read
-from dft_llamafactory.install import run_with_loss
+from dft_llamafactory.run import run_with_loss
 from support import oracle, tiny, training
 
 OLD = Version(version("llamafactory")) < Version("0.9.5")
@@ -225,7 +225,8 @@ LIGER_LAYERS = ("rms_norm", "rope", "swiglu")
 
 def on_liger(script: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Start a command with Liger's kernels interpreted; see `liger_on_cpu`."""
-    environment = {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    environment = {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
     words = ("-m", "support.liger_on_cpu", script, *words)
     return command(*words, cwd=cwd, environment=environment, script="python")
 

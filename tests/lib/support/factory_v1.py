@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from dft_llamafactory import install_v1
+from dft_llamafactory import run_v1
 from dft_llamafactory.arguments import read
 from support import factory, oracle, tiny, training
 
@@ -156,7 +157,7 @@ def train(config: dict[str, Any], loss: Any = None) -> Run:
         if loss is None:
             run_sft(config)
         else:
-            install_v1.run_with_loss(run_sft, read({**config, "loss": loss}))
+            run_v1.run_with_loss(run_sft, read({**config, "loss": loss}))
     return run
 
 
@@ -202,7 +203,8 @@ def history(out: Path) -> list[dict[str, float]]:
 def two_ranks(folder: Path) -> dict[str, str]:
     """The environment in which v1 trains on two ranks without an accelerator."""
     (folder / "sitecustomize.py").write_text(ON_A_CPU)
-    return {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "PYTHONPATH": str(folder)}
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    return {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "PYTHONPATH": path}
 
 
 def make_home(home: Path) -> Path:

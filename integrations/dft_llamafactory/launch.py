@@ -1,4 +1,4 @@
-"""LLaMA-Factory's launcher, with our module in place of its own: it starts torchrun exactly when that does."""
+"""`dft train` for LLaMA-Factory: its launcher, with our module in place of its own."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from dft_llamafactory.conflicts import is_on
+from dft_plugin.config import handover
+from dft_plugin.config.hosts import Launch
+from dft_plugin.config.rules import is_on
 
 _MODULE = "dft_llamafactory.run"
 
 
-def start(words: Sequence[str]) -> int:
-    """Run `dft_llamafactory.run` with `words`, on each rank that LLaMA-Factory would start. Returns the exit code."""
+def start(launch: Launch) -> int:
+    """Run `dft_llamafactory.run` on each rank that LLaMA-Factory would start. Returns the exit code."""
     from llamafactory.extras.misc import find_available_port, get_device_count
 
+    overrides = [f"{key}={text}" for key, text in launch.overrides]
+    words = [*handover.words(launch.settings), launch.config_path, *overrides]
     devices = get_device_count()
     if not wants_torchrun(os.environ, devices):
         from dft_llamafactory.run import main

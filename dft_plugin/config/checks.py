@@ -1,0 +1,54 @@
+"""Everything that is in the way of a loss, found before anything is started and reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dft_plugin.config import best
+from dft_plugin.config.hosts import Conflict, Host
+from dft_plugin.config.plugins import build_catalogue
+from dft_plugin.errors import ConflictError
+
+
+def choice_of_best(host: Host, config: Mapping[str, Any], loss_name: str | None) -> tuple[list[str], list[str]]:
+    """Say what is wrong with a config's choice of the best checkpoint, and what it means under a loss.
+
+    Args:
+        host: whose config it is.
+        config: its keys.
+        loss_name: the objective; None where that is not known.
+
+    Returns:
+        Problems and hints, as `best.advice`.
+    """
+    choice = host.chooses_by(config)
+    if choice is None:
+        return [], []
+    weighted = loss_name not in (None, "nll")
+    return best.advice(choice.metric, choice.greater_is_better, weighted=weighted)
+
+
+def obstacles(host: Host, config: Mapping[str, Any], loss: Any, found: Iterable[Conflict]) -> list[str]:
+    """List what is in the way: the host's age, `loss:` itself, the host's keys, the choice of the best checkpoint.
+
+    Args:
+        host: whose config it is.
+        config: its keys.
+        loss: what stands after `loss:`.
+        found: the conflicts in the host's keys.
+    """
+    wrong, _ = choice_of_best(host, config, None)
+    too_old = [str(host.version_problem())] if host.is_too_old() else []
+    return [*too_old, *build_catalogue().problems(loss), *map(str, found), *wrong]
+
+
+def refuse(host: Host, config: Mapping[str, Any], loss: Any, found: Iterable[Conflict]) -> None:
+    """Raise with everything that is in the way; see `obstacles`.
+
+    Raises:
+        ConflictError: lists all of it.
+    """
+    problems = obstacles(host, config, loss, found)
+    if problems:
+        raise ConflictError(problems)

@@ -1,0 +1,146 @@
+"""A head as the model calls it, and the hooks around it.
+
+Shapes: T scored tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+_GATHER = ("torch.distributed.fsdp", "torch.distributed._composable", "deepspeed", "accelerate")
+"""Modules whose hooks fetch and free a weight. They fire once, around everything; any other hook has its say on each
+chunk of logits."""
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where a head is entered.
+
+    Attributes:
+        owner: the module whose forward makes the logits.
+        wrappers: what is called on the way there, outermost first (FSDP, the copy in PEFT's `modules_to_save`).
+    """
+
+    owner: nn.Module
+    wrappers: tuple[nn.Module, ...] = field(default=())
+
+    @property
+    def entry(self) -> nn.Module:
+        """What the model calls."""
+        return self.wrappers[0] if self.wrappers else self.owner
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether a hook may look at, or change, what goes into or comes out of the head."""
+        modules = (*self.wrappers, self.owner)
+        return any(
+            not gathers(hook) for module in modules for name in _HOOKS for hook in getattr(module, name).values()
+        )
+
+
+class CalledHead:
+    """The head as the model calls it, but for the hooks that gather: used inside, where its weight is whole.
+
+    Attributes:
+        owner: the module that makes the logits.
+    """
+
+    def __init__(self, door: Door) -> None:
+        self.door, self.owner = door, door.owner
+        # accelerate's hook stands in `forward` and calls `_old_forward`.
+        self.name = "_old_forward" if hasattr(door.owner, "_hf_hook") else "forward"
+        self.forward = door.owner.__dict__.get(self.name)
+        modules = (*door.wrappers, *door.owner.modules())
+        self.hooks = {module: {name: getattr(module, name) for name in _HOOKS} for module in modules}
+
+    def __call__(self, hidden_TD: Tensor) -> Tensor:
+        """Make logits [T, V] of hidden states [T, D]."""
+        call: Callable[[Tensor], Tensor] = self._call_owner
+        for wrapper in reversed(self.door.wrappers):
+            call = functools.partial(self._call_through, wrapper, call)
+        with ExitStack() as stack:
+            stack.enter_context(standing_for(self.owner, self.name, self.forward))
+            for module in self.owner.modules():
+                stack.enter_context(with_hooks(module, self.hooks[module], _sees_logits))
+            return call(hidden_TD)
+
+    @property
+    def row_multiple(self) -> int:
+        """Of how many rows its GEMM wants a multiple; 16 for float8."""
+        float8 = any(part.dtype.itemsize == 1 and part.is_floating_point() for part in self.owner.parameters())
+        return 16 if float8 or "float8" in type(self.owner).__module__ else 1
+
+    def gather(self) -> None:
+        """Have the weights of what is inside the head, too.
+
+        ZeRO-3 gathers a parameter that is read inside a module's forward, and counts it as the module's own from then
+        on, in backward too. The hooks of the modules inside, which it would fetch them by, do not run here.
+        """
+        for module in self.owner.modules():
+            for name, parameter in module._parameters.items():
+                if hasattr(parameter, "ds_id"):
+                    getattr(module, name)
+
+    def _call_owner(self, hidden_TD: Tensor) -> Tensor:
+        if self.name == "forward":
+            return self.owner(hidden_TD)  # type: ignore[no-any-return]
+        # Past accelerate's hook, which has fetched the weight already and would let go of it.
+        with standing_for(self.owner, "forward", getattr(self.owner, self.name)):
+            return self.owner(hidden_TD)  # type: ignore[no-any-return]
+
+    def _call_through(self, wrapper: nn.Module, inner: Callable[[Tensor], Tensor], hidden_TD: Tensor) -> Tensor:
+        """Call what is inside a wrapper as if by the wrapper, for the hooks that stand on it."""
+        with standing_for(wrapper, "forward", inner), with_hooks(wrapper, self.hooks[wrapper], _sees_logits):
+            return wrapper(hidden_TD)  # type: ignore[no-any-return]
+
+
+def gathers(hook: Any) -> bool:
+    """Whether a hook fetches or frees a weight, and does nothing else."""
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    home = getattr(hook, "__module__", None) or type(hook).__module__
+    return home.startswith(_GATHER)
+
+
+def _sees_logits(hook: Any) -> bool:
+    return not gathers(hook)
+
+
+@contextmanager
+def with_hooks(module: nn.Module, hooks: dict[str, Any], keep: Callable[[Any], bool]) -> Iterator[None]:
+    """Let a module have only some of its hooks for a while."""
+    before = {name: getattr(module, name) for name in _HOOKS}
+    for name, all_of_them in hooks.items():
+        if all_of_them:
+            module.__dict__[name] = OrderedDict((key, hook) for key, hook in all_of_them.items() if keep(hook))
+    try:
+        yield
+    finally:
+        module.__dict__.update(before)
+
+
+@contextmanager
+def standing_for(owner: nn.Module, name: str, function: Any) -> Iterator[None]:
+    """Put a function where the module's forward is looked up; None stands for that of its class."""
+    before = owner.__dict__.get(name)
+    _put(owner, name, function)
+    try:
+        yield
+    finally:
+        _put(owner, name, before)
+
+
+def _put(owner: nn.Module, name: str, function: Any) -> None:
+    if function is None:
+        owner.__dict__.pop(name, None)
+    else:
+        owner.__dict__[name] = function

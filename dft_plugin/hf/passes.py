@@ -1,0 +1,265 @@
+"""One labelled forward pass: from hidden states (lean), or from the logits that the model makes.
+
+Shapes: B batch, S sequence, T scored tokens, K checked ones, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dft_plugin.core import targets
+from dft_plugin.core.loss import LossPlan, LossResult, hidden_loss, logits_loss
+from dft_plugin.errors import UnsupportedModelError
+from dft_plugin.hf import calibration
+from dft_plugin.hf.called import CalledHead
+from dft_plugin.hf.entry import enter
+from dft_plugin.hf.head import ReadableHead, find_door, read_head, vocab_size_of
+from dft_plugin.hf.interception import (
+    HeadStandIn,
+    Seen,
+    logits_are_spare,
+    run_asking,
+    standing_in,
+    without_dropout,
+)
+from dft_plugin.hf.model import auxiliary_loss
+from dft_plugin.hf.own_loss import asks_for_loss, check_own_loss, is_out_of_memory
+from dft_plugin.hf.routing import NotLean, Route, agree, all_or_none, called_often, is_sharded, judge
+from dft_plugin.hf.undisturbed import Undisturbed
+from dft_plugin.kernels import Head, OpaqueHead, score_logits, score_logits_
+
+logger = logging.getLogger(__name__)
+
+_OURS_TO_SAY = frozenset({"logits_to_keep", "return_dict", "num_items_in_batch"})
+"""Arguments of a labelled call that the original forward does not get as they are."""
+
+_STAND_IN_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError, AttributeError)
+"""What a loss of a class's own may raise when it gets our stand-in for logits."""
+
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One labelled forward pass.
+
+    Attributes:
+        output: what the model returned, its `loss` not yet ours.
+        result: what was scored.
+        scored_BS: bool, which positions are scored.
+        auxiliary: what the model adds to any loss (a router's), scaled by the model; or None.
+    """
+
+    output: Any
+    result: LossResult
+    scored_BS: Tensor
+    auxiliary: Tensor | None
+
+
+class Passes:
+    """Scores labelled calls of a model, and keeps what the first of them showed.
+
+    Attributes:
+        plan: objective, kernel, path.
+        route: how the loss is computed; None before the first batch.
+    """
+
+    def __init__(self, plan: LossPlan) -> None:
+        self.plan = plan
+        self.route: Route | None = Route("logits", why_not_lean="asked for") if plan.path == "logits" else None
+        self._checked = False
+        self._distrusted: str | None = None
+        # By mode: a fused forward (Liger, Cut Cross-Entropy) asks for a loss in evaluation only.
+        self._asks: dict[bool, bool] = {}
+
+    def score(self, model: nn.Module, forward: Forward, inputs: dict[str, Any], want_logits: bool) -> Pass:
+        """Run the model on labelled inputs and score them; nothing is divided.
+
+        Args:
+            model: the module that was called.
+            forward: its own forward.
+            inputs: keyword arguments of it, `labels` or `shift_labels` among them.
+            want_logits: whether the output must carry logits.
+
+        Raises:
+            UnsupportedModelError: the plan insists on the lean path and the model does not allow it.
+            LabelError: labels that do not fit the model.
+        """
+        inputs = self._prepared(model, forward, inputs)
+        if want_logits or (self.route is not None and self.route.path == "logits"):
+            return self._logits_pass(model, forward, inputs, keep_logits=want_logits)
+        first = self.route is None
+        kept = Undisturbed(model, inputs) if first else None
+        done = self._lean_pass(model, forward, inputs)
+        if isinstance(done, Pass):
+            return done
+        self._leave_lean(model, done, first)
+        inputs = inputs if kept is None else kept.again()
+        return self._logits_pass(model, forward, inputs, keep_logits=False)
+
+    def _prepared(self, model: nn.Module, forward: Forward, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = {key: value for key, value in inputs.items() if key not in _OURS_TO_SAY}
+        if inputs.get("labels") is None:
+            inputs["labels"] = inputs["shift_labels"]
+        if inputs.get("shift_labels") is None:
+            inputs.pop("shift_labels", None)
+        if model.training and "use_cache" in inspect.signature(forward).parameters:
+            inputs.setdefault("use_cache", False)
+        return inputs
+
+    def _lean_pass(self, model: Any, forward: Forward, inputs: dict[str, Any]) -> Pass | NotLean:
+        """Score from hidden states, or say why that is not possible."""
+        head = model.get_output_embeddings()
+        if head is None:
+            return NotLean("the model has no output embeddings")
+        door = find_door(head)
+        looking = self.route is None or not self.route.still_fits(model, door)
+        probe = calibration.probe_logits(vocab_size_of(model, door)) if looking else None
+        stand_in = HeadStandIn(head, probe)
+        seen = self._run(model, forward, inputs, stand_in)
+        if looking:
+            verdict = agree(model, judge(stand_in, seen))
+            if isinstance(verdict, NotLean):
+                return verdict
+            self.route = Route("lean", verdict, None, vocab_size_of(model, door), id(door.owner))
+            self._checked, self._distrusted = False, None
+        hidden_BSD = stand_in.hidden
+        if stand_in.calls != 1 or hidden_BSD is None:
+            return called_often(stand_in)
+        labels_BS = seen.labels_BS.to(hidden_BSD.device)
+        if hidden_BSD.shape[:-1] != labels_BS.shape:
+            return NotLean(
+                f"its head gets hidden states {tuple(hidden_BSD.shape)} for labels {tuple(labels_BS.shape)}"
+            )
+        scored_BS = labels_BS != targets.IGNORE_INDEX
+        labels_T, reading = labels_BS[scored_BS], read_head(door)
+
+        def score(hidden_TD: Tensor, project: CalledHead) -> LossResult:
+            return self._score_inside(reading, hidden_TD, labels_T, project)
+
+        result = enter(door, score, hidden_BSD[scored_BS])
+        seen.output["logits"] = None
+        return Pass(seen.output, result, scored_BS, seen.auxiliary)
+
+    def _score_inside(
+        self, reading: ReadableHead | str, hidden_TD: Tensor, labels_T: Tensor, project: CalledHead
+    ) -> LossResult:
+        """Score inside the head's forward."""
+        head = self._head_inside(reading, hidden_TD, project)
+        if isinstance(head, Head) and head.weight_VD.device != hidden_TD.device:
+            # A tied head is where the embeddings are.
+            hidden_TD = hidden_TD.to(head.weight_VD.device)
+        return hidden_loss(self.plan, hidden_TD, head, labels_T.to(hidden_TD.device))
+
+    def _head_inside(self, reading: ReadableHead | str, hidden_TD: Tensor, project: CalledHead) -> Head | OpaqueHead:
+        assert self.route is not None
+        head = reading.head(hidden_TD, self.route.transform) if isinstance(reading, ReadableHead) else reading
+        if isinstance(reading, ReadableHead) and isinstance(head, Head) and not self._checked:
+            self._distrusted = self._distrust(reading, hidden_TD, project)
+        if isinstance(head, Head) and self._distrusted is not None:
+            head = self._distrusted
+        self.route = replace(self.route, why_not_lean=head if isinstance(head, str) else None)
+        if isinstance(head, str):
+            project.gather()
+            parameters = tuple(project.owner.parameters())
+            return OpaqueHead(project, self.route.vocab_size, self.route.transform, parameters, project.row_multiple)
+        return head
+
+    def _distrust(self, reading: ReadableHead, hidden_TD: Tensor, project: CalledHead) -> str | None:
+        """Compare the head as it was read with the head as it is called; returns the reason not to trust it."""
+        assert self.route is not None
+        hidden_KD = hidden_TD[: calibration.CHECKED_POSITIONS].detach()
+        if not hidden_KD.shape[0]:
+            return None
+        with torch.no_grad(), without_dropout(reading.owner):
+            head = reading.head(hidden_KD, self.route.transform)
+            assert isinstance(head, Head)
+            hidden_KD = hidden_KD.to(head.weight_VD.device)
+            project.gather()
+            reason = calibration.check_head(self.plan, head, hidden_KD, project(hidden_KD))
+        self._checked = True
+        return reason
+
+    def _logits_pass(self, model: Any, forward: Forward, inputs: dict[str, Any], *, keep_logits: bool) -> Pass:
+        """Score the logits that the model makes."""
+        seen = self._run(model, forward, inputs)
+        labels_BS = seen.labels_BS.to(seen.logits.device)
+        # Logits that nobody reads again make room for their gradient.
+        spare = not keep_logits and seen.auxiliary is None and logits_are_spare(model, seen.logits)
+        result = logits_loss(self.plan, seen.logits, labels_BS, kernel=score_logits_ if spare else score_logits)
+        if not keep_logits:
+            seen.output["logits"] = None
+        return Pass(seen.output, result, labels_BS != targets.IGNORE_INDEX, seen.auxiliary)
+
+    def _run(self, model: Any, forward: Forward, inputs: dict[str, Any], stand_in: HeadStandIn | None = None) -> Seen:
+        """Run the model's forward once, with `stand_in` in place of its head if one is given."""
+        asks = self._asks.get(model.training)
+        if asks is not False:
+            kept = Undisturbed(model, inputs) if asks is None else None
+            seen = self._run_asking(model, forward, inputs, stand_in, kept)
+            if seen is not None:
+                self._asks[model.training] = True
+                return seen
+            # A fused forward (Liger, Cut Cross-Entropy), or a class with a loss of its own.
+            kept = kept or Undisturbed(model, inputs)
+            check_own_loss(model, forward, kept.again())
+            inputs = kept.again()
+            self._asks[model.training] = False
+            if stand_in is not None:
+                stand_in.release()
+        unlabelled = {key: value for key, value in inputs.items() if key not in ("labels", "shift_labels")}
+        with standing_in(model, stand_in):
+            output = forward(**unlabelled, return_dict=True)
+        shift_labels = inputs.get("shift_labels")
+        aligned = targets.shift(inputs["labels"]) if shift_labels is None else shift_labels
+        return Seen(output, output.logits, aligned, auxiliary_loss(model, output))
+
+    def _run_asking(
+        self,
+        model: Any,
+        forward: Forward,
+        inputs: dict[str, Any],
+        stand_in: HeadStandIn | None,
+        kept: Undisturbed | None,
+    ) -> Seen | None:
+        """Run the forward with labels. Returns None if the class makes a loss of its own.
+
+        A loss of its own may fail on what the stand-in gives it instead of logits. Whether it is one, the forward with
+        its own head tells; every other error is the model's, and so is any on a later batch (`kept` is None).
+        """
+        if stand_in is None or kept is None:
+            return run_asking(model, forward, inputs, stand_in)
+        seen, error = None, None
+        try:
+            seen = run_asking(model, forward, inputs, stand_in)
+        except _STAND_IN_ERRORS as caught:
+            if not stand_in.calls or is_out_of_memory(caught):
+                raise
+            error = caught
+        if all_or_none(model, error) is not None and error is not None and asks_for_loss(model, forward, kept.again()):
+            raise error
+        return seen
+
+    def _leave_lean(self, model: nn.Module, found: NotLean, first: bool) -> None:
+        """Take the logits path from now on, or refuse where that cannot be done."""
+        name = type(model).__name__
+        if self.plan.path == "lean":
+            raise UnsupportedModelError(
+                f"{name}: a kernel was asked for by name, but {found.reason}. Set `kernel: auto` to score the model's "
+                "logits instead."
+            )
+        if not first and is_sharded(model):
+            raise UnsupportedModelError(
+                f"{name}: this batch cannot be scored from hidden states as the earlier ones were, since "
+                f"{found.reason}, and the ranks that share its weights cannot change together. Set `kernel: logits`."
+            )
+        if found.final:
+            logger.warning("dft: %s: scoring the model's logits, since %s.", name, found.reason)
+            self.route = Route("logits", why_not_lean=found.reason)

@@ -1,0 +1,119 @@
+"""How a model's loss is computed, decided on the first batch and the same on all ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from dft_plugin.hf import calibration
+from dft_plugin.hf.called import Door
+from dft_plugin.hf.head import vocab_size_of
+from dft_plugin.hf.interception import HeadStandIn, Seen
+from dft_plugin.kernels import IDENTITY, Transform
+
+
+@dataclass(frozen=True)
+class Route:
+    """How this model's loss is computed.
+
+    Attributes:
+        path: `lean` (from hidden states, no logits are kept) or `logits` (from the logits that the model makes).
+        transform: what the model does to raw logits; used on the lean path.
+        why_not_lean: the reason for the logits path, or for calling the head on chunks of tokens.
+        vocab_size: number of logits per position.
+        head: identity of the module that makes them.
+    """
+
+    path: str
+    transform: Transform = IDENTITY
+    why_not_lean: str | None = None
+    vocab_size: int = 0
+    head: int = 0
+
+    def still_fits(self, model: nn.Module, door: Door) -> bool:
+        """Whether the head is the one that was looked at, and of the same size."""
+        return self.head == id(door.owner) and self.vocab_size == vocab_size_of(model, door)
+
+
+@dataclass(frozen=True)
+class NotLean:
+    """Why a batch cannot be scored from hidden states.
+
+    Attributes:
+        reason: in words.
+        final: whether it holds for later batches, too.
+    """
+
+    reason: str
+    final: bool = True
+
+
+def judge(stand_in: HeadStandIn, seen: Seen) -> Transform | NotLean:
+    """Say from the first pass what the model does to its logits, or why they cannot be left out.
+
+    Args:
+        stand_in: what stood in the place of the head, its probe returned.
+        seen: what the model made of it.
+    """
+    if stand_in.calls != 1 or stand_in.probe is None:
+        return called_often(stand_in)
+    if seen.auxiliary is not None and not torch.is_grad_enabled():
+        return NotLean("only a graph tells what its auxiliary loss is made from", final=False)
+    transform = calibration.find_transform(stand_in.probe, seen.logits)
+    if isinstance(transform, str):
+        return NotLean(transform)
+    if seen.auxiliary is not None and stand_in.led_to(seen.auxiliary):
+        return NotLean("the model adds to its loss what it makes of its logits (a z-loss, say)")
+    return transform
+
+
+def called_often(stand_in: HeadStandIn) -> NotLean:
+    """Say that a head is not called once."""
+    return NotLean(f"the model calls its head {stand_in.calls} times")
+
+
+def agree(model: nn.Module, verdict: Transform | NotLean) -> Transform | NotLean:
+    """Take the same verdict on all ranks that share the model's weights: each pass more is a collective for all.
+
+    Args:
+        model: sharded, or not; then the ranks need not agree.
+        verdict: of this rank.
+
+    Returns:
+        The first rank's reason not to be lean, if there is one, else the verdict.
+    """
+    if not is_sharded(model):
+        return verdict
+    verdicts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(verdicts, verdict)
+    return next((other for other in verdicts if isinstance(other, NotLean)), verdict)
+
+
+def all_or_none(model: nn.Module, error: Exception | None) -> Exception | None:
+    """Return this rank's error where all ranks that share the model's weights have one; else raise it.
+
+    Raises:
+        RuntimeError: another rank has failed where this one has not.
+    """
+    if not is_sharded(model):
+        return error
+    failures: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, error and f"{type(error).__name__}: {error}")
+    failed = [rank for rank, failure in enumerate(failures) if failure]
+    if failed and len(failed) < len(failures):
+        raise error or RuntimeError(f"rank {failed[0]} failed in the first forward pass: {failures[failed[0]]}")
+    return error
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether ranks must run the same passes: their forward passes contain collectives."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return False
+    sharding = {"FSDPModule", "FullyShardedDataParallel"}
+    if any(sharding & {cls.__name__ for cls in type(module).__mro__} for module in model.modules()):
+        return True
+    return any(hasattr(p, "ds_id") or hasattr(p, "device_mesh") for p in model.parameters())

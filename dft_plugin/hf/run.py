@@ -1,0 +1,60 @@
+"""A run that a host starts: the loss is put on the trainer that the host makes by itself."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dft_plugin.config.handover import swapped
+from dft_plugin.errors import ConflictError, NotActiveError
+from dft_plugin.functional import LossLike
+from dft_plugin.hf.activation import activate
+
+
+@contextmanager
+def activating(trainer_class: type, loss: LossLike) -> Iterator[list[Any]]:
+    """Activate `loss` on every trainer of a class that is made inside this block.
+
+    The class is changed in place, since a host may have bound its name in other modules by now. Ours comes after its
+    own `__init__`, which may set a loss function and forget the token count.
+
+    Args:
+        trainer_class: the host's trainer.
+        loss: what stands after `loss:`.
+
+    Yields:
+        The trainers that were made, the loss on each.
+
+    Raises:
+        ConflictError: blocks inside one another.
+        NotActiveError: the block ended, and no trainer was made.
+    """
+    plain: Any = trainer_class.__init__  # type: ignore[misc]  # of this very class, not of a subclass
+    if hasattr(plain, _MARK):
+        raise ConflictError(["a run with `loss:` is going on in this process already. Start one after the other."])
+    made: list[Any] = []
+
+    @functools.wraps(plain)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        plain(self, *args, **kwargs)
+        activate(self, loss)
+        made.append(self)
+
+    setattr(init, _MARK, True)
+    with swapped(trainer_class, "__init__", init):
+        yield made
+    if not made:
+        raise none_made(trainer_class.__name__)
+
+
+def none_made(trainer: str) -> NotActiveError:
+    """Return the error for a run that ended without a trainer of ours."""
+    return NotActiveError(
+        f"the run ended without the loss that `loss:` asks for: it made no {trainer}. Do not use what it saved. "
+        "Leave out `loss:`, or report the configuration."
+    )
+
+
+_MARK = "dft_activates"

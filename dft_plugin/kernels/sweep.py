@@ -1,0 +1,111 @@
+"""What the kernels share that are given hidden states: one autograd.Function; and a sweep over chunks of tokens.
+
+Shapes: T scored tokens, C tokens of a chunk, D hidden size, V vocabulary (or the rows of it on this rank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dft_plugin.kernels.gradients import LINEAR_PER_TOKEN, Gradients, Inputs, Projection, add_chunk_
+from dft_plugin.kernels.results import as_outputs, from_outputs, join, weigh
+from dft_plugin.kernels.softmax import Scored
+from dft_plugin.kernels.types import KernelResult, refuse_second_derivative
+from dft_plugin.objectives import Objective
+
+
+class Scorer(Protocol):
+    """Scores all tokens of a call, whatever autocast says when it is called: backward may call it again."""
+
+    def __call__(self, targets_T: Tensor, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
+        """Score, and make the gradients of those `inputs` that are `wanted`."""
+        ...
+
+
+def score(scorer: Scorer, targets_T: Tensor, *inputs: Tensor | None) -> KernelResult:
+    """Score with gradients made in the forward pass; backward multiplies them by the upstream factor.
+
+    Args:
+        scorer: makes them.
+        targets_T: int64 targets in [0, V).
+        *inputs: hidden states [T, D], and what else may get a gradient.
+    """
+    outputs = _GradientInForward.apply(  # type: ignore[no-untyped-call]
+        scorer, torch.is_grad_enabled(), targets_T, *inputs
+    )
+    return from_outputs(outputs)
+
+
+class _GradientInForward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, scorer: Scorer, with_grad: bool, targets_T: Tensor, *inputs: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        wanted = tuple(with_grad and need for need in ctx.needs_input_grad[3:])
+        result, grads = scorer(targets_T, inputs, wanted)
+        ctx.scorer, ctx.wanted, ctx.grads = scorer, wanted, grads
+        ctx.save_for_backward(targets_T, *inputs)
+        return as_outputs(ctx, result)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        # The gradients are handed over, not copied: an optimizer step may want their memory. A second
+        # backward over the same graph makes them again.
+        grads, ctx.grads = ctx.grads, None
+        targets_T, *inputs = ctx.saved_tensors
+        if grads is None:
+            _, grads = ctx.scorer(targets_T, inputs, ctx.wanted)
+        return None, None, None, *grads.times(upstream, inputs)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A `Scorer` that goes over chunks of tokens, each against all rows of the weight.
+
+    Attributes:
+        objective: gives the weights.
+        dtype: of the GEMMs.
+        rows: tokens of a chunk.
+        score_: takes raw logits [C, V] and targets [C], returns statistics, and leaves in the logits what
+            `softmax.score_block_` does.
+        sum_hidden: completes the gradient of the hidden states: nothing to do, or a sum over ranks.
+    """
+
+    objective: Objective
+    dtype: torch.dtype
+    rows: int
+    score_: Callable[[Tensor, Tensor], Scored]
+    sum_hidden: Callable[[Tensor], Tensor] = lambda grad_TD: grad_TD
+
+    def __call__(self, targets_T: Tensor, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
+        """Score all chunks, one after the other in the same buffer."""
+        with torch.autocast(targets_T.device.type, enabled=False):
+            return self._score(targets_T, inputs, wanted)
+
+    def _score(self, targets_T: Tensor, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
+        hidden_TD, input_TR = inputs[0], inputs[3]
+        assert hidden_TD is not None
+        T = hidden_TD.shape[0]
+        projection = Projection.of(inputs, self.dtype)
+        grads = Gradients.like(inputs, wanted, self.dtype, LINEAR_PER_TOKEN)
+        buffer_CV = projection.weight_VD.new_empty(min(self.rows, T), projection.weight_VD.shape[0])
+        parts: list[KernelResult] = []
+        for start in range(0, max(T, 1), self.rows):
+            chunk = slice(start, min(start + self.rows, T))
+            hidden_CD = hidden_TD[chunk].to(self.dtype)
+            input_CR = None if input_TR is None else input_TR[chunk].to(self.dtype)
+            logits_CV = projection.into(buffer_CV[: hidden_CD.shape[0]], hidden_CD, input_CR)
+            scored = self.score_(logits_CV, targets_T[chunk])
+            part = weigh(self.objective, scored.rows)
+            parts.append(part)
+            factor_C = part.weight_T * scored.inverse_norm_T
+            add_chunk_(grads, projection, chunk, logits_CV, factor_C, hidden_CD, input_CR)
+        if grads.of[0] is not None:
+            grads.of[0] = self.sum_hidden(grads.of[0])
+        return join(parts), grads

@@ -1,0 +1,54 @@
+"""`dft train` for TRL: TRL's own `sft` script through accelerate, as `trl sft` does, with our module in its place."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from accelerate.commands.launch import launch_command, launch_command_parser
+from trl.cli.accelerate_config import resolve_accelerate_config_argument
+from trl.scripts.sft import make_parser
+
+from dft_plugin.config import handover
+from dft_plugin.config.hosts import Launch
+from dft_plugin.config.reading import LOSS
+
+
+def start(launch: Launch) -> int:
+    """Start accelerate, with what TRL does not know as its arguments. Returns the exit code."""
+    script_args = ["--config", launch.config_path]
+    words = {f"--{key}={text}": (key, text) for key, text in launch.overrides}
+    *_, from_config, from_overrides = make_parser(prog="trl sft").parse_args_and_config(
+        [*script_args, *words], return_remaining_strings=True, separate_remaining_strings=True
+    )
+    launch_args = _without_loss(from_config)
+    for word, (key, text) in words.items():
+        if word in from_overrides:
+            launch_args += [f"--{key}", text]
+        else:
+            script_args.append(word)
+    launch_args = resolve_accelerate_config_argument(launch_args)
+    script = Path(__file__).with_name("run.py")
+    arguments = [*launch_args, str(script), *handover.words(launch.settings), *script_args]
+    sys.stdout.flush()
+    try:
+        launch_command(launch_command_parser().parse_args(arguments))
+    except subprocess.CalledProcessError as error:
+        # The run has said why; a traceback of its launcher would bury it.
+        return error.returncode
+    return 0
+
+
+def _without_loss(words: list[str]) -> list[str]:
+    """Drop `--loss VALUE`, which TRL's parser did not know and accelerate would not either."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif word == f"--{LOSS}":
+            skip = True
+        else:
+            kept.append(word)
+    return kept

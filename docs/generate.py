@@ -10,6 +10,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import claims
+
 from dft_plugin.config.plugins import Catalogue, build_catalogue, build_manager
 from dft_plugin.config.settings import Settings
 
@@ -102,7 +104,7 @@ def models_page() -> str:
     return "".join(parts)
 
 
-PAGES = {"settings.md": settings_page, "models.md": models_page}
+PAGES = {"settings.md": settings_page, "models.md": models_page, "around-the-step.md": claims.page}
 
 
 def main(check: bool) -> int:

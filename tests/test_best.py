@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from dft_plugin.config.best import DIRECTIONS, advice
+from dft_plugin.config.best import advice, greater_is_better, statistic
+from dft_plugin.core.statistics import DIRECTIONS
 from dft_plugin.core.stats import LossStats, Sum
 
-LOGGED = list(LossStats(torch.ones(len(Sum), dtype=torch.float64)).as_logs())
+
+def test_every_logged_key_declares_its_direction():
+    assert list(LossStats(torch.ones(len(Sum), dtype=torch.float64)).as_logs()) == list(DIRECTIONS)
+    by_direction = {better: {key for key in DIRECTIONS if DIRECTIONS[key] == better} for better in DIRECTIONS.values()}
+    assert by_direction == {
+        "lower": {"dft/loss", "dft/nll", "dft/perplexity"},
+        "higher": {"dft/mean_prob", "dft/eos_prob"},
+        None: {"dft/tokens", "dft/effective_tokens", "dft/mean_weight", "dft/low_weight_share"},
+    }
 
 
-def test_each_direction_is_of_a_statistic_that_is_logged():
-    assert set(DIRECTIONS) <= set(LOGGED)
-    assert set(DIRECTIONS.values()) == {"lower", "higher"}
+@pytest.mark.parametrize("prefix", ["", "eval_", "eval_my_set_"])
+def test_a_metric_is_known_by_what_it_is_called_without_its_prefix(prefix):
+    assert statistic(f"{prefix}dft/nll") == "dft/nll"
+    assert greater_is_better(f"{prefix}dft/mean_prob") is True
+    assert greater_is_better(f"{prefix}dft/nll") is False
+    assert greater_is_better(f"{prefix}dft/tokens") is None
 
 
-def test_likelihoods_have_a_direction_and_counts_have_none():
-    assert DIRECTIONS["dft/loss"] == DIRECTIONS["dft/nll"] == DIRECTIONS["dft/perplexity"] == "lower"
-    assert DIRECTIONS["dft/mean_prob"] == "higher"
-    assert not {"dft/tokens", "dft/effective_tokens", "dft/mean_weight", "dft/low_weight_share"} & DIRECTIONS.keys()
+@pytest.mark.parametrize("metric", ["loss", "eval_loss", "eval_bleu", "", "dft", "eval_my/dft/nll", "dft/nll/x"])
+def test_what_is_not_ours_is_known_as_such(metric):
+    assert statistic(metric) is None
+    assert greater_is_better(metric) is None
+
+
+def test_a_mistyped_statistic_is_said_to_be_none():
+    (problem,), _ = advice("eval_dft/nlll", None, weighted=False)
+    assert problem.startswith("`metric_for_best_model: eval_dft/nlll` is no statistic of ours")
 
 
 @pytest.mark.parametrize("metric", ["dft/nll", "eval_dft/nll", "eval_math_dft/nll", "eval_a-set.1_dft/nll"])
@@ -43,7 +62,7 @@ def test_the_wrong_direction_is_a_problem_that_names_the_right_one(metric, great
     assert hints == []
 
 
-@pytest.mark.parametrize("key", [key for key in LOGGED if key not in DIRECTIONS])
+@pytest.mark.parametrize("key", [key for key, better in DIRECTIONS.items() if better is None])
 @pytest.mark.parametrize("greater", [None, False, True])
 def test_a_statistic_without_a_direction_is_a_problem(key, greater):
     (problem,), _ = advice(f"eval_{key}", greater, weighted=True)
@@ -75,3 +94,8 @@ def test_what_the_hint_says_of_the_loss():
 @pytest.mark.parametrize("greater", [None, True, False])
 def test_a_metric_of_someone_else_is_left_alone(greater):
     assert advice("eval_accuracy", greater, weighted=True) == ([], [])
+
+
+def test_the_check_needs_no_torch():
+    code = "import sys, dft_plugin.config.best; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
-DIRECTIONS: Mapping[str, str] = {
-    "dft/loss": "lower",
-    "dft/nll": "lower",
-    "dft/perplexity": "lower",
-    "dft/mean_prob": "higher",
-}
-"""`lower` or `higher` is better; a statistic that is not here cannot choose a checkpoint."""
+from dft_plugin.core.statistics import DIRECTIONS
 
 
 def statistic(metric: str) -> str | None:
@@ -20,12 +13,18 @@ def statistic(metric: str) -> str | None:
     return found.group(1) if found else None
 
 
-def advice(metric: str | None, greater_is_better: bool | None, *, weighted: bool) -> tuple[list[str], list[str]]:
+def greater_is_better(metric: str) -> bool | None:
+    """Return what transformers' argument of that name has to be; None: not ours, or of no direction."""
+    direction = DIRECTIONS.get(statistic(metric) or "")
+    return None if direction is None else direction == "higher"
+
+
+def advice(metric: str | None, asked: bool | None, *, weighted: bool) -> tuple[list[str], list[str]]:
     """Say what is wrong with a choice of the best checkpoint, and what it means.
 
     Args:
         metric: what stands after `metric_for_best_model`; None: the host goes by the evaluation's loss.
-        greater_is_better: what the user wrote; None: nothing.
+        asked: what the user wrote after `greater_is_better`; None: nothing.
         weighted: whether the loss weighs tokens, as every loss but `nll` does.
 
     Returns:
@@ -45,16 +44,16 @@ def advice(metric: str | None, greater_is_better: bool | None, *, weighted: bool
         return [], hints
     direction = DIRECTIONS.get(key)
     if direction is None:
+        why = "has no better or worse" if key in DIRECTIONS else "is no statistic of ours"
+        usable = ", ".join(f"`eval_{name}`" for name, better in DIRECTIONS.items() if better)
         return [
-            f"`metric_for_best_model: {metric}` has no better or worse, so it cannot choose a checkpoint. Use "
-            "`eval_dft/nll` with `greater_is_better: false`, or one of "
-            f"{', '.join(f'`eval_{name}`' for name in DIRECTIONS)}."
+            f"`metric_for_best_model: {metric}` {why}, so it cannot choose a checkpoint. Use `eval_dft/nll` with "
+            f"`greater_is_better: false`, or one of {usable}."
         ], hints
-    if greater_is_better is not None and greater_is_better != (direction == "higher"):
-        right = str(direction == "higher").lower()
+    if asked is not None and asked != (direction == "higher"):
         return [
-            f"`greater_is_better: {str(greater_is_better).lower()}`: for `metric_for_best_model: {metric}`, "
-            f"{direction} is better. Set `greater_is_better: {right}`."
+            f"`greater_is_better: {str(asked).lower()}`: for `metric_for_best_model: {metric}`, {direction} is "
+            f"better. Set `greater_is_better: {str(not asked).lower()}`."
         ], hints
     return [], hints
 

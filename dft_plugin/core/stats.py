@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum, auto
 
 import torch
 from torch import Tensor
 
-LOW_WEIGHT = 0.01
-"""Below this weight a token teaches next to nothing; the log shows the share of such tokens."""
+from dft_plugin.core.statistics import LOW_WEIGHT, STATISTICS, Sum
 
-
-class Sum(IntEnum):
-    """Which raw sum stands at which index of `LossStats.sums_K`."""
-
-    TOKENS = 0
-    LOSS = auto()
-    NLL = auto()
-    PROB = auto()
-    WEIGHT = auto()
-    WEIGHT_SQUARED = auto()
-    LOW_WEIGHT_TOKENS = auto()
-    EOS_TOKENS = auto()
-    EOS_PROB = auto()
+__all__ = ["LOW_WEIGHT", "LossStats", "Sum", "Tally"]
 
 
 @dataclass(frozen=True)
@@ -97,24 +82,10 @@ class LossStats:
             `dft/low_weight_share`, and `dft/eos_prob` where an EOS was a target.
         """
         sums = dict(zip(Sum, self.sums_K.tolist(), strict=True))
-        tokens = sums[Sum.TOKENS]
-        if not tokens:
+        if not sums[Sum.TOKENS]:
             return {}
-        nll = sums[Sum.NLL] / tokens
-        squares = sums[Sum.WEIGHT_SQUARED]
-        logs = {
-            "dft/loss": sums[Sum.LOSS] / tokens,
-            "dft/nll": nll,
-            "dft/perplexity": math.inf if nll > 700 else math.exp(nll),
-            "dft/mean_prob": sums[Sum.PROB] / tokens,
-            "dft/mean_weight": sums[Sum.WEIGHT] / tokens,
-            "dft/effective_tokens": sums[Sum.WEIGHT] ** 2 / squares if squares else 0.0,
-            "dft/tokens": tokens,
-            "dft/low_weight_share": sums[Sum.LOW_WEIGHT_TOKENS] / tokens,
-        }
-        if sums[Sum.EOS_TOKENS]:
-            logs["dft/eos_prob"] = sums[Sum.EOS_PROB] / sums[Sum.EOS_TOKENS]
-        return {prefix + key: value for key, value in logs.items()}
+        values = ((statistic.key, statistic.divide(sums)) for statistic in STATISTICS)
+        return {prefix + key: value for key, value in values if value is not None}
 
 
 class Tally:

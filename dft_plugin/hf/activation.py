@@ -11,7 +11,7 @@ from torch import nn
 from dft_plugin.config.plugins import Catalogue, build_catalogue
 from dft_plugin.errors import ConflictError, UnsupportedModelError
 from dft_plugin.functional import LossLike, plan_for
-from dft_plugin.hf import standing
+from dft_plugin.hf import best, standing
 from dft_plugin.hf.attachment import Attachment, attach_plan
 from dft_plugin.hf.head import ReadableHead, find_door, look_at
 from dft_plugin.hf.loss_calls import TrainerAttachment
@@ -74,7 +74,9 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
     hook = hook_class(trainer, attached)
     hook.install()
     if trainer.is_world_process_zero():
-        sys.stderr.write(startup_line(attached, type(trainer).__name__, hook.replaced) + "\n")
+        line = startup_line(attached, type(trainer).__name__, hook.replaced)
+        said = [line, *(f"dft: {hint}" for hint in best.hints(trainer, plan.objective))]
+        sys.stderr.write("".join(f"{text}\n" for text in said))
     return attached
 
 

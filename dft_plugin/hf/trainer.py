@@ -15,7 +15,7 @@ from transformers import Trainer
 from dft_plugin.config.handover import swapped
 from dft_plugin.core.stats import Tally
 from dft_plugin.errors import ConflictError
-from dft_plugin.hf import guard
+from dft_plugin.hf import best, guard
 from dft_plugin.hf.counting import (
     averaging_processes,
     context_parallel_size,
@@ -97,12 +97,13 @@ class TrainerHook(Wrapper):
     @classmethod
     def conflicts(cls, trainer: Trainer) -> list[str]:
         """List what would bypass the loss: each with what to change. Called before anything is touched."""
-        return in_the_way(trainer)
+        return [*in_the_way(trainer), *best.problems(trainer)]
 
     def install(self) -> None:
-        """Wrap the trainer's methods. `attachment.detach()` puts them back."""
+        """Wrap the trainer's methods, and mend its choice of the best model. `attachment.detach()` undoes it."""
         self.attachment.trainer_only = True
         self.wrap(self.trainer)
+        self.replaced += best.prefer(self.trainer, self.change)
 
     def remove(self) -> None:
         """Put model and trainer back as they were, also where somebody else has the model by now."""

@@ -49,7 +49,7 @@ class Sizes(BatchSampler):
 
 class Stream(IterableDataset):  # type: ignore[type-arg]
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
-        return iter(ROWS)
+        return iter(OTHERS)
 
 
 Loader = Callable[[Any], Any]
@@ -98,10 +98,10 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], Loader | None]] = {
     "only repeats on one rank": (ROWS[:2], {}, None),
     "drop_last": (ROWS, {"dataloader_drop_last": True}, None),
     "split_batches": (ROWS, {"accelerator_config": {"split_batches": True}}, None),
-    "dispatched": (ROWS, {"accelerator_config": {"dispatch_batches": True}}, None),
-    "dispatched and split": (ROWS, {"accelerator_config": {"dispatch_batches": True, "split_batches": True}}, None),
-    "streamed and dispatched": (ROWS, {}, streamed),
-    "streamed": (ROWS, {"accelerator_config": {"dispatch_batches": False}}, streamed),
+    "dispatched": (OTHERS, {"accelerator_config": {"dispatch_batches": True}}, None),
+    "dispatched and split": (OTHERS, {"accelerator_config": {"dispatch_batches": True, "split_batches": True}}, None),
+    "streamed and dispatched": (OTHERS, {}, streamed),
+    "streamed": (OTHERS, {"accelerator_config": {"dispatch_batches": False}}, streamed),
     "plain": (ROWS, {}, plain),
     "a sampler of one's own": (OTHERS, {}, distributed),
     "batches of any size": (ROWS, {}, of_any_size),

@@ -154,6 +154,10 @@ class Host:
         hook: type[TrainerHook] = getattr(import_module(module), name)
         return hook
 
+    def attach_problem(self, model: object) -> str | None:
+        """Say why `attach` would train no loss in a model that belongs to a trainer of this host, and what to do."""
+        return None
+
     def installed_version(self) -> str | None:
         """Version of the installed distribution, or None."""
         try:

@@ -27,16 +27,19 @@ class Settings(BaseModel):
     kernel: str = Field(
         default="auto",
         description=(
-            "`auto` picks the lean kernel wherever the model's head can be read, and falls back to the logits "
-            "path, saying so. A kernel's name (`chunked`, `reference`, or one that a plugin registers) insists on "
-            "it: where it cannot run, the run is refused. `logits` scores the logits that the model makes."
+            "How the loss is computed. `auto`: from the hidden states, so that the logits of a batch never exist; "
+            "where the model does more to its logits than to scale and cap them, from those, and it says so. "
+            "`logits`: always from the logits that the model makes. A kernel's name (`chunked`, `reference`, or one "
+            "that a plugin registers) insists on the hidden states: where that cannot be, the run is refused. A head "
+            "that cannot be read (DoRA, 4-bit, one with hooks) is called on chunks of tokens, whichever is named."
         ),
     )
     scratch_mb: int | None = Field(
         default=None,
         ge=1,
         description=(
-            "MiB for the logits that exist at one time on the lean path. Unset, on a CPU: 40 where the head's weight "
+            "MiB for the logits that exist at one time where the loss is computed from the hidden states. Unset, on a "
+            "CPU: 40 where the head's weight "
             "is frozen, 300 where it is trained; on an accelerator: 300. At least 64 tokens and at most 1024 "
             "(on an accelerator 256 and 4096) fit into a chunk, whatever this says. `blocked` needs no more than 40 "
             "and does not heed it."

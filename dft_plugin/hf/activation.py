@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -13,12 +12,11 @@ from dft_plugin.errors import ConflictError, UnsupportedModelError
 from dft_plugin.functional import LossLike, plan_for
 from dft_plugin.hf import best, standing
 from dft_plugin.hf.attachment import Attachment, attach_plan
-from dft_plugin.hf.head import ReadableHead, find_door, look_at
 from dft_plugin.hf.loss_calls import TrainerAttachment
 from dft_plugin.hf.model import unwrap
+from dft_plugin.hf.startup import startup_line
 from dft_plugin.hf.trainer import TrainerHook, is_trainer
 from dft_plugin.hf.wrapping import wrapper_of
-from dft_plugin.kernels import Kernel, auto, choose
 
 
 def attach(model: nn.Module, loss: LossLike = "dft") -> Attachment:
@@ -33,9 +31,15 @@ def attach(model: nn.Module, loss: LossLike = "dft") -> Attachment:
 
     Raises:
         SettingsError: `loss` cannot be used.
-        UnsupportedModelError: the model cannot be attached to.
+        UnsupportedModelError: the model cannot be attached to, or belongs to a trainer that would not ask for a loss.
     """
-    return attach_plan(model, plan_for(loss))
+    catalogue = build_catalogue()
+    plan = plan_for(loss, catalogue)
+    for entry in catalogue.hosts.values():
+        reason = entry.item.attach_problem(unwrap(model))
+        if reason is not None:
+            raise UnsupportedModelError(reason)
+    return attach_plan(model, plan)
 
 
 def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
@@ -98,33 +102,3 @@ def _hook_class(trainer: Any, catalogue: Catalogue) -> type[TrainerHook]:
             "use dft_plugin.attach(model)."
         )
     return TrainerHook
-
-
-def _kernel_name(kernel: Kernel, reading: ReadableHead) -> str:
-    if kernel is not auto:
-        return kernel.__name__
-    return choose(reading.linear.weight.device.type, trained=reading.trained).__name__
-
-
-def startup_line(attachment: Attachment, trainer: str, replaced: Sequence[str] = ()) -> str:
-    """Say in one line what is on: objective, kernel, path, and what of the host's was replaced.
-
-    Args:
-        attachment: on the model that is trained.
-        trainer: what to call the trainer.
-        replaced: the trainer's settings that were changed, in words.
-    """
-    plan = attachment.plan
-    head = attachment.model.get_output_embeddings()
-    reading = "no head" if head is None else look_at(find_door(head))
-    if plan.path == "logits":
-        path = "logits path"
-    elif isinstance(reading, str):
-        path = f"kernel opaque ({reading})"
-    else:
-        path = f"kernel {_kernel_name(plan.kernel, reading)}"
-    instead = f"; replaces {', '.join(replaced)}" if replaced else ""
-    options = ", ".join(f"{key}={value}" for key, value in plan.objective.model_dump().items())
-    name = f"{plan.objective.name}({options})" if options else plan.objective.name
-    model = type(attachment.model).__name__
-    return f"dft: loss {name} is on for {model} ({trainer}): {path}{instead}"

@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from dft_plugin.errors import NotActiveError, UnsupportedModelError
+from dft_plugin.errors import NotActiveError, UnsupportedModelError, name_of
 from dft_plugin.hf.attachment import Attachment
 from dft_plugin.hf.model import unwrap
-from dft_plugin.hf.standing import name_of
 
 BEFORE_BACKWARD = "a training step computed its loss without the one that `loss:` asks for. No gradient was made of it"
 AFTER_BACKWARD = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from dft_plugin.errors import NotActiveError, UnsupportedModelError
+from dft_plugin.errors import NotActiveError, UnsupportedModelError, name_of
 
 if TYPE_CHECKING:
     from dft_plugin.hf.attachment import Attachment
@@ -115,8 +115,3 @@ def require_reachable(model: nn.Module, causal_lm: nn.Module) -> None:
                 "it; in a trainer, use another PEFT method, or leave out `loss:`."
             )
         wrapper = wrapper._modules.get("base_model") or wrapper._modules.get("_orig_mod")
-
-
-def name_of(function: Any) -> str:
-    """Name a function by its module and qualified name; the repr of a bound method prints its whole model."""
-    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__name__)}"

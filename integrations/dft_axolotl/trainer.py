@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback
 from dft_axolotl.conflicts import superseded
 from dft_plugin.hf.trainer import TrainerHook
 
-_LOW_IS_GOOD = ("dft/loss", "dft/nll", "dft/perplexity", "ppl")
+_LOW_IS_GOOD = ("ppl",)
 
 
 class AxolotlHook(TrainerHook):
@@ -37,7 +37,7 @@ class AxolotlHook(TrainerHook):
         self._prefer_low(bool(cfg.get("greater_is_better")))
 
     def _prefer_low(self, asked_for_high: bool) -> None:
-        """Choose the lowest nll as best: Axolotl drops `greater_is_better: false`, and transformers assumes true."""
+        """Choose the lowest `ppl` as best: Axolotl drops `greater_is_better: false`, and transformers assumes true."""
         args = self.trainer.args
         metric = args.metric_for_best_model or ""
         if metric.endswith(_LOW_IS_GOOD) and args.greater_is_better and not asked_for_high:

@@ -19,8 +19,8 @@ from dft_plugin.config.hosts import Conflict
 from dft_plugin.core.loss import LossPlan
 from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import ConflictError
-from dft_plugin.hf.activation import startup_line
 from dft_plugin.hf.attachment import Attachment, attach_plan
+from dft_plugin.hf.startup import startup_line
 from dft_plugin.hf.trainer import not_active, warn_of_weak_prior
 
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dft_plugin.config import rules
 from dft_plugin.config.hosts import Conflict, Host, Launch
-from dft_trl import conflicts
-from dft_trl.which import refuse_other_losses
+from dft_trl import conflicts, which
 
 if TYPE_CHECKING:
     from dft_plugin.config.settings import Settings
@@ -53,5 +52,9 @@ class TrlHost(Host):
         Raises:
             ConflictError: the trainer has a loss of its own, or TRL is too old.
         """
-        refuse_other_losses(trainer)
+        which.refuse_other_losses(trainer)
         return super().trainer_hook(trainer)
+
+    def attach_problem(self, model: object) -> str | None:
+        """SFTTrainer has given its model a forward that scores log-probabilities by itself, and sums those up."""
+        return which.attach_problem(model)

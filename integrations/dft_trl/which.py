@@ -1,4 +1,4 @@
-"""Which of TRL's trainers our loss can be put on. Imports nothing of TRL: its lazy modules are slow to load."""
+"""On which of TRL's trainers and models our loss can be put. Imports nothing of TRL: its modules are slow to load."""
 
 from __future__ import annotations
 
@@ -38,3 +38,16 @@ def own_losses(trainer: object) -> list[str]:
 
 def _trls(kind: type) -> Iterator[type]:
     return (cls for cls in kind.__mro__ if cls.__module__.split(".")[0] == "trl")
+
+
+def attach_problem(model: object) -> str | None:
+    """Say why `attach` would not do on a model whose forward is TRL's, or None."""
+    function = getattr(getattr(model, "forward", None), "__func__", None)
+    home = getattr(function, "__globals__", {}).get("__name__", "")
+    if home != "trl.trainer.utils":
+        return None
+    return (
+        "the model belongs to one of TRL's trainers, which has put a forward of its own on it and asks that for "
+        "log-probabilities, not for a loss. Put the loss on the trainer: `dft_plugin.activate(trainer)`; or attach it "
+        "to a model that no trainer has taken."
+    )

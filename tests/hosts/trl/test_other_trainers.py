@@ -14,7 +14,7 @@ from transformers import Trainer
 from trl import DPOConfig, DPOTrainer, SFTTrainer
 
 from dft_plugin import activate, attach
-from dft_plugin.errors import ConflictError, NotActiveError
+from dft_plugin.errors import ConflictError, NotActiveError, UnsupportedModelError
 from dft_trl.host import TrlHost
 from dft_trl.which import own_losses
 
@@ -133,3 +133,16 @@ def test_a_fused_call_of_somebody_elses_gets_trls_own_answer(tmp_path):
     got = trainer.model(**batch, fused_lm_head=True)
     assert (got.log_probs == expected.log_probs).all()
     assert attachment.calls == 0
+
+
+@pytest.mark.parametrize("peft", [False, True], ids=["full", "lora"])
+def test_attach_to_a_model_that_a_trainer_has_taken_says_what_to_do(peft, tmp_path):
+    changes = {"peft_config": training.lora_config()} if peft else {}
+    trainer = training.sft_trainer(tmp_path, tiny.llama(), **changes)
+    with pytest.raises(
+        UnsupportedModelError, match=r"belongs to one of TRL's trainers.*`dft_plugin.activate\(trainer"
+    ):
+        attach(trainer.model)
+    activate(trainer)
+    trainer.train()
+    assert training.train_logs(trainer)[0]["dft/tokens"] > 0

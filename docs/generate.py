@@ -10,6 +10,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import claims
+
 from dft_plugin.config.plugins import Catalogue, build_catalogue, build_manager
 from dft_plugin.config.settings import Settings
 
@@ -40,15 +42,27 @@ loss:
 MODELS_HEAD = """\
 # Models
 
-Made by `python docs/generate.py` from `tests/attachment/sweep_expected.json`, which a test keeps true: it builds
-a tiny random model of every causal-LM class, attaches `loss: nll`, and compares loss and gradients with those of
-the class itself.
+Made by `python docs/generate.py` from `tests/attachment/sweep_expected.json`, which a test keeps true. It builds a
+tiny random model of every class that asks for the next token, attaches `loss: nll`, and compares loss and gradients
+with those of the class itself; then `loss: dft`, and compares them with float64 by hand.
 
 - **lean**: scored from the hidden states; the logits never exist.
+- **opaque**: scored from the hidden states as well, by calling a head that cannot be read.
 - **logits**: the model does more to its logits than to scale and cap them, so they are made and scored.
 - **refused**: with the reason, before anything is trained.
 - **not run**: a tiny random model could not be built or run here, for the reason given; nothing is claimed.
+
+What decides is the loss, not the list of transformers that a class stands in. A class asks transformers'
+`ForCausalLMLoss`, and we answer; or it computes a loss by itself, and on the first batch that is compared with the
+likelihood of the next token, in that very batch with all its inputs. Where it is another loss, or cannot be
+known, the class is refused. Labels at padded positions are left out where the class leaves them out.
 """
+
+SECTIONS = {
+    "text": "Causal LMs, given text.",
+    "multimodal": "Classes that see or hear, given a picture or a sound in each row wherever one could be made on the "
+    "spot (the loss was seen to depend on it), and one padded row whose padding carries a label.",
+}
 
 
 def settings_page() -> str:
@@ -78,17 +92,19 @@ def _kernel_lines(catalogue: Catalogue) -> list[str]:
 
 
 def models_page() -> str:
-    """What the sweep over every causal-LM class found, from the table that the tests keep true."""
+    """What the sweep over every class found, from the table that the tests keep true."""
     sys.path.insert(0, str(DOCS.parent / "tests" / "lib"))
     from support import sweep
 
     tables = json.loads((DOCS.parent / "tests" / "attachment" / "sweep_expected.json").read_text(encoding="utf-8"))
-    return MODELS_HEAD + "".join(
-        f"\n## transformers {version}\n\n{sweep.render(tables[version])}" for version in tables
-    )
+    parts = [MODELS_HEAD]
+    for version, sections in tables.items():
+        parts.append(f"\n## transformers {version}\n")
+        parts += [f"\n{SECTIONS[name]}\n\n{sweep.render(table)}" for name, table in sections.items()]
+    return "".join(parts)
 
 
-PAGES = {"settings.md": settings_page, "models.md": models_page}
+PAGES = {"settings.md": settings_page, "models.md": models_page, "around-the-step.md": claims.page}
 
 
 def main(check: bool) -> int:

@@ -70,6 +70,11 @@ def test_a_statistic_without_a_direction_is_a_problem(key, greater):
     assert "Use `eval_dft/nll` with `greater_is_better: false`" in problem
 
 
+def test_a_statistic_of_one_of_several_held_out_sets_is_known():
+    assert advice("eval_math_dft/tokens", None, weighted=True)[0]
+    assert advice("eval_math_dft/nll", True, weighted=True)[0]
+
+
 @pytest.mark.parametrize("metric", [None, "loss", "eval_loss", "eval_math_loss", "eval_dft/loss"])
 def test_under_a_weighted_loss_a_choice_by_it_is_explained(metric):
     problems, (hint,) = advice(metric, None, weighted=True)

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _GATHER = ("torch.distributed.fsdp", "torch.distributed._composable", "deepspeed", "accelerate")
@@ -72,6 +73,26 @@ class CalledHead:
             for module in self.owner.modules():
                 stack.enter_context(with_hooks(module, self.hooks[module], _sees_logits))
             return call(hidden_TD)
+
+    def trained_elsewhere(self, hidden_TD: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors that get a gradient through the logits and are no parameters of the head."""
+        missing = -hidden_TD.shape[0] % self.row_multiple
+        logits_TV = self(torch.cat([hidden_TD, hidden_TD.new_zeros(missing, hidden_TD.shape[1])]))
+        own = {id(parameter) for parameter in self.owner.parameters()}
+        found: dict[int, Tensor] = {}
+        nodes = [logits_TV.grad_fn]
+        # FSDP1 makes parameters of views; what they are views of is not elsewhere.
+        seen: set[Any] = {parameter.grad_fn for parameter in self.owner.parameters()}
+        while nodes:
+            node: Any = nodes.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)
+            if isinstance(leaf, Tensor) and id(leaf) not in own:
+                found[id(leaf)] = leaf
+            nodes += [following for following, _ in node.next_functions]
+        return tuple(found.values())
 
     @property
     def row_multiple(self) -> int:

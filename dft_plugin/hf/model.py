@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-)
+from transformers.loss.loss_utils import LOSS_MAPPING
 
 from dft_plugin.errors import UnsupportedModelError
+from dft_plugin.hf.head import head_slots
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine")
 
@@ -28,38 +27,82 @@ def unwrap(model: nn.Module) -> nn.Module:
             f"the model is wrapped in {type(model).__name__}. Attach the loss first, then wrap the model."
         )
     model = getattr(model, "_orig_mod", model)
-    peft = sys.modules.get("peft")
-    if peft is not None and isinstance(model, peft.PeftModel):
+    peft: Any = sys.modules.get("peft")
+    if peft is not None and isinstance(model, peft.PeftMixedModel):
+        # A tuner is always around the model; there is no `get_base_model`.
+        model = model.base_model.model
+    elif peft is not None and isinstance(model, peft.PeftModel):
+        _require_loss_of_the_model(model, peft)
         model = model.get_base_model()
     return model
 
 
+def _require_loss_of_the_model(model: Any, peft: Any) -> None:
+    config = model.peft_config[model.active_adapter]
+    if isinstance(config, getattr(peft, "CPTConfig", ())):
+        raise UnsupportedModelError(
+            f"{type(config).__name__} makes a loss of its own from the model's logits, and drops the model's. "
+            "Train it without `loss:`, or take another way to train a prompt, PromptTuningConfig for one."
+        )
+
+
 def require_causal_lm(model: nn.Module) -> PreTrainedModel:
-    """Return `model`, or raise `UnsupportedModelError` unless it is a decoder-only language model."""
+    """Return `model`, or raise `UnsupportedModelError` where it is known not to ask for the next token.
+
+    The lists of transformers do not decide: a speech or omni model stands in others than a text model. A class that
+    is let through computes either transformers' loss of causal LMs, or one by itself, which is checked on the first
+    batch (`own_loss.py`).
+    """
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
             f"{name} is no transformers PreTrainedModel. For a model of your own use "
             "dft_plugin.linear_token_loss or dft_plugin.token_loss."
         )
-    if getattr(model.config, "is_encoder_decoder", False):
+    if _is_encoder_decoder(model):
         raise UnsupportedModelError(
-            f"{name} is an encoder-decoder, whose labels are not shifted; only causal language models are supported."
+            f"{name} is an encoder-decoder, whose labels are not shifted; only causal language models are supported. "
+            "Train it without `loss:`."
         )
-    if not _is_causal_lm(model):
+    if not _asks_for_tokens(model):
         raise UnsupportedModelError(
-            f"{name} is no causal language model; its loss is not the likelihood of the next token."
+            f"{name} is no causal language model; its loss is not the likelihood of the next token. Train it "
+            "without `loss:`."
         )
+    if not _takes_labels(model):
+        parts = [f"model.{path}" for path, part in model.named_children() if _can_be_trained(part)]
+        instead = f"Train a part that does: {', '.join(parts)}." if parts else "Train it without `loss:`."
+        raise UnsupportedModelError(f"{name} takes no labels, so it has no loss to replace. {instead}")
     return model
 
 
-def _is_causal_lm(model: PreTrainedModel) -> bool:
-    mapped = {
-        *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
-        *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values(),
-    }
-    names = {cls.__name__ for cls in type(model).__mro__}
-    return bool(names & mapped) or getattr(model, "loss_type", None) == "ForCausalLM"
+def _is_encoder_decoder(model: PreTrainedModel) -> bool:
+    # BLIP-2 does not say of itself that the language model inside is one.
+    head = model.get_output_embeddings()
+    owners = [] if head is None else [parent for parent, _ in head_slots(model, head)]
+    return any(getattr(getattr(part, "config", None), "is_encoder_decoder", False) for part in [model, *owners])
+
+
+def _asks_for_tokens(model: PreTrainedModel) -> bool:
+    """Whether `model.loss_function` is that of causal LMs, or nothing is known of it and there is a language head."""
+    loss_type = getattr(model, "loss_type", None)
+    if loss_type is None or loss_type not in LOSS_MAPPING:
+        return model.get_output_embeddings() is not None
+    # By their keys: others (Unsloth) put functions of their own there.
+    return LOSS_MAPPING[loss_type] in (LOSS_MAPPING["ForCausalLM"], LOSS_MAPPING["ForConditionalGeneration"])
+
+
+def _takes_labels(model: nn.Module) -> bool:
+    parameters = inspect.signature(type(model).forward).parameters
+    return "labels" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _can_be_trained(part: nn.Module) -> bool:
+    try:
+        require_causal_lm(part)
+    except UnsupportedModelError:
+        return False
+    return "labels" in inspect.signature(type(part).forward).parameters
 
 
 def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:

@@ -30,9 +30,9 @@ from dft_plugin.hf.interception import (
     without_dropout,
 )
 from dft_plugin.hf.model import auxiliary_loss
-from dft_plugin.hf.own_loss import asks_for_loss, check_own_loss, is_out_of_memory
+from dft_plugin.hf.own_loss import OwnLoss, asks_for_loss, check_own_loss, is_out_of_memory
 from dft_plugin.hf.routing import NotLean, Route, agree, all_or_none, called_often, is_sharded, judge
-from dft_plugin.hf.undisturbed import Undisturbed
+from dft_plugin.hf.untouched import Undisturbed
 from dft_plugin.kernels import Head, OpaqueHead, score_logits, score_logits_
 
 logger = logging.getLogger(__name__)
@@ -76,8 +76,10 @@ class Passes:
         self.route: Route | None = Route("logits", why_not_lean="asked for") if plan.path == "logits" else None
         self._checked = False
         self._distrusted: str | None = None
+        self._elsewhere: tuple[Tensor, ...] | None = None
         # By mode: a fused forward (Liger, Cut Cross-Entropy) asks for a loss in evaluation only.
         self._asks: dict[bool, bool] = {}
+        self._own_loss: OwnLoss | None = None
 
     def score(self, model: nn.Module, forward: Forward, inputs: dict[str, Any], want_logits: bool) -> Pass:
         """Run the model on labelled inputs and score them; nothing is divided.
@@ -129,7 +131,7 @@ class Passes:
             if isinstance(verdict, NotLean):
                 return verdict
             self.route = Route("lean", verdict, None, vocab_size_of(model, door), id(door.owner))
-            self._checked, self._distrusted = False, None
+            self._checked, self._distrusted, self._elsewhere = False, None, None
         hidden_BSD = stand_in.hidden
         if stand_in.calls != 1 or hidden_BSD is None:
             return called_often(stand_in)
@@ -168,9 +170,16 @@ class Passes:
         self.route = replace(self.route, why_not_lean=head if isinstance(head, str) else None)
         if isinstance(head, str):
             project.gather()
-            parameters = tuple(project.owner.parameters())
+            parameters = (*project.owner.parameters(), *self._trained_elsewhere(project, hidden_TD))
             return OpaqueHead(project, self.route.vocab_size, self.route.transform, parameters, project.row_multiple)
         return head
+
+    def _trained_elsewhere(self, project: CalledHead, hidden_TD: Tensor) -> tuple[Tensor, ...]:
+        """Return what a hook or a patched forward of the head trains besides it; looked for once, with a graph."""
+        if self._elsewhere is None and torch.is_grad_enabled() and hidden_TD.shape[0]:
+            with without_dropout(project.owner):
+                self._elsewhere = project.trained_elsewhere(hidden_TD[:1].detach())
+        return self._elsewhere or ()
 
     def _distrust(self, reading: ReadableHead, hidden_TD: Tensor, project: CalledHead) -> str | None:
         """Compare the head as it was read with the head as it is called; returns the reason not to trust it."""
@@ -207,18 +216,20 @@ class Passes:
             if seen is not None:
                 self._asks[model.training] = True
                 return seen
-            # A fused forward (Liger, Cut Cross-Entropy), or a class with a loss of its own.
-            kept = kept or Undisturbed(model, inputs)
-            check_own_loss(model, forward, kept.again())
-            inputs = kept.again()
-            self._asks[model.training] = False
+            inputs = inputs if kept is None else kept.again()
             if stand_in is not None:
                 stand_in.release()
+        labels, shift_labels = inputs["labels"], inputs.get("shift_labels")
         unlabelled = {key: value for key, value in inputs.items() if key not in ("labels", "shift_labels")}
+        if asks is not False or self._own_loss is None or not self._own_loss.knows(unlabelled, labels):
+            # A fused forward (Liger, Cut Cross-Entropy), or a class with a loss of its own.
+            self._own_loss = check_own_loss(model, forward, unlabelled, labels)
+            self._asks[model.training] = False
         with standing_in(model, stand_in):
             output = forward(**unlabelled, return_dict=True)
-        shift_labels = inputs.get("shift_labels")
-        aligned = targets.shift(inputs["labels"]) if shift_labels is None else shift_labels
+        aligned = shift_labels
+        if aligned is None:
+            aligned = targets.shift(self._own_loss.scored(labels, unlabelled))
         return Seen(output, output.logits, aligned, auxiliary_loss(model, output))
 
     def _run_asking(

@@ -174,15 +174,17 @@ def classifier():
 
 REFUSED = {
     t5: "T5ForConditionalGeneration is an encoder-decoder, whose labels are not shifted; only causal language models "
-    "are supported.",
-    bert: "BertForMaskedLM is no causal language model; its loss is not the likelihood of the next token.",
+    "are supported. Train it without `loss:`.",
+    bert: "BertForMaskedLM is no causal language model; its loss is not the likelihood of the next token. "
+    "Train it without `loss:`.",
     classifier: "LlamaForSequenceClassification is no causal language model; its loss is not the likelihood of the "
-    "next token.",
+    "next token. Train it without `loss:`.",
     lambda: nn.Linear(2, 2): "Linear is no transformers PreTrainedModel. For a model of your own use "
     "dft_plugin.linear_token_loss or dft_plugin.token_loss.",
     lambda: (
         tiny.llama().model
-    ): "LlamaModel is no causal language model; its loss is not the likelihood of the next token.",
+    ): "LlamaModel is no causal language model; its loss is not the likelihood of the next token. Train it without "
+    "`loss:`.",
     lambda: nn.DataParallel(
         tiny.llama()
     ): "the model is wrapped in DataParallel. Attach the loss first, then wrap the model.",

@@ -120,6 +120,8 @@ def test_a_hook_sees_hidden_states_and_logits_of_every_scored_token_once():
     model.lm_head.register_forward_hook(lambda module, args, output: seen.append((args[0].shape, output.shape)))
     attach(model)
     attached.backward(model, batch)
+    seen.clear()
+    attached.backward(model, batch)
     tokens = int((batch["labels"][:, 1:] != -100).sum())
     assert seen == [((tokens, 32), (tokens, tiny.VOCAB))]
 
@@ -133,3 +135,33 @@ def test_the_head_has_its_hooks_back_after_an_error():
         model(**{**batch, "labels": torch.full_like(batch["labels"], 999)})
     assert list(model.lm_head._forward_hooks.values()) == [hook]
     assert "forward" not in model.lm_head.__dict__
+
+
+def learned_bias(model):
+    bias = torch.nn.Parameter(torch.linspace(-1, 1, tiny.VOCAB))
+    model.lm_head.register_forward_hook(lambda module, args, output: output + bias)
+    return bias
+
+
+def learned_branch(model):
+    branch = torch.nn.Linear(32, tiny.VOCAB)
+    linear = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: linear(hidden) + branch(hidden)
+    return branch.weight
+
+
+@pytest.mark.parametrize("add", [learned_bias, learned_branch])
+def test_what_a_hook_or_a_patch_trains_outside_the_head_is_trained(add):
+    batch = tiny.batch()
+    grads = []
+    for ours in (False, True):
+        torch.manual_seed(2)
+        model = tiny.llama().train()
+        outside = add(model)
+        if ours:
+            attach(model, "nll")
+        for _ in range(2):
+            outside.grad = None
+            model(**batch).loss.backward()
+        grads.append(outside.grad)
+    assert float((grads[1] - grads[0]).norm() / grads[0].norm()) < 1e-5

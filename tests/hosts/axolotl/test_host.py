@@ -27,6 +27,13 @@ def test_replaces_names_axolotls_own_forms_of_the_loss():
     assert named == ["chunked_cross_entropy"]
 
 
+def test_what_works_otherwise_than_expected_is_a_hint_and_not_replaced():
+    config = {**CONFIG, "plugins": ["axolotl.integrations.llm_compressor.LLMCompressorPlugin"]}
+    assert AxolotlHost().cautions(CONFIG) == []
+    assert AxolotlHost().cautions(config)[0].startswith("llm_compressor:")
+    assert AxolotlHost().replaces(config, Settings(name="dft")) == ["the model's cross-entropy"]
+
+
 def test_autoload_registers_the_plugin_and_nothing_without_loss():
     from types import ModuleType
 

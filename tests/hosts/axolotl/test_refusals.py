@@ -233,6 +233,13 @@ def test_a_trainer_that_axolotl_did_not_hand_to_the_plugin_does_not_train(home, 
         train(write_config(home))
 
 
+def test_nor_is_it_evaluated(home, monkeypatch):
+    monkeypatch.setattr(DFTPlugin, "post_trainer_create", lambda self, cfg, trainer: None)
+    _, trainer = prepare(write_config(home, val_set_size=0.25))
+    with pytest.raises(NotActiveError, match="an evaluation runs without the loss that `loss:` asks for"):
+        trainer.evaluate()
+
+
 def test_what_is_superseded_and_what_to_look_out_for_is_said():
     plugins = [
         "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin",

@@ -1,0 +1,128 @@
+"""Passes through a model that only look, or may have to be run again: what they draw, write or fill is put back."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+Restore = Callable[[], object]
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Run passes inside this block, of `copied` inputs; afterwards nothing says that they ran.
+
+    Random numbers are drawn again by whoever comes next (of torch on every device that the model uses, of Python
+    and NumPy, by which speech encoders mask their spectrograms), and buffers hold what they held: a BatchNorm in
+    train mode updates its running statistics in every pass, with or without gradients.
+    """
+    restores = [*_random_states(model), *_buffers(model)]
+    try:
+        yield
+    finally:
+        for restore in restores:
+            restore()
+
+
+def copied(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy the arguments of a forward, so that a pass neither fills a cache among them nor writes into a tensor.
+
+    A cache is grown in place by the model, and the caller hands it to the next pass too (prefix tuning). Copies of
+    tensors in a graph are in it, too.
+    """
+    with _ClonesForCopies():
+        return copy.deepcopy(dict(inputs))
+
+
+class Undisturbed:
+    """Random state, buffers and the caller's arguments as they are before a pass that may have to be run again.
+
+    Args:
+        model: what runs.
+        inputs: keyword arguments of its forward.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        self._restores = [*_random_states(model), *_buffers(model)]
+        self._inputs = copied(inputs)
+
+    def again(self) -> dict[str, Any]:
+        """Put random state and buffers back, and return the arguments as they were.
+
+        They are copies: the caller's own caches hold what the first pass put there.
+        """
+        for restore in self._restores:
+            restore()
+        return copied(self._inputs)
+
+
+class _ClonesForCopies(TorchFunctionMode):
+    """Lets `deepcopy` copy tensors that are inside a graph, as the cache of prefix tuning is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__:
+            return args[0].clone()
+        return func(*args, **(kwargs or {}))
+
+
+def _random_states(model: nn.Module) -> list[Restore]:
+    restores: list[Restore] = [
+        _kept(torch.get_rng_state, torch.set_rng_state),
+        _kept(random.getstate, random.setstate),
+    ]
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        restores.append(_kept(numpy.random.get_state, numpy.random.set_state))
+    for device in _devices(model):
+        module: Any = torch.get_device_module(device)
+        # Where nothing was drawn yet, asking would set the device up.
+        if not getattr(module, "is_initialized", lambda: True)():
+            continue
+        # There is one device of this kind, and its functions take none.
+        which = () if device.type == "mps" else (device,)
+        restores.append(_kept(module.get_rng_state, module.set_rng_state, *which))
+    return restores
+
+
+def _devices(model: nn.Module) -> set[torch.device]:
+    devices = {tensor.device for tensor in chain(model.parameters(), model.buffers())}
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None:
+        # Where the weights are offloaded, it computes and they do not say so.
+        devices.add(torch.device(accelerator.type, torch.accelerator.current_device_index()))
+    return {device for device in devices if device.type not in ("cpu", "meta")}
+
+
+def _kept(get: Callable[..., Any], set_: Callable[..., Any], *which: Any) -> Restore:
+    state = get(*which)
+    return lambda: set_(state, *which)
+
+
+def _buffers(model: nn.Module) -> list[Restore]:
+    return [
+        _kept_buffer(module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_meta
+    ]
+
+
+def _kept_buffer(module: nn.Module, name: str, buffer: Tensor) -> Restore:
+    before = buffer.detach().clone()
+
+    def restore() -> None:
+        module._buffers[name] = buffer
+        if not torch.equal(before, buffer):
+            with torch.no_grad():
+                buffer.copy_(before)
+
+    return restore

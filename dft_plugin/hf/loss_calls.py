@@ -58,10 +58,10 @@ class TrainerAttachment(Attachment):
         """Whether a labelled call that arrives now is the trainer's own for a loss.
 
         In a training step that is a call with a graph: a pass without one is a metric, or a reference. In an
-        evaluation nothing has a graph, and it is the first call.
+        evaluation nothing has a graph, and it is the first call. Outside of `compute_loss` nobody is told apart.
         """
         if self._loss_call is None:
-            return not self.trainer_only
+            return True
         return torch.is_grad_enabled() if self._loss_call.grad else self.calls == self._loss_call.calls
 
     def answers(self, inputs: dict[str, Any]) -> bool:

@@ -203,8 +203,22 @@ def test_collators_that_give_shifted_labels_are_counted_by_them(tmp_path):
         activate(trainer)
         trainer.train()
         made.append((training.trained(trainer.model), training.losses(trainer)))
+        for entry in training.train_logs(trainer):
+            assert entry["loss"] == pytest.approx(entry["dft/loss"], abs=1e-4 if training.ROUNDS_LOSS else 1e-7)
     same(made[0], made[1])
     same(made[0], made[2])
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_first_token_of_a_row_is_no_target_and_is_not_counted(split, tmp_path):
+    size, steps = SPLITS[split]
+    trainer = training.trainer(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps)
+    whole = [{**row, "labels": row["input_ids"]} for row in training.rows()]
+    trainer.train_dataset = training.Dataset.from_list(whole)
+    activate(trainer, "nll")
+    trainer.train()
+    for entry in training.train_logs(trainer):
+        assert entry["loss"] == pytest.approx(entry["dft/nll"], rel=1e-4 if training.ROUNDS_LOSS else 1e-6)
 
 
 def test_a_last_step_of_fewer_micro_batches_divides_by_its_own_targets(tmp_path):

@@ -58,6 +58,20 @@ def test_a_training_step_that_is_not_ours_stops_before_the_backward_pass(tmp_pat
     assert weights.moved == 0
 
 
+def test_a_loss_that_is_not_ours_stops_before_a_backward_pass_of_ones_own(tmp_path):
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        model.train()
+        loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
+        loss.backward()
+        return loss.detach()
+
+    trainer = own(training.trainer(tmp_path), compute_loss=takes_labels, training_step=training_step)
+    weights = Weights(trainer.model)
+    activate(trainer)
+    assert "No gradient was made of it" in message(trainer.train)
+    assert weights.moved == 0
+
+
 def test_an_evaluation_and_a_prediction_that_are_not_ours_stop(tmp_path):
     trainer = own(training.trainer(tmp_path), compute_loss=takes_labels)
     activate(trainer)

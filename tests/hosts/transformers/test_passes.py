@@ -228,14 +228,23 @@ def test_a_log_of_ones_own_is_left_alone(make):
 
 
 def test_a_loss_that_somebody_asks_the_trainer_for_is_answered_and_in_no_log(make):
-    trainer = make()
+    trainer = make(max_steps=2, logging_steps=2, eval_strategy="steps", eval_steps=2)
+    rows, losses = first_rows(trainer, 8), []
+
+    class Asks(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            with torch.no_grad():
+                losses.append(trainer.compute_loss(trainer.model, training.collate(OTHER)).item())
+
+        on_prediction_step = on_step_end
+
+    trainer.add_callback(Asks())
     activate(trainer)
-    batch = training.collate(OTHER)
-    trainer.model.eval()
-    with torch.no_grad():
-        loss = trainer.compute_loss(trainer.model, dict(batch))
-    assert loss.item() == close(passes.statistics(trainer.model, OTHER)["dft/loss"])
-    assert trainer.evaluate()["eval_dft/tokens"] == passes.statistics(trainer.model, EVAL)["dft/tokens"]
+    trainer.train()
+    assert losses == [close(passes.statistics(trainer.model, OTHER)["dft/loss"])] * 5
+    (logged,), (evaluated,) = training.train_logs(trainer), evaluations(trainer)
+    assert passes.of(logged) == close(passes.statistics(trainer.model, rows))
+    assert passes.of(evaluated, "eval_") == close(passes.statistics(trainer.model, EVAL, "eval_"))
 
 
 def test_labels_and_batches_stay_as_the_collator_made_them(make):

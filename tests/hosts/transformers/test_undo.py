@@ -96,18 +96,19 @@ def test_another_loss_replaces_the_first(make, capsys):
     assert trainer.model.__dict__.get("forward") == before["model"].get("forward")
 
 
-def test_what_somebody_else_wrapped_around_us_goes_on(make):
+@pytest.mark.parametrize("name", ["compute_loss", "training_step"])
+def test_what_somebody_else_wrapped_around_us_goes_on(make, name):
     trainer, stock = make(max_steps=1), make(max_steps=1)
     attachment = activate(trainer)
-    ours, calls = trainer.compute_loss, []
+    ours, calls = getattr(trainer, name), []
 
     def theirs(*args, **kwargs):
         calls.append(1)
         return ours(*args, **kwargs)
 
-    trainer.compute_loss = theirs
+    setattr(trainer, name, theirs)
     attachment.detach()
-    assert trainer.compute_loss is theirs
+    assert getattr(trainer, name) is theirs
     for made in (trainer, stock):
         made.train()
     assert calls == [1]

@@ -30,7 +30,7 @@ class Answering:
     Attributes:
         tally: gets the statistics of each answered call; None: the attachment keeps them by mode, see `drain`.
         want_logits: whether outputs must carry logits; None: in eval mode only.
-        counted_B: bool, which rows of the batch the statistics count; None: all. The loss is of all rows.
+        counted_B: bool, which rows [B] or positions [B, S] the statistics count; None: all. The loss is of all rows.
         num_items: divisor for a call that carries no `num_items_in_batch`.
     """
 
@@ -205,7 +205,9 @@ class Attachment:
         how = self._answering or Answering()
         counted_T = None
         if how.counted_B is not None:
-            counted_T = how.counted_B.to(done.scored_BS.device)[:, None].expand_as(done.scored_BS)[done.scored_BS]
+            counted = how.counted_B.to(done.scored_BS.device)
+            counted_BS = counted if counted.dim() == 2 else counted[:, None].expand_as(done.scored_BS)
+            counted_T = counted_BS[done.scored_BS]
         tally = self._tallies[module.training] if how.tally is None else how.tally
         tally.add(done.result.stats(eos_token_ids(module), counted_T))
         return done

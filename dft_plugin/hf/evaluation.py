@@ -44,7 +44,7 @@ class EvaluationRows:
         self._counted: Tensor | None = None
 
     def counted(self, batch: Any) -> Tensor | None:
-        """Return the mask of the rows that count, bool [B] on the CPU; None: all of them.
+        """Return the mask of the rows (or positions) that count, bool [B] or [B, S] on the CPU; None: all of them.
 
         Args:
             batch: as the loader gave it; the same one may be asked for again.
@@ -74,6 +74,9 @@ class EvaluationRows:
         if not any(flags):
             return torch.zeros(rows, dtype=torch.bool)
         if len(flags) != rows:
+            flattened = _of_flattened(batch, labels, flags)
+            if flattened is not None:
+                return flattened
             logger.warning(
                 "dft: a batch of %d samples came as %d rows, so that the %d samples that were repeated to fill it up "
                 "cannot be told apart: dft/* of this evaluation count them.",
@@ -199,6 +202,20 @@ def _labels(batch: Any) -> Tensor | None:
     labels = batch.get("labels")
     labels = batch.get("shift_labels") if labels is None else labels
     return labels if isinstance(labels, Tensor) else None
+
+
+def _of_flattened(batch: Mapping[str, Any], labels: Tensor, flags: list[bool]) -> Tensor | None:
+    """Return a mask of positions [B, S] for samples that a collator has put behind one another in one row.
+
+    Their boundaries are where position ids begin again. None where these are not there, or tell another number.
+    """
+    positions = batch.get("position_ids")
+    if not isinstance(positions, Tensor) or positions.shape != labels.shape:
+        return None
+    sample_BS = ((positions == 0).flatten().cumsum(0) - 1).reshape(labels.shape)
+    if int(sample_BS.max()) + 1 != len(flags) or int(sample_BS.min()) < 0:
+        return None
+    return torch.tensor(flags, device=sample_BS.device)[sample_BS].cpu()
 
 
 def _bytes(batch: Mapping[str, Any]) -> bytes:

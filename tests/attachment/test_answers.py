@@ -205,3 +205,21 @@ def test_an_unknown_loss_leaves_the_model_alone():
     with pytest.raises(SettingsError):
         attach(model, "dtf")
     assert "forward" not in model.__dict__
+
+
+@pytest.mark.parametrize("kernel", ["auto", "logits"])
+@pytest.mark.parametrize("of_positions", [False, True], ids=["rows", "positions"])
+def test_a_mask_for_statistics_changes_what_is_counted_and_not_the_loss(kernel, of_positions):
+    model, batch = tiny.llama().train(), tiny.batch()
+    expected = attached.truth(model, batch)
+    attachment = attach(model, {"name": "dft", "kernel": kernel})
+    counted = torch.tensor([True, False, True])
+    scored_BS = batch["labels"][:, 1:] != -100
+    if of_positions:
+        counted = torch.arange(batch["labels"].shape[1]).expand_as(batch["labels"]) % 3 == 0
+        tokens = int((scored_BS & counted[:, :-1]).sum())
+    else:
+        tokens = int(scored_BS[counted].sum())
+    with attachment.answering(counted_B=counted):
+        attached.assert_same(attached.backward(model, batch), expected)
+    assert attachment.drain(training=True).as_logs()["dft/tokens"] == tokens

@@ -225,6 +225,27 @@ def test_samples_that_were_joined_into_one_row_count_whole_or_not_at_all(caplog)
     assert "came as 1 rows" in caplog.text
 
 
+def test_samples_that_were_joined_into_one_row_are_told_apart_by_their_position_ids(caplog):
+    def joined(features):
+        # As transformers' DataCollatorWithFlattening: the first label of each sample is ignored.
+        labels = [torch.cat([torch.tensor([-100]), f["labels"].repeat(1 + int(f["labels"][0]) % 3)]) for f in features]
+        positions = [torch.arange(len(of_one)) for of_one in labels]
+        return {"labels": torch.cat(labels)[None], "position_ids": torch.cat(positions)[None]}
+
+    for size in (3, 5, 6, 7):
+        counted = Counter()
+        for loader in ranks(lambda size=size: DataLoader(Numbered(size), batch_size=2, collate_fn=joined), 2):
+            with evaluation_rows(loader, 2) as rows:
+                for batch in loader:
+                    mask, labels = rows.counted(batch), batch["labels"]
+                    counted.update(
+                        labels.flatten().tolist() if mask is None else labels[mask.expand_as(labels)].tolist()
+                    )
+        del counted[-100]
+        assert counted == Counter({index: 2 * (1 + index % 3) for index in range(size)})
+    assert not caplog.records
+
+
 def test_a_loader_that_is_read_twice_in_one_pass_begins_anew():
     (_, second) = ranks(lambda: DataLoader(Numbered(3), batch_size=2), 2)
     with evaluation_rows(second, 2) as rows:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from support import tiny, training
+from support import tiny
 
 pytest.importorskip("llamafactory")
 
-from support import factory
+from support import factory, training
 
 pytestmark = pytest.mark.host
 

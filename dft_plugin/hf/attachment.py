@@ -5,6 +5,7 @@ Shapes: B batch, S sequence, T scored tokens.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,12 +90,13 @@ class Attachment:
     @property
     def original(self) -> Any:
         """The forward that we took over: an earlier one on the instance, or the class's."""
-        return self.original_of(self.model)
+        return self.previous or type(self.model).forward.__get__(self.model)
 
     def original_of(self, module: Any) -> Any:
         """The forward that we took over, for a copy of the model."""
         if self.previous is None:
-            return type(module).forward.__get__(module)
+            # No bound method: dynamo makes one again from its name, which leads back here.
+            return functools.partial(type(module).forward, module)
         if module is not self.model and getattr(self.previous, "__self__", None) is self.model:
             return self.previous.__func__.__get__(module)
         return self.previous

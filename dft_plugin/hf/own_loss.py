@@ -188,7 +188,7 @@ def _ask_for_logits(model: Any, forward: Callable[..., Any], sample: _Sample) ->
     stand_in: Any = None if head is None else _HeadAt(head, predicting_BS)
     with _looking(model, head), standing_in(model, stand_in):
         output = forward(**copied(sample.inputs), return_dict=True)
-    logits = output.get("logits") if isinstance(output, dict) else None
+    logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
         raise _not_known(model, "it returns no logits")
     count = int(predicting_BS.sum())
@@ -209,7 +209,7 @@ def _ask_for_loss(model: Any, forward: Callable[..., Any], sample: _Sample, labe
     labels_BS[sample.at_BS] = labels_K.to(labels_BS)
     with _looking(model, model.get_output_embeddings()):
         output = forward(**copied(sample.inputs), labels=labels_BS, return_dict=True)
-    loss = output.get("loss") if isinstance(output, dict) else None
+    loss = getattr(output, "loss", None)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise _not_known(model, "it returns no loss for labels" if loss is None else "its loss is not one number")
     return float(loss)

@@ -26,6 +26,11 @@ def shift(labels_BS: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
     return shifted_BS
 
 
+def with_own_ignore_index(labels: Tensor, ignore_index: int) -> Tensor:
+    """Return labels in which `IGNORE_INDEX` marks what another index marked."""
+    return labels if ignore_index == IGNORE_INDEX else labels.masked_fill(labels == ignore_index, IGNORE_INDEX)
+
+
 def select(labels: Tensor, vocab_size: int, ignore_index: int = IGNORE_INDEX) -> tuple[Tensor, Tensor]:
     """Find the positions that are scored and their targets.
 

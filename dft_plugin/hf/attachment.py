@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dft_plugin.core.loss import LossPlan, NumItems
+from dft_plugin.core.loss import LossPlan, NumItems, normalise
 from dft_plugin.core.stats import LossStats, Tally
 from dft_plugin.hf import standing
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
@@ -167,8 +167,14 @@ class Attachment:
         return self.active and not unlabelled and not (self.trainer_only and self._answering is None)
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """All arguments of a call by their names."""
-        return {**dict(zip(self.__signature__.parameters, args, strict=False)), **kwargs}
+        """All arguments of a call that have names, by these."""
+        names = [name for name, p in self.__signature__.parameters.items() if p.kind is not p.VAR_POSITIONAL]
+        return {**dict(zip(names, () if self._takes_any else args, strict=False)), **kwargs}
+
+    @property
+    def _takes_any(self) -> bool:
+        """Whether the forward takes any number of positional arguments, none of which has a name."""
+        return any(p.kind is p.VAR_POSITIONAL for p in self.__signature__.parameters.values())
 
     def answer(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call of `module`, which is the model or a copy of it."""
@@ -181,28 +187,30 @@ class Attachment:
         return_dict = inputs.pop("return_dict", None)
         if return_dict is None:
             return_dict = getattr(module.config, "return_dict", True)
-        done = self.score(module, inputs, not module.training if how.want_logits is None else how.want_logits)
+        want_logits = not module.training if how.want_logits is None else how.want_logits
+        done = self.score(module, inputs, want_logits, args if self._takes_any else ())
         loss = done.result.mean(num_items)
         if done.auxiliary is not None:
             # Token-weighted over micro-batches and ranks; the model alone would add it once for each.
-            share = 1.0 if num_items is None else done.result.count / num_items
-            loss = loss + (done.auxiliary * share).to(loss.device)
+            share = 1.0 if num_items is None else normalise(loss.new_tensor(float(done.result.count)), num_items)
+            loss = loss + (done.auxiliary.to(loss.device) * share)
         done.output["loss"] = loss
         return done.output if return_dict else done.output.to_tuple()
 
-    def score(self, module: Any, inputs: dict[str, Any], want_logits: bool) -> Pass:
+    def score(self, module: Any, inputs: dict[str, Any], want_logits: bool, unnamed: tuple[Any, ...] = ()) -> Pass:
         """Run `module` on labelled inputs, score them and count them; nothing is divided.
 
         Args:
             module: the model, or a copy of it.
             inputs: keyword arguments of its forward, `labels` or `shift_labels` among them.
             want_logits: whether the output must carry logits.
+            unnamed: positional arguments of a forward that gives them no names.
 
         Raises:
             UnsupportedModelError: the plan insists on a kernel and the model does not allow it.
             LabelError: labels that do not fit the model.
         """
-        done = self._passes.score(module, self.original_of(module), inputs, want_logits)
+        done = self._passes.score(module, functools.partial(self.original_of(module), *unnamed), inputs, want_logits)
         self.calls += 1
         how = self._answering or Answering()
         counted_T = None

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dft_plugin.hf import graph
+
 _GATHER = ("torch.distributed.fsdp", "torch.distributed._composable", "deepspeed", "accelerate")
 """Modules whose hooks fetch and free a weight. They fire once, around everything; any other hook has its say on each
 chunk of logits."""
@@ -48,6 +50,10 @@ class Door:
         )
 
 
+class MixedHeadError(Exception):
+    """A head whose logits cannot be made of a chunk of tokens; carries the reason."""
+
+
 class CalledHead:
     """The head as the model calls it, but for the hooks that gather: used inside, where its weight is whole.
 
@@ -75,24 +81,40 @@ class CalledHead:
             return call(hidden_TD)
 
     def trained_elsewhere(self, hidden_TD: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors that get a gradient through the logits and are no parameters of the head."""
-        missing = -hidden_TD.shape[0] % self.row_multiple
-        logits_TV = self(torch.cat([hidden_TD, hidden_TD.new_zeros(missing, hidden_TD.shape[1])]))
-        own = {id(parameter) for parameter in self.owner.parameters()}
-        found: dict[int, Tensor] = {}
-        nodes = [logits_TV.grad_fn]
+        """Return the tensors that get a gradient through the logits and are no parameters of the head.
+
+        Raises:
+            MixedHeadError: the logits of a position depend on more than its hidden state.
+        """
+        start_D = hidden_TD[:1].detach().requires_grad_()
+        rows_TD = start_D * 1
+        missing = -rows_TD.shape[0] % self.row_multiple
+        logits_TV = self(torch.cat([rows_TD, rows_TD.new_zeros(missing, rows_TD.shape[1])]))
         # FSDP1 makes parameters of views; what they are views of is not elsewhere.
-        seen: set[Any] = {parameter.grad_fn for parameter in self.owner.parameters()}
-        while nodes:
-            node: Any = nodes.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            leaf = getattr(node, "variable", None)
-            if isinstance(leaf, Tensor) and id(leaf) not in own:
-                found[id(leaf)] = leaf
-            nodes += [following for following, _ in node.next_functions]
-        return tuple(found.values())
+        known = {parameter.grad_fn for parameter in self.owner.parameters()}
+        if graph.reaches_behind(logits_TV, rows_TD, known):
+            raise MixedHeadError("its head computes with what an earlier part of the model made")
+        own = {id(parameter) for parameter in (*self.owner.parameters(), start_D)}
+        return tuple({id(leaf): leaf for leaf in graph.leaves(logits_TV, known) if id(leaf) not in own}.values())
+
+    def require_rows_apart(self, hidden_TD: Tensor) -> None:
+        """Check that the logits of a position depend on its own hidden state alone, in any company.
+
+        Raises:
+            MixedHeadError: they do not, or the head cannot be called with few rows.
+        """
+        more = 4 * self.row_multiple
+        some = slice(1, 1 + more // 2)
+        try:
+            together_TV = self(hidden_TD[:more])
+            apart_TV = self(hidden_TD[some])
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise MixedHeadError(f"its head takes no rows of tokens ({type(error).__name__}: {error})") from error
+        if apart_TV.dim() != 2 or together_TV.shape[0] != more:
+            raise MixedHeadError(f"its head makes logits of shape {tuple(apart_TV.shape)} from rows of tokens")
+        near = 5e-2 if apart_TV.dtype.itemsize < 4 or hidden_TD.dtype.itemsize < 4 else 1e-4
+        if not torch.allclose(apart_TV, together_TV[some], rtol=near, atol=near):
+            raise MixedHeadError("its head mixes positions")
 
     @property
     def row_multiple(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dft_plugin.core import targets
 from dft_plugin.errors import UnsupportedModelError
+from dft_plugin.hf import graph
 from dft_plugin.hf.head import head_slots
 from dft_plugin.kernels import may_overwrite
 
@@ -41,32 +42,35 @@ class HeadStandIn(nn.Module):
 
     Args:
         head: as it is registered in the model.
-        probe: [1, K, V], what to return on the first batch, when it is asked what the model makes of its logits.
+        probe: [1, K, V], what to return: what the model makes of it says what it does to its logits.
     """
 
-    def __init__(self, head: nn.Module, probe: Tensor | None = None) -> None:
+    def __init__(self, head: nn.Module, probe: Tensor) -> None:
         super().__init__()
         self.head = head
         self.training = head.training
         self.calls = 0
         self.hidden: Tensor | None = None
-        self.probe = probe
+        self.probe = probe.detach().requires_grad_(torch.is_grad_enabled())
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Keep `hidden` [B, S, D]; return one zero per position, or the probe."""
+        """Keep `hidden` [B, S, D], and return the probe."""
         self.calls += 1
         self.hidden = hidden
-        if self.probe is None:
-            return hidden.new_zeros((*hidden.shape[:-1], 1), dtype=torch.float32)
-        self.probe = self.probe.to(hidden.device).requires_grad_(torch.is_grad_enabled())
+        if self.probe.device != hidden.device:
+            self.probe = self.probe.detach().to(hidden.device).requires_grad_(self.probe.requires_grad)
         # A copy, since some forwards change their logits in place.
         return self.probe.clone()
 
     def led_to(self, value: Tensor) -> bool:
         """Whether `value` was computed from the probe; asked with a graph."""
-        if not value.requires_grad or self.probe is None:
+        if not value.requires_grad:
             return False
         return torch.autograd.grad(value, self.probe, retain_graph=True, allow_unused=True)[0] is not None
+
+    def alone_led_to(self, logits: Tensor) -> bool:
+        """Whether nothing else that is trained went into what the model made of the probe; asked with a graph."""
+        return all(leaf is self.probe for leaf in graph.leaves(logits))
 
     def release(self) -> None:
         """Forget the pass before."""
@@ -90,15 +94,46 @@ class LossRecorder:
         self.calls = 0
         self.logits: Tensor | None = None
         self.labels: Tensor | None = None
+        self._zero: Tensor | None = None
+        self._answer: Tensor | None = None
 
     def __call__(
-        self, logits: Tensor, labels: Tensor, *args: Any, shift_labels: Tensor | None = None, **kwargs: Any
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        vocab_size: int | None = None,
+        num_items_in_batch: Any = None,
+        ignore_index: int = targets.IGNORE_INDEX,
+        shift_labels: Tensor | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         """Record logits and aligned labels, in the signature of transformers' loss functions."""
         self.calls += 1
         self.logits = logits
-        self.labels = shift_labels if shift_labels is not None else targets.shift(labels)
-        return torch.zeros((), dtype=torch.float32, device=logits.device)
+        aligned = shift_labels if shift_labels is not None else targets.shift(labels, ignore_index)
+        self.labels = targets.with_own_ignore_index(aligned, ignore_index)
+        self._zero = torch.zeros((), dtype=torch.float32, device=logits.device, requires_grad=torch.is_grad_enabled())
+        # No leaf: some forwards add to it in place.
+        self._answer = self._zero.clone()
+        return self._answer
+
+    def added_to(self, loss: Tensor) -> Tensor | None:
+        """Return what a model has added to the answer; None if it returned that as it was.
+
+        Raises:
+            ValueError: it multiplied the answer, too; carries the factor.
+        """
+        assert self._zero is not None
+        assert self._answer is not None
+        if loss is self._answer and loss._version == 0:
+            return None
+        if not loss.requires_grad:
+            return loss if bool(loss != 0) else None
+        factors: Sequence[Tensor | None] = torch.autograd.grad(loss, self._zero, retain_graph=True, allow_unused=True)
+        factor = factors[0]
+        if factor is not None and float(factor) != 1.0:
+            raise ValueError(f"{float(factor):g}")
+        return loss
 
 
 def run_asking(
@@ -116,19 +151,39 @@ def run_asking(
         UnsupportedModelError: it asks for several losses.
     """
     recorder = LossRecorder()
+    name = type(model).__name__
     with standing_in(model, stand_in), recording(model, recorder):
-        output = forward(**inputs, return_dict=True)
+        output = require_mapping(model, forward(**inputs, return_dict=True))
     if recorder.calls > 1:
         raise UnsupportedModelError(
-            f"{type(model).__name__} asks for {recorder.calls} losses in one forward pass; only one "
-            "can be replaced. Train it without `loss:`."
+            f"{name} asks for {recorder.calls} losses in one forward pass; only one can be replaced. Train it without "
+            "`loss:`."
         )
     if recorder.logits is None or recorder.labels is None:
         return None
     shift_labels = inputs.get("shift_labels")
     aligned = recorder.labels if shift_labels is None else shift_labels
-    added = output.loss
-    return Seen(output, recorder.logits, aligned, added if added.requires_grad or added != 0 else None)
+    try:
+        added = recorder.added_to(output.loss)
+    except ValueError as factor:
+        raise UnsupportedModelError(
+            f"{name} multiplies the loss that it asks for by {factor}, which would be lost. Train it without `loss:`."
+        ) from None
+    return Seen(output, recorder.logits, aligned, added)
+
+
+def require_mapping(model: nn.Module, output: Any) -> Any:
+    """Return what a forward returned with `return_dict=True`, or refuse a model that does not heed it.
+
+    Raises:
+        UnsupportedModelError: the output is no mapping, so that no loss can be put into it.
+    """
+    if isinstance(output, Mapping):
+        return output
+    raise UnsupportedModelError(
+        f"{type(model).__name__} returns a {type(output).__name__} for return_dict=True; a ModelOutput is needed, to "
+        "put the loss into. In a loop of your own, use dft_plugin.token_loss."
+    )
 
 
 @contextmanager

@@ -13,18 +13,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from dft_plugin.core import targets
 from dft_plugin.core.loss import LossPlan, LossResult, hidden_loss, logits_loss
 from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf import calibration
-from dft_plugin.hf.called import CalledHead
+from dft_plugin.hf.called import CalledHead, MixedHeadError
 from dft_plugin.hf.entry import enter
 from dft_plugin.hf.head import ReadableHead, find_door, read_head, vocab_size_of
 from dft_plugin.hf.interception import (
     HeadStandIn,
     Seen,
     logits_are_spare,
+    require_mapping,
     run_asking,
     standing_in,
     without_dropout,
@@ -32,7 +34,7 @@ from dft_plugin.hf.interception import (
 from dft_plugin.hf.model import auxiliary_loss
 from dft_plugin.hf.own_loss import OwnLoss, asks_for_loss, check_own_loss, is_out_of_memory
 from dft_plugin.hf.routing import NotLean, Route, agree, all_or_none, called_often, is_sharded, judge
-from dft_plugin.hf.untouched import Undisturbed
+from dft_plugin.hf.untouched import Undisturbed, untouched
 from dft_plugin.kernels import Head, OpaqueHead, score_logits, score_logits_
 
 logger = logging.getLogger(__name__)
@@ -76,7 +78,8 @@ class Passes:
         self.route: Route | None = Route("logits", why_not_lean="asked for") if plan.path == "logits" else None
         self._checked = False
         self._distrusted: str | None = None
-        self._elsewhere: tuple[Tensor, ...] | None = None
+        self._apart = False
+        self._probe: Tensor | None = None
         # By mode: a fused forward (Liger, Cut Cross-Entropy) asks for a loss in evaluation only.
         self._asks: dict[bool, bool] = {}
         self._own_loss: OwnLoss | None = None
@@ -122,16 +125,21 @@ class Passes:
         if head is None:
             return NotLean("the model has no output embeddings")
         door = find_door(head)
-        looking = self.route is None or not self.route.still_fits(model, door)
-        probe = calibration.probe_logits(vocab_size_of(model, door)) if looking else None
-        stand_in = HeadStandIn(head, probe)
+        vocab_size = vocab_size_of(model, door)
+        known = self.route if self.route is not None and self.route.still_fits(model, door) else None
+        stand_in = HeadStandIn(head, self._probe_of(vocab_size))
         seen = self._run(model, forward, inputs, stand_in)
-        if looking:
-            verdict = agree(model, judge(stand_in, seen))
-            if isinstance(verdict, NotLean):
-                return verdict
-            self.route = Route("lean", verdict, None, vocab_size_of(model, door), id(door.owner))
-            self._checked, self._distrusted, self._elsewhere = False, None, None
+        if isinstance(seen, NotLean):
+            return seen
+        verdict = judge(stand_in, seen, seen_with_graph=known is not None and known.with_graph)
+        if known is None:
+            verdict = agree(model, verdict)
+            self._checked, self._distrusted, self._apart = False, None, False
+        if isinstance(verdict, NotLean):
+            return verdict
+        with_graph = torch.is_grad_enabled() or (known is not None and known.with_graph)
+        reason = None if known is None else known.why_not_lean
+        self.route = Route("lean", verdict, reason, vocab_size, id(door.owner), with_graph)
         hidden_BSD = stand_in.hidden
         if stand_in.calls != 1 or hidden_BSD is None:
             return called_often(stand_in)
@@ -146,7 +154,11 @@ class Passes:
         def score(hidden_TD: Tensor, project: CalledHead) -> LossResult:
             return self._score_inside(reading, hidden_TD, labels_T, project)
 
-        result = enter(door, score, hidden_BSD[scored_BS])
+        try:
+            with parametrize.cached():
+                result = enter(door, score, hidden_BSD[scored_BS])
+        except MixedHeadError as mixed:
+            return NotLean(str(mixed))
         seen.output["logits"] = None
         return Pass(seen.output, result, scored_BS, seen.auxiliary)
 
@@ -175,11 +187,21 @@ class Passes:
         return head
 
     def _trained_elsewhere(self, project: CalledHead, hidden_TD: Tensor) -> tuple[Tensor, ...]:
-        """Return what a hook or a patched forward of the head trains besides it; looked for once, with a graph."""
-        if self._elsewhere is None and torch.is_grad_enabled() and hidden_TD.shape[0]:
-            with without_dropout(project.owner):
-                self._elsewhere = project.trained_elsewhere(hidden_TD[:1].detach())
-        return self._elsewhere or ()
+        """Return what a hook or a patched forward of the head trains besides it; asked in each pass with a graph."""
+        few = 4 * project.row_multiple
+        with untouched(project.owner), without_dropout(project.owner):
+            if not self._apart and hidden_TD.shape[0] >= few:
+                with torch.no_grad():
+                    project.require_rows_apart(hidden_TD)
+                self._apart = True
+            if torch.is_grad_enabled() and hidden_TD.shape[0]:
+                return project.trained_elsewhere(hidden_TD)
+        return ()
+
+    def _probe_of(self, vocab_size: int) -> Tensor:
+        if self._probe is None or self._probe.shape[-1] != vocab_size:
+            self._probe = calibration.probe_logits(vocab_size)
+        return self._probe
 
     def _distrust(self, reading: ReadableHead, hidden_TD: Tensor, project: CalledHead) -> str | None:
         """Compare the head as it was read with the head as it is called; returns the reason not to trust it."""
@@ -187,7 +209,7 @@ class Passes:
         hidden_KD = hidden_TD[: calibration.CHECKED_POSITIONS].detach()
         if not hidden_KD.shape[0]:
             return None
-        with torch.no_grad(), without_dropout(reading.owner):
+        with torch.no_grad(), untouched(reading.owner), without_dropout(reading.owner):
             head = reading.head(hidden_KD, self.route.transform)
             assert isinstance(head, Head)
             hidden_KD = hidden_KD.to(head.weight_VD.device)
@@ -199,20 +221,29 @@ class Passes:
     def _logits_pass(self, model: Any, forward: Forward, inputs: dict[str, Any], *, keep_logits: bool) -> Pass:
         """Score the logits that the model makes."""
         seen = self._run(model, forward, inputs)
+        assert isinstance(seen, Seen)
         labels_BS = seen.labels_BS.to(seen.logits.device)
+        logits = seen.logits
+        if logits.shape[:-1] != labels_BS.shape and logits[..., 0].numel() == labels_BS.numel():
+            # Some classes flatten them, as transformers' losses do.
+            logits = logits.view(*labels_BS.shape, logits.shape[-1])
         # Logits that nobody reads again make room for their gradient.
-        spare = not keep_logits and seen.auxiliary is None and logits_are_spare(model, seen.logits)
-        result = logits_loss(self.plan, seen.logits, labels_BS, kernel=score_logits_ if spare else score_logits)
+        spare = not keep_logits and seen.auxiliary is None and logits_are_spare(model, logits)
+        result = logits_loss(self.plan, logits, labels_BS, kernel=score_logits_ if spare else score_logits)
         if not keep_logits:
             seen.output["logits"] = None
         return Pass(seen.output, result, labels_BS != targets.IGNORE_INDEX, seen.auxiliary)
 
-    def _run(self, model: Any, forward: Forward, inputs: dict[str, Any], stand_in: HeadStandIn | None = None) -> Seen:
+    def _run(
+        self, model: Any, forward: Forward, inputs: dict[str, Any], stand_in: HeadStandIn | None = None
+    ) -> Seen | NotLean:
         """Run the model's forward once, with `stand_in` in place of its head if one is given."""
         asks = self._asks.get(model.training)
         if asks is not False:
             kept = Undisturbed(model, inputs) if asks is None else None
             seen = self._run_asking(model, forward, inputs, stand_in, kept)
+            if isinstance(seen, NotLean):
+                return seen
             if seen is not None:
                 self._asks[model.training] = True
                 return seen
@@ -226,7 +257,7 @@ class Passes:
             self._own_loss = check_own_loss(model, forward, unlabelled, labels)
             self._asks[model.training] = False
         with standing_in(model, stand_in):
-            output = forward(**unlabelled, return_dict=True)
+            output = require_mapping(model, forward(**unlabelled, return_dict=True))
         aligned = shift_labels
         if aligned is None:
             aligned = targets.shift(self._own_loss.scored(labels, unlabelled))
@@ -239,11 +270,12 @@ class Passes:
         inputs: dict[str, Any],
         stand_in: HeadStandIn | None,
         kept: Undisturbed | None,
-    ) -> Seen | None:
+    ) -> Seen | NotLean | None:
         """Run the forward with labels. Returns None if the class makes a loss of its own.
 
         A loss of its own may fail on what the stand-in gives it instead of logits. Whether it is one, the forward with
-        its own head tells; every other error is the model's, and so is any on a later batch (`kept` is None).
+        its own head tells; every other error is the model's, and so is any on a later batch (`kept` is None). A class
+        that asks for a loss and fails on the stand-in each time works on its logits by their shape.
         """
         if stand_in is None or kept is None:
             return run_asking(model, forward, inputs, stand_in)
@@ -254,9 +286,16 @@ class Passes:
             if not stand_in.calls or is_out_of_memory(caught):
                 raise
             error = caught
-        if all_or_none(model, error) is not None and error is not None and asks_for_loss(model, forward, kept.again()):
-            raise error
-        return seen
+        if all_or_none(model, error) is None or error is None:
+            return seen
+        if not asks_for_loss(model, forward, kept.again()):
+            return None
+        try:
+            run_asking(model, forward, kept.again(), HeadStandIn(stand_in.head, stand_in.probe))
+        except type(error) as again:
+            if str(again) == str(error):
+                return NotLean("its forward works on its logits by their shape")
+        raise error
 
     def _leave_lean(self, model: nn.Module, found: NotLean, first: bool) -> None:
         """Take the logits path from now on, or refuse where that cannot be done."""

@@ -22,10 +22,11 @@ class Route:
 
     Attributes:
         path: `lean` (from hidden states, no logits are kept) or `logits` (from the logits that the model makes).
-        transform: what the model does to raw logits; used on the lean path.
+        transform: what the model did to raw logits in the last pass; used on the lean path.
         why_not_lean: the reason for the logits path, or for calling the head on chunks of tokens.
         vocab_size: number of logits per position.
         head: identity of the module that makes them.
+        with_graph: whether a pass with a graph has been seen, which tells more.
     """
 
     path: str
@@ -33,6 +34,7 @@ class Route:
     why_not_lean: str | None = None
     vocab_size: int = 0
     head: int = 0
+    with_graph: bool = False
 
     def still_fits(self, model: nn.Module, door: Door) -> bool:
         """Whether the head is the one that was looked at, and of the same size."""
@@ -52,20 +54,24 @@ class NotLean:
     final: bool = True
 
 
-def judge(stand_in: HeadStandIn, seen: Seen) -> Transform | NotLean:
-    """Say from the first pass what the model does to its logits, or why they cannot be left out.
+def judge(stand_in: HeadStandIn, seen: Seen, *, seen_with_graph: bool) -> Transform | NotLean:
+    """Say from a pass what the model does to its logits, or why they cannot be left out.
 
     Args:
         stand_in: what stood in the place of the head, its probe returned.
         seen: what the model made of it.
+        seen_with_graph: whether an earlier pass has told what only a graph tells.
     """
-    if stand_in.calls != 1 or stand_in.probe is None:
+    if stand_in.calls != 1:
         return called_often(stand_in)
-    if seen.auxiliary is not None and not torch.is_grad_enabled():
+    with_graph = torch.is_grad_enabled()
+    if seen.auxiliary is not None and not (with_graph or seen_with_graph):
         return NotLean("only a graph tells what its auxiliary loss is made from", final=False)
     transform = calibration.find_transform(stand_in.probe, seen.logits)
     if isinstance(transform, str):
         return NotLean(transform)
+    if with_graph and not stand_in.alone_led_to(seen.logits):
+        return NotLean("what the model does to its logits is trained, too, or made from other parts of it")
     if seen.auxiliary is not None and stand_in.led_to(seen.auxiliary):
         return NotLean("the model adds to its loss what it makes of its logits (a z-loss, say)")
     return transform

@@ -123,6 +123,7 @@ def test_a_hook_sees_hidden_states_and_logits_of_every_scored_token_once():
     seen.clear()
     attached.backward(model, batch)
     tokens = int((batch["labels"][:, 1:] != -100).sum())
+    assert seen.pop(0) == ((1, 32), (1, tiny.VOCAB)), "one row, to see what it trains"
     assert seen == [((tokens, 32), (tokens, tiny.VOCAB))]
 
 

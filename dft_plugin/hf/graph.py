@@ -28,6 +28,11 @@ def reaches_behind(tensor: Tensor, start: Tensor, known: Iterable[Any] = ()) -> 
     return any(node._sequence_nr() < begin for node in nodes)
 
 
+def is_compiled(tensor: Tensor) -> bool:
+    """Whether a compiled region made a tensor, or what it was made from."""
+    return any("CompiledFunction" in node.name() for node in _nodes(tensor, ()))
+
+
 def _nodes(tensor: Tensor, known: Iterable[Any]) -> Iterator[Any]:
     waiting, seen = [tensor.grad_fn], set[Any](known)
     while waiting:

@@ -68,9 +68,17 @@ class HeadStandIn(nn.Module):
             return False
         return torch.autograd.grad(value, self.probe, retain_graph=True, allow_unused=True)[0] is not None
 
-    def alone_led_to(self, logits: Tensor) -> bool:
-        """Whether nothing else that is trained went into what the model made of the probe; asked with a graph."""
-        return all(leaf is self.probe for leaf in graph.leaves(logits))
+    def alone_led_to(self, logits: Tensor, model: Any) -> bool:
+        """Whether nothing else that is trained went into what `model` made of the probe; asked with a graph.
+
+        A compiled region is one node, which has all its inputs behind it, the backbone's weights too: then only what
+        stands beside backbone and head counts.
+        """
+        aside = {id(self.probe)}
+        if graph.is_compiled(logits):
+            inside = (self.head, getattr(model, model.base_model_prefix, None))
+            aside |= {id(parameter) for module in inside if module is not None for parameter in module.parameters()}
+        return all(id(leaf) in aside for leaf in graph.leaves(logits))
 
     def release(self) -> None:
         """Forget the pass before."""

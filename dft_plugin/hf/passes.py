@@ -131,7 +131,7 @@ class Passes:
         seen = self._run(model, forward, inputs, stand_in)
         if isinstance(seen, NotLean):
             return seen
-        verdict = judge(stand_in, seen, seen_with_graph=known is not None and known.with_graph)
+        verdict = judge(model, stand_in, seen, seen_with_graph=known is not None and known.with_graph)
         if known is None:
             verdict = agree(model, verdict)
             self._checked, self._distrusted, self._apart = False, None, False

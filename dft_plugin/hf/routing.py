@@ -54,10 +54,11 @@ class NotLean:
     final: bool = True
 
 
-def judge(stand_in: HeadStandIn, seen: Seen, *, seen_with_graph: bool) -> Transform | NotLean:
+def judge(model: nn.Module, stand_in: HeadStandIn, seen: Seen, *, seen_with_graph: bool) -> Transform | NotLean:
     """Say from a pass what the model does to its logits, or why they cannot be left out.
 
     Args:
+        model: whose pass it was.
         stand_in: what stood in the place of the head, its probe returned.
         seen: what the model made of it.
         seen_with_graph: whether an earlier pass has told what only a graph tells.
@@ -70,7 +71,7 @@ def judge(stand_in: HeadStandIn, seen: Seen, *, seen_with_graph: bool) -> Transf
     transform = calibration.find_transform(stand_in.probe, seen.logits)
     if isinstance(transform, str):
         return NotLean(transform)
-    if with_graph and not stand_in.alone_led_to(seen.logits):
+    if with_graph and not stand_in.alone_led_to(seen.logits, model):
         return NotLean("what the model does to its logits is trained, too, or made from other parts of it")
     if seen.auxiliary is not None and stand_in.led_to(seen.auxiliary):
         return NotLean("the model adds to its loss what it makes of its logits (a z-loss, say)")

@@ -93,7 +93,7 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
 
 @contextmanager
 def _choice_as_given(hook: TrainerHook | None) -> Iterator[None]:
-    """Put back meanwhile what we set for the choice of the best model: nobody asked for it, and the metric may change."""
+    """Put back meanwhile what we set for the choice of the best model: nobody asked for it, and metrics change."""
     if hook is None:
         yield
         return

@@ -14,7 +14,6 @@ from transformers import Trainer
 
 from dft_plugin.config.handover import swapped
 from dft_plugin.core.stats import Tally
-from dft_plugin.errors import ConflictError
 from dft_plugin.hf import best, guard
 from dft_plugin.hf.counting import (
     averaging_processes,

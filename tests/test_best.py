@@ -71,7 +71,9 @@ def test_a_statistic_without_a_direction_is_a_problem(key, greater):
 
 
 def test_a_statistic_of_one_of_several_held_out_sets_is_known():
-    assert advice("eval_math_dft/tokens", None, weighted=True)[0]
+    (problem,), _ = advice("eval_math_dft/tokens", None, weighted=True)
+    assert "Use `eval_math_dft/nll` with" in problem
+    assert "`eval_math_dft/mean_prob`" in problem
     assert advice("eval_math_dft/nll", True, weighted=True)[0]
 
 
@@ -80,7 +82,8 @@ def test_under_a_weighted_loss_a_choice_by_it_is_explained(metric):
     problems, (hint,) = advice(metric, None, weighted=True)
     assert problems == []
     assert "-p log p rises with p below p = 1/e" in hint
-    assert "`metric_for_best_model: eval_dft/nll` and `greater_is_better: false`" in hint
+    prefix = "eval_math_" if metric == "eval_math_loss" else "eval_"
+    assert f"`metric_for_best_model: {prefix}dft/nll` and `greater_is_better: false`" in hint
     assert advice(metric, None, weighted=False) == ([], [])
 
 

@@ -32,22 +32,23 @@ def advice(metric: str | None, asked: bool | None, *, weighted: bool) -> tuple[l
     """
     metric = metric or "loss"
     key = statistic(metric)
+    prefix = _prefix(metric)
     hints = []
     if weighted and (key == "dft/loss" or re.fullmatch(r"(.*_)?loss", metric)):
         hints.append(
             "the best checkpoint (or the end of training, or the learning rate) is chosen by "
             f"{_of_evaluation(metric)}, the weighted loss. A token's -p log p rises with p below p = 1/e, so this "
             "loss can rise while the model improves. To go by the likelihood: "
-            "`metric_for_best_model: eval_dft/nll` and `greater_is_better: false`."
+            f"`metric_for_best_model: {prefix}dft/nll` and `greater_is_better: false`."
         )
     if key is None:
         return [], hints
     direction = DIRECTIONS.get(key)
     if direction is None:
         why = "has no better or worse" if key in DIRECTIONS else "is no statistic of ours"
-        usable = ", ".join(f"`eval_{name}`" for name, better in DIRECTIONS.items() if better)
+        usable = ", ".join(f"`{prefix}{name}`" for name, better in DIRECTIONS.items() if better)
         return [
-            f"`metric_for_best_model: {metric}` {why}, so it cannot choose a checkpoint. Use `eval_dft/nll` with "
+            f"`metric_for_best_model: {metric}` {why}, so it cannot choose a checkpoint. Use `{prefix}dft/nll` with "
             f"`greater_is_better: false`, or one of {usable}."
         ], hints
     if asked is not None and asked != (direction == "higher"):
@@ -56,6 +57,12 @@ def advice(metric: str | None, asked: bool | None, *, weighted: bool) -> tuple[l
             f"better. Set `greater_is_better: {str(not asked).lower()}`."
         ], hints
     return [], hints
+
+
+def _prefix(metric: str) -> str:
+    """Return what stands before the keys of the held-out set that `metric` is of: `eval_`, `eval_SET_`."""
+    found = re.fullmatch(r"(.*_)?(?:dft/\w+|loss)", metric)
+    return _of_evaluation(found.group(1) or "") if found else "eval_"
 
 
 def _of_evaluation(metric: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -65,15 +67,20 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
     model = unwrap(trainer.model)
     before = wrapper_of(trainer)
     if before is not None and before.plan == plan and before.attachment.active and before.attachment.model is model:
+        with _choice_as_given(before):
+            problems = best.problems(trainer)
+        if problems:
+            raise ConflictError(problems)
         attachment: Attachment = before.attachment
         return attachment
-    problems = hook_class.conflicts(trainer)
+    with _choice_as_given(before):
+        problems = hook_class.conflicts(trainer)
     if problems:
         raise ConflictError(problems)
     if before is not None:
         before.remove()
-    _leave_guarded(model)
-    attached = attach_plan(trainer.model, plan, hook_class.attachment_class)
+    with _left_guarded(model):
+        attached = attach_plan(trainer.model, plan, hook_class.attachment_class)
     assert isinstance(attached, TrainerAttachment)
     hook = hook_class(trainer, attached)
     hook.install()
@@ -84,11 +91,31 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
     return attached
 
 
-def _leave_guarded(model: nn.Module) -> None:
-    """Have another trainer that trained this model say that it lost its loss, rather than train without it."""
+@contextmanager
+def _choice_as_given(hook: TrainerHook | None) -> Iterator[None]:
+    """Put back meanwhile what we set for the choice of the best model: nobody asked for it, and metrics change."""
+    if hook is None:
+        yield
+        return
+    hook.choice.put_back()
+    try:
+        yield
+    finally:
+        best.prefer(hook.trainer, hook.choice.change)
+
+
+@contextmanager
+def _left_guarded(model: nn.Module) -> Iterator[None]:
+    """Have another trainer that loses this model to us say so when it trains, until its own attachment is detached."""
     attached = standing.active(model)
-    if isinstance(attached, TrainerAttachment):
-        attached.undo = []
+    if not isinstance(attached, TrainerAttachment):
+        yield
+        return
+    undo, attached.undo = attached.undo, []
+    try:
+        yield
+    finally:
+        attached.undo = undo
 
 
 def _hook_class(trainer: Any, catalogue: Catalogue) -> type[TrainerHook]:

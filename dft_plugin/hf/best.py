@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from transformers import EarlyStoppingCallback, optimization
 
 from dft_plugin.config import best
 from dft_plugin.config.hosts import PLATEAU_SCHEDULERS
@@ -77,7 +78,7 @@ def _chooses(trainer: Any) -> bool:
         or saves_best
         or stops
         or _follows_plateaus(args)
-        or hasattr(trainer.lr_scheduler, "mode")
+        or _own_scheduler(trainer) is not None
     )
 
 
@@ -92,6 +93,15 @@ def _follows_plateaus(args: Any) -> bool:
     return str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) in PLATEAU_SCHEDULERS
 
 
+def _own_scheduler(trainer: Any) -> Any:
+    """Return the user's own scheduler if it goes by evaluations; the trainer's is made anew for each training."""
+    # Since transformers 5. Other schedulers have a `mode` of another meaning.
+    kinds = (ReduceLROnPlateau, getattr(optimization, "GreedyLR", ReduceLROnPlateau))
+    scheduler = trainer.lr_scheduler
+    made_by_trainer = getattr(trainer, "_created_lr_scheduler", False)
+    return scheduler if isinstance(scheduler, kinds) and not made_by_trainer else None
+
+
 def _mode_asked(args: Any) -> str | None:
     kwargs = args.lr_scheduler_kwargs
     mode: str | None = kwargs.get("mode") if isinstance(kwargs, dict) else None
@@ -103,11 +113,16 @@ def _wrong_mode(trainer: Any) -> list[str]:
     right = best.greater_is_better(args.metric_for_best_model or "")
     if right is None:
         return []
-    asked = getattr(trainer.lr_scheduler, "mode", None) or (_mode_asked(args) if _follows_plateaus(args) else None)
-    wanted = "max" if right else "min"
+    own, wanted = _own_scheduler(trainer), "max" if right else "min"
+    asked = own.mode if own is not None else _mode_asked(args) if _follows_plateaus(args) else None
     if asked in (None, wanted):
         return []
+    remedy = (
+        f"Set `lr_scheduler_kwargs: {{mode: {wanted}}}`, or leave the mode out."
+        if own is None
+        else f'Make the {type(own).__name__} of `optimizers` with mode="{wanted}".'
+    )
     return [
-        f"the learning rate follows {args.metric_for_best_model} with mode {asked}, and for it {wanted} is right. Set "
-        f"`lr_scheduler_kwargs: {{mode: {wanted}}}`, or leave the mode out."
+        f"the learning rate follows {args.metric_for_best_model} with mode {asked}, and for it {wanted} is right. "
+        f"{remedy}"
     ]

@@ -38,6 +38,13 @@ class TrainerAttachment(Attachment):
         # A copy of the model is no trainer's.
         return {**super().__getstate__(), "_loss_call": None}
 
+    def detach(self) -> None:
+        """Give the model its forward back and the trainer its methods; the latter also where another has the model."""
+        replaced = not self.active
+        super().detach()
+        while replaced and self.undo:
+            self.undo.pop()()
+
     @contextmanager
     def loss_call(self, *, grad: bool, **how: Any) -> Iterator[None]:
         """Answer the calls for a loss in this block, which is one run of the trainer's `compute_loss`.

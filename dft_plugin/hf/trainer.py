@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,6 @@ from transformers import Trainer
 
 from dft_plugin.config.handover import swapped
 from dft_plugin.core.stats import Tally
-from dft_plugin.errors import ConflictError
 from dft_plugin.hf import best, guard
 from dft_plugin.hf.counting import (
     averaging_processes,
@@ -24,6 +23,7 @@ from dft_plugin.hf.counting import (
     tensor_parallel_size,
     with_number_of_items,
 )
+from dft_plugin.hf.division import Division, require_division
 from dft_plugin.hf.evaluation import EvaluationRows, evaluation_rows
 from dft_plugin.hf.guard import not_active
 from dft_plugin.hf.in_the_way import in_the_way
@@ -60,12 +60,12 @@ class Step:
     Attributes:
         training: which of the two.
         calls: labelled passes that were answered when it began.
-        undivided: the loss that was given to somebody who has still to divide it by the accumulation steps.
+        division: follows the loss that was given to somebody who has still to divide it by the accumulation steps.
     """
 
     training: bool
     calls: int
-    undivided: Tensor | None = None
+    division: Division = field(default_factory=Division)
 
 
 class TrainerHook(Wrapper):
@@ -78,6 +78,7 @@ class TrainerHook(Wrapper):
         attachment: on the trainer's model.
         plan: what was asked for.
         replaced: the trainer's settings that were changed, in words, for the start-up line.
+        choice: what was changed for the choice of the best model; it can be put back by itself.
     """
 
     attachment_class: ClassVar[type[TrainerAttachment]] = TrainerAttachment
@@ -88,8 +89,9 @@ class TrainerHook(Wrapper):
         self.attachment = attachment
         self.plan = attachment.plan
         self.replaced: list[str] = []
+        self.choice = Wrapper(attachment.undo)
         self._warned = False
-        self._divides = False
+        self._divides: set[int] = set()
         self._pass: Pass | None = None
         self._step: Step | None = None
         self._count: Tensor | None = None
@@ -103,14 +105,11 @@ class TrainerHook(Wrapper):
         """Wrap the trainer's methods, and mend its choice of the best model. `attachment.detach()` undoes it."""
         self.attachment.trainer_only = True
         self.wrap(self.trainer)
-        self.replaced += best.prefer(self.trainer, self.change)
+        self.replaced += best.prefer(self.trainer, self.choice.change)
 
     def remove(self) -> None:
         """Put model and trainer back as they were, also where somebody else has the model by now."""
-        if self.attachment.active:
-            self.attachment.detach()
-        while self.undo:
-            self.undo.pop()()
+        self.attachment.detach()
 
     @wrapped
     def _inner_training_loop(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -196,7 +195,7 @@ class TrainerHook(Wrapper):
             loss = self.compute_training_loss(inner, self._count, tally, *args, **kwargs)
             stock = type(self.trainer).training_step is Trainer.training_step
             if self.divided_later(args, kwargs) > 1 and not stock:
-                step.undivided = loss[0] if isinstance(loss, tuple) else loss
+                step.division.follow(loss[0] if isinstance(loss, tuple) else loss)
         self._require(calls, guard.BEFORE_BACKWARD)
         return loss
 
@@ -274,12 +273,13 @@ class TrainerHook(Wrapper):
     def divided_later(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
         """By how much the loss of a micro-batch is divided after `compute_loss`, which was called with these.
 
-        Whoever asks for one without a number of items asks for its mean, and divides that by the accumulation steps.
+        Whoever asks for one without a number of items asks for its mean, and divides that by the accumulation steps;
+        transformers divides as well where the model takes no such number, whoever has counted.
         """
         # Since transformers 5.19 the trainer may say so itself; before, nobody would read it.
         scaled = self.trainer.loss_is_scaled_for_ga if hasattr(Trainer, "loss_is_scaled_for_ga") else None
         if scaled is None:
-            scaled = number_of_items(args, kwargs) is not None
+            scaled = self.trainer.model_accepts_loss_kwargs and number_of_items(args, kwargs) is not None
         return 1 if scaled else self._steps()
 
     def _steps(self) -> int:
@@ -292,19 +292,14 @@ class TrainerHook(Wrapper):
 
     def _check_division(self, step: Step, loss: Tensor | None) -> None:
         """Stop where a `training_step` asked for the mean of a micro-batch and did not divide it by their number."""
-        undivided, step.undivided = step.undivided, None
-        if undivided is None or self._divides:
+        steps = self._steps()
+        factors = step.division.factors(loss)
+        # A window of another size may be divided by the wrong number.
+        if not factors or steps in self._divides:
             return
-        self._divides = loss is not None and torch.allclose(loss, undivided / self._steps(), rtol=1e-3)
-        if not self._divides:
-            raise ConflictError(
-                [
-                    f"{type(self.trainer).__name__}.training_step calls compute_loss without num_items_in_batch, and "
-                    f"does not divide the loss by the {self._steps()} accumulation steps (or adds something to it): "
-                    "its steps would depend on how a batch is split. Pass num_items_in_batch on to compute_loss and "
-                    "do not divide, or set gradient_accumulation_steps to 1."
-                ]
-            )
+        scaler = self.trainer.accelerator.scaler if loss is None else None
+        require_division(self.trainer, factors, steps, [1.0] if scaler is None else [1.0, scaler.get_scale()])
+        self._divides.add(steps)
 
     def _reduce(self, this: Pass, prefix: str) -> dict[str, float]:
         """Return what a pass has tallied, over all ranks. Every rank must call it."""

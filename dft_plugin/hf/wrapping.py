@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,8 @@ def wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
 class Wrapper:
     """Changes an object and what it holds, until all of it is undone.
 
+    The changed object holds it. Nobody else does, so that a model does not keep a trainer alive.
+
     Attributes:
         undo: what takes the changes back, to be run the last first.
         inner: the owner's own methods, by name.
@@ -33,7 +36,16 @@ class Wrapper:
     """
 
     def __init__(self, undo: list[Callable[[], None]]) -> None:
-        self.undo = undo
+        """Have the changes undone by what is put into `undo`, as long as the changed object is there."""
+        self.undo: list[Callable[[], None]] = []
+        put_back = weakref.WeakMethod(self.put_back)
+
+        def undo_if_alive() -> None:
+            alive = put_back()
+            if alive is not None:
+                alive()
+
+        undo.append(undo_if_alive)
         self.inner: dict[str, Callable[..., Any]] = {}
         self.active = True
 
@@ -55,6 +67,11 @@ class Wrapper:
 
         setattr(owner, name, value)
         self.undo.append(undo)
+
+    def put_back(self) -> None:
+        """Undo all changes. Others can be made afterwards."""
+        while self.undo:
+            self.undo.pop()()
 
     def _deactivate(self) -> None:
         self.active = False

@@ -80,9 +80,13 @@ class TrlHook(TrainerHook):
         assert isinstance(attachment, TrlAttachment)
         steps = self.divided_later(args, kwargs)
         divisor = count / averaging_processes(self.trainer) / steps
-        args, kwargs = with_number_of_items(count / steps, args, kwargs)
+        number = (count / steps).detach()
         own = type(self.trainer).compute_loss is SFTTrainer.compute_loss
         attachment.watched = not own and not self._passes_on
+        if attachment.watched:
+            # Whether the loss was divided by it, the graph will tell, whatever the values are.
+            number.requires_grad_()
+        args, kwargs = with_number_of_items(number, args, kwargs)
         with (
             attachment.loss_call(grad=torch.is_grad_enabled(), tally=tally, num_items=divisor),
             swapped(self.trainer.args, "average_tokens_across_devices", True),
@@ -90,31 +94,34 @@ class TrlHook(TrainerHook):
             loss = inner(*args, **kwargs)
         answer, attachment.last = attachment.last, None
         if answer is not None:
-            self._check_divisor(loss[0] if isinstance(loss, tuple) else loss, answer, float(divisor))
+            self._check_divisor(loss[0] if isinstance(loss, tuple) else loss, answer, number, float(divisor))
         return loss
 
-    def _check_divisor(self, loss: Tensor, answer: FusedCausalLMOutput, divisor: float) -> None:
+    def _check_divisor(self, loss: Tensor, answer: FusedCausalLMOutput, number: Tensor, divisor: float) -> None:
         """Stop where a `compute_loss` calls TRL's without the count, so that TRL divides by the micro-batch's."""
         assert answer.log_probs is not None
         assert answer.label_mask is not None
         found_gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
-            loss, answer.log_probs, retain_graph=True, allow_unused=True
+            loss, (answer.log_probs, number), retain_graph=True, allow_unused=True
         )
-        gradient = found_gradients[0]
-        if gradient is None:
+        gradient, by_number = found_gradients
+        if by_number is not None:
+            self._passes_on = True
+        micro_batch = int(answer.label_mask.sum())
+        if by_number is not None or gradient is None or micro_batch == 0:
             return
-        found, micro_batch = -float(1 / gradient.reshape(-1)[0]), int(answer.label_mask.sum())
-        if abs(micro_batch - divisor) < 0.01 * micro_batch:
-            return  # This batch cannot tell.
-        if abs(found - micro_batch) < 0.001 * micro_batch:
-            raise ConflictError(
-                [
-                    f"{type(self.trainer).__name__}.compute_loss calls SFTTrainer's without num_items_in_batch: the "
-                    f"loss was divided by the {micro_batch} targets of a micro-batch, and its steps would depend on "
-                    "how a batch is split. Pass num_items_in_batch on."
-                ]
-            )
-        self._passes_on = True
+        found = -float(1 / gradient.reshape(-1)[0])
+        # One micro-batch may be the whole step, or the count be passed on as a number: that is as good, this time.
+        if abs(found - divisor) < 0.001 * divisor or abs(micro_batch - divisor) < 0.001 * divisor:
+            return
+        raise ConflictError(
+            [
+                f"{type(self.trainer).__name__}.compute_loss calls SFTTrainer's without num_items_in_batch: the loss "
+                f"of a micro-batch of {micro_batch} targets was divided by {found:.6g}, that of the step's "
+                f"{divisor:.6g} is not in it, and steps would depend on how a batch is split. Pass "
+                "num_items_in_batch on as it was given."
+            ]
+        )
 
 
 def _fused_output(done: Pass) -> FusedCausalLMOutput:

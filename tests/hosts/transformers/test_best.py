@@ -92,7 +92,46 @@ def test_a_scheduler_of_ones_own_with_the_wrong_mode_is_refused(tmp_path):
     optimizer = torch.optim.SGD(trainer.model.parameters(), 0.1)
     trainer.optimizer = optimizer
     trainer.lr_scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
-    with pytest.raises(ConflictError, match="with mode min, and for it max is right"):
+    with pytest.raises(ConflictError, match=r"for it max is right\. Make the ReduceLROnPlateau .*with mode=\"max\""):
+        activate(trainer)
+    trainer.lr_scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max")
+    activate(trainer)
+
+
+@pytest.mark.parametrize("metric", ["eval_dft/nll", "eval_dft/mean_prob", None])
+def test_a_scheduler_whose_mode_means_something_else_follows_no_evaluation(metric, tmp_path, capsys):
+    trainer = training.trainer(tmp_path, **EVALUATED, metric_for_best_model=metric)
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), 0.1)
+    trainer.lr_scheduler = torch.optim.lr_scheduler.CyclicLR(trainer.optimizer, 0.01, 0.1)
+    activate(trainer)
+    assert HINT not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("again", ["dft", "nll"])
+@pytest.mark.parametrize("plateau", [False, True])
+def test_a_metric_that_was_changed_is_followed_from_the_next_activate_on(again, plateau, tmp_path):
+    scheduler = {"lr_scheduler_type": "reduce_lr_on_plateau"} if plateau else {}
+    trainer = training.trainer(tmp_path, metric_for_best_model="eval_dft/nll", **EVALUATED, **scheduler)
+    given = trainer.args.greater_is_better
+    activate(trainer, "dft")
+    trainer.train()
+    for metric, right in [("eval_dft/mean_prob", True), ("eval_dft/nll", False), ("eval_dft/mean_prob", True)]:
+        trainer.args.metric_for_best_model = metric
+        attachment = activate(trainer, again)
+        assert trainer.args.greater_is_better is right
+        trainer.train()
+        if plateau:
+            assert trainer.lr_scheduler.mode == ("max" if right else "min")
+    attachment.detach()
+    assert trainer.args.greater_is_better is given
+    assert "mode" not in (trainer.args.lr_scheduler_kwargs or {})
+
+
+def test_a_wrong_metric_is_refused_by_the_same_loss_again(tmp_path):
+    trainer = training.trainer(tmp_path, metric_for_best_model="eval_dft/nll", **BEST)
+    activate(trainer)
+    trainer.args.metric_for_best_model = "eval_dft/tokens"
+    with pytest.raises(ConflictError, match="has no better or worse"):
         activate(trainer)
 
 
@@ -103,7 +142,8 @@ def test_what_has_no_direction_cannot_choose(metric, tmp_path):
         activate(trainer)
     text = str(caught.value)
     assert text.startswith(f"`metric_for_best_model: {metric}` ")
-    assert "so it cannot choose a checkpoint. Use `eval_dft/nll` with `greater_is_better: false`, or one of" in text
+    prefix = "eval_a_" if "eval_a_" in metric else "eval_"
+    assert f"so it cannot choose a checkpoint. Use `{prefix}dft/nll` with `greater_is_better: false`, or one" in text
 
 
 HINT = "the weighted loss. A token's -p log p rises with p below p = 1/e"

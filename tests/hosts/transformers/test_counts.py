@@ -70,7 +70,35 @@ class StepPassesOn:
         return loss.detach()
 
 
+class StepDividesInPlace:
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        model.train()
+        loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        loss /= self.current_gradient_accumulation_steps
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+class StepDividesAndGoesByItself:
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        model.train()
+        loss = self.compute_loss(model, self._prepare_inputs(inputs)) / self.args.gradient_accumulation_steps
+        loss.backward()
+        return loss.detach()
+
+
+class CountsByItself:
+    """A count, whatever the model takes."""
+
+    def get_batch_samples(self, iterator, size, device):
+        samples, _ = super().get_batch_samples(iterator, size, device)
+        return samples, sum(batch["labels"].ne(-100).sum() for batch in samples)
+
+
 BETWEEN = [
+    StepDividesInPlace,
+    StepDividesAndGoesByItself,
+    CountsByItself,
     Drops,
     DropsAndSays,
     DropsAndSaysOtherwise,
@@ -167,6 +195,97 @@ def test_a_step_that_neither_passes_the_count_on_nor_divides_is_refused(tmp_path
         same(trained(training.trainer, tmp_path, "whole", mixin), reference)
         with pytest.raises(ConflictError, match=r"Own.training_step calls compute_loss without num_items_in_batch"):
             trained(training.trainer, tmp_path, "halves", mixin)
+
+
+def without_targets(trainer, count):
+    """The first rows have none, and come first."""
+    rows = training.rows(24)
+    for row in rows[:count]:
+        row["labels"] = [-100] * len(row["input_ids"])
+    trainer.train_dataset = training.Dataset.from_list(rows)
+    trainer._get_train_sampler = lambda *args: torch.utils.data.SequentialSampler(trainer.train_dataset)
+
+
+class StepDoesNotDivide:
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        model.train()
+        loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+class HalvesAndDrops:
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, inputs, return_outputs)
+        return (0.5 * loss[0], loss[1]) if return_outputs else 0.5 * loss
+
+
+class HalvesAndPassesOn:
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+        return (0.5 * loss[0], loss[1]) if return_outputs else 0.5 * loss
+
+
+NEEDS_TRL = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
+
+
+@pytest.mark.parametrize(
+    ("kind", "mixin", "message"),
+    [
+        ("trainer", StepDoesNotDivide, "does not divide the loss by the 2 accumulation steps.*multiplied by 1,"),
+        pytest.param("sft_trainer", DropsOnTheWayUp, "without num_items_in_batch", marks=NEEDS_TRL),
+        pytest.param("sft_trainer", HalvesAndDrops, "without num_items_in_batch", marks=NEEDS_TRL),
+    ],
+)
+def test_a_micro_batch_without_targets_ends_no_check(kind, mixin, message, tmp_path):
+    trainer = getattr(training, kind)(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    without_targets(trainer, 2)
+    trainer.__class__ = type("Own", (mixin, type(trainer)), {})
+    activate(trainer)
+    with pytest.raises(ConflictError, match=message):
+        trainer.train()
+
+
+@NEEDS_TRL
+def test_a_factor_of_ones_own_is_no_dropped_count(tmp_path):
+    whole, _ = trained(training.sft_trainer, tmp_path, "whole", HalvesAndPassesOn)
+    for split in SPLITS:
+        made, _ = trained(training.sft_trainer, tmp_path, split, HalvesAndPassesOn)
+        assert tiny.max_gap(made, whole) < 1e-6
+    plain, _ = trained(training.sft_trainer, tmp_path, "halves", max_steps=1)
+    half, _ = trained(training.sft_trainer, tmp_path, "halves", HalvesAndPassesOn, max_steps=1)
+    start = dict(tiny.llama().named_parameters())
+    for name, weight in half.items():
+        assert torch.allclose(2 * (weight - start[name]), plain[name] - start[name], atol=1e-6)
+
+
+def test_a_smaller_last_step_that_is_divided_by_the_full_number_is_refused(tmp_path):
+    """Six rows, four to a step: the second step has two micro-batches, and a half is right for each."""
+
+    def train(mixin):
+        trainer = training.trainer(
+            tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=4, max_steps=-1, num_train_epochs=1
+        )
+        trainer.train_dataset = trainer.train_dataset.select(range(6))
+        trainer.__class__ = type("Own", (mixin, Trainer), {})
+        activate(trainer)
+        trainer.train()
+
+    train(StepDividesInPlace)
+    for mixin in (StepDivides, StepDividesAndGoesByItself):
+        with pytest.raises(ConflictError, match=r"by the 2 accumulation steps.*multiplied by 0.25"):
+            train(mixin)
+
+
+def test_a_regulariser_in_the_step_is_the_users_own(tmp_path, reference):
+    class Regularised:
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            model.train()
+            loss = self.compute_loss(model, self._prepare_inputs(inputs)) / self.current_gradient_accumulation_steps
+            self.accelerator.backward(loss + 0.0 * model.lm_head.weight.square().mean() + 1)
+            return loss.detach()
+
+    same(trained(training.trainer, tmp_path, "halves", Regularised), reference)
 
 
 def test_a_regulariser_beside_the_loss_is_the_users_own(tmp_path):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib.util
 import io
+import weakref
 
 import pytest
 import torch
 from support import passes, tiny, training
 
 from dft_plugin import activate
-from dft_plugin.errors import ConflictError
+from dft_plugin.errors import ConflictError, NotActiveError
 
 pytestmark = pytest.mark.host
 
@@ -139,3 +141,51 @@ def test_a_copy_of_the_model_is_no_copy_of_the_trainer(make):
         expected = passes.statistics(model, training.rows(3))["dft/nll"]
         assert model.eval()(**batch).loss.item() == pytest.approx(expected, rel=1e-5)
     trainer.train()
+
+
+def test_a_trainer_that_lost_its_model_to_another_gets_its_own_back(make):
+    model, alone = tiny.llama(), make()
+    first, second = make(model), make(model)
+    before = as_it_is(first)
+    one = activate(first)
+    another = activate(second)
+    with pytest.raises(NotActiveError, match="the loss was taken off this trainer's model"):
+        first.train()
+    another.detach()
+    one.detach()
+    now = as_it_is(first)
+    assert now["args"] == before["args"]
+    assert not [
+        key for key, value in now["trainer"].items() if "dft_" in type(getattr(value, "__self__", 0)).__module__
+    ]
+    first.model.load_state_dict(tiny.llama().state_dict())
+    for made in (first, alone):
+        made.train()
+    assert tiny.max_gap(training.trained(first.model), training.trained(alone.model)) == 0
+
+
+def test_a_detached_trainer_leaves_the_loss_of_the_other(make):
+    model, alone = tiny.llama(), make()
+    first, second = make(model), make(model)
+    one = activate(first)
+    activate(second)
+    one.detach()
+    activate(alone)
+    for made in (second, alone):
+        made.train()
+    assert tiny.max_gap(training.trained(second.model), training.trained(alone.model)) == 0
+
+
+def test_the_model_keeps_no_trainer_alive(make):
+    model = tiny.llama()
+    trainer = make(model)
+    before = vars(model).get("forward")
+    attachment = activate(trainer)
+    trainer.train()
+    trainer.evaluate()
+    alive = weakref.ref(trainer)
+    del trainer
+    gc.collect()
+    assert alive() is None
+    attachment.detach()
+    assert vars(model).get("forward") == before

@@ -122,9 +122,16 @@ class Attachment:
     def __repr__(self) -> str:
         plan = self.plan
         options = ", ".join(f"{key}={value}" for key, value in plan.objective.model_dump().items())
-        how = "before the first batch" if self.route is None else f"path {self.route.path}"
-        state = how if self.active else "detached"
+        state = self._how() if self.active else "detached"
         return f"<Attachment of {plan.objective.name}({options}) to {type(self.model).__name__}: {state}>"
+
+    def _how(self) -> str:
+        route = self.route
+        if route is None:
+            return "before the first batch"
+        if route.path == "logits":
+            return f"scores the model's logits ({route.why_not_lean})"
+        return "from hidden states" + (f", calls the head ({route.why_not_lean})" if route.why_not_lean else "")
 
     def detach(self) -> None:
         """Give the model its forward back, and undo what was changed for the loss elsewhere.

@@ -289,7 +289,7 @@ def test_its_repr_says_what_is_on():
         "<Attachment of dft(alpha=0.5, floor=0.0) to LlamaForCausalLM: before the first batch>"
     )
     loss_of(model)
-    assert "path lean" in repr(attachment)
+    assert "from hidden states" in repr(attachment)
     attachment.detach()
     assert "detached" in repr(attachment)
 

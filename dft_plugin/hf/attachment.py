@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
 from dft_plugin.hf.passes import Pass, Passes
 from dft_plugin.hf.routing import Route
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Answering:
@@ -33,12 +36,15 @@ class Answering:
         want_logits: whether outputs must carry logits; None: in eval mode only.
         counted_B: bool, which rows [B] or positions [B, S] the statistics count; None: all. The loss is of all rows.
         num_items: divisor for a call that carries no `num_items_in_batch`.
+        mean_of_nothing: the loss of a batch without targets; of an evaluation's NaN, which the Trainer leaves out of
+            `eval_loss`, as that of cross-entropy is.
     """
 
     tally: Tally | None = None
     want_logits: bool | None = None
     counted_B: Tensor | None = None
     num_items: NumItems = None
+    mean_of_nothing: float = 0.0
 
 
 class Attachment:
@@ -197,6 +203,8 @@ class Attachment:
         want_logits = not module.training if how.want_logits is None else how.want_logits
         done = self.score(module, inputs, want_logits, args if self._takes_any else ())
         loss = done.result.mean(num_items)
+        if not done.result.count and how.mean_of_nothing and not num_items:
+            loss = loss + how.mean_of_nothing
         if done.auxiliary is not None:
             # Token-weighted over micro-batches and ranks; the model alone would add it once for each.
             share = 1.0 if num_items is None else normalise(loss.new_tensor(float(done.result.count)), num_items)
@@ -222,12 +230,23 @@ class Attachment:
         how = self._answering or Answering()
         counted_T = None
         if how.counted_B is not None:
-            counted = how.counted_B.to(done.scored_BS.device)
-            counted_BS = counted if counted.dim() == 2 else counted[:, None].expand_as(done.scored_BS)
-            counted_T = counted_BS[done.scored_BS]
+            counted_T = _of_tokens(how.counted_B, done.scored_BS)
         tally = self._tallies[module.training] if how.tally is None else how.tally
         tally.add(done.result.stats(eos_token_ids(module), counted_T))
         return done
+
+
+def _of_tokens(counted: Tensor, scored_BS: Tensor) -> Tensor | None:
+    """Return which of the scored tokens a mask of rows or positions counts; None if it was made for another batch."""
+    counted = counted.to(scored_BS.device)
+    counted_BS = counted if counted.dim() == 2 else counted[:, None]
+    if counted_BS.shape[0] != scored_BS.shape[0] or counted_BS.shape[1] not in (1, scored_BS.shape[1]):
+        logger.warning(
+            "dft: the rows of an evaluation batch were changed before the model saw them, so that those which were "
+            "repeated to fill it up cannot be told apart: dft/* of this evaluation count them."
+        )
+        return None
+    return counted_BS.expand_as(scored_BS)[scored_BS]
 
 
 def attach_plan(model: torch.nn.Module, plan: LossPlan, attachment_class: type[Attachment] = Attachment) -> Attachment:

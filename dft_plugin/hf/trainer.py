@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -170,7 +171,7 @@ class TrainerHook(Wrapper):
         """Evaluate a batch; logits are made only where somebody reads them."""
         rows = self._pass.rows if self._pass is not None else None
         counted = rows.counted(inputs) if rows is not None else None
-        how = {"want_logits": not prediction_loss_only, "counted_B": counted}
+        how = {"want_logits": not prediction_loss_only, "counted_B": counted, "mean_of_nothing": math.nan}
         with (
             self._in_step(Step(False, self.attachment.calls)) as step,
             self.attachment.loss_call(grad=False, tally=self._tally(), **how),

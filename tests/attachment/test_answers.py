@@ -223,3 +223,14 @@ def test_a_mask_for_statistics_changes_what_is_counted_and_not_the_loss(kernel, 
     with attachment.answering(counted_B=counted):
         attached.assert_same(attached.backward(model, batch), expected)
     assert attachment.drain(training=True).as_logs()["dft/tokens"] == tokens
+
+
+def test_a_mask_made_for_another_batch_counts_all_and_says_so(caplog):
+    model, batch = tiny.llama().train(), tiny.batch()
+    attachment = attach(model)
+    for counted in (torch.tensor([True, False]), torch.ones(3, 7, dtype=torch.bool)):
+        with attachment.answering(counted_B=counted):
+            model(**batch)
+        tokens = int((batch["labels"][:, 1:] != -100).sum())
+        assert attachment.drain(training=True).as_logs()["dft/tokens"] == tokens
+    assert "rows of an evaluation batch were changed" in caplog.text

@@ -292,3 +292,17 @@ def test_a_loader_of_ones_own_and_batches_of_any_size(tmp_path):
     trainer.train()
     (evaluated,) = evaluations(trainer)
     assert passes.of(evaluated, "eval_") == close(passes.statistics(trainer.model, EVAL, "eval_"))
+
+
+@pytest.mark.parametrize("all_of_them", [False, True], ids=["one batch", "every batch"])
+def test_an_evaluation_batch_without_targets_enters_eval_loss_as_stocks_does(make, all_of_them):
+    empty = [{**row, "labels": [-100] * len(row["input_ids"])} for row in training.rows(4)]
+    data = Dataset.from_list(empty if all_of_them else empty + training.rows(6, seed=2))
+    losses = []
+    for ours in (False, True):
+        trainer = make()
+        if ours:
+            activate(trainer, "nll")
+        trainer.eval_dataset = data
+        losses.append(trainer.evaluate()["eval_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5, nan_ok=True)

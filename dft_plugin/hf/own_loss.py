@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dft_plugin.core.targets import IGNORE_INDEX
+from dft_plugin.core.targets import IGNORE_INDEX, shift
 from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf.interception import LossRecorder, recording, standing_in, without_dropout
 from dft_plugin.hf.model import auxiliary_loss
@@ -24,6 +24,12 @@ _ROWS = (3, 5)
 
 _CHECKED = 2 * sum(_ROWS)
 """Rows that the head gets, for scored and for padded positions. A multiple of 16, as fp8 heads ask for."""
+
+_CHUNK = 1024
+"""Positions whose logits are read in float32 at once."""
+
+_SAME_LOGITS = 2e-3
+"""Relative tolerance of a float32 loss of logits in half precision, against ours of the same logits."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,10 @@ def check_own_loss(model: Any, forward: Callable[..., Any], inputs: Mapping[str,
     """Check that a forward which computes its loss by itself computes the likelihood of the next token.
 
     A fused forward does. But some classes do not shift the labels that they are given, and others score
-    something else; our loss in its place would be another training altogether. It takes two passes, whatever the
-    batch holds, so that the ranks of a sharded model stay together; they leave nothing behind.
+    something else; our loss in its place would be another training altogether. It takes three passes, whatever the
+    batch holds, so that the ranks of a sharded model stay together; they leave nothing behind. The first two ask about
+    a few positions, padded ones too; the third gets the caller's own labels, since a mask or weights among the inputs
+    may tell other positions apart.
 
     Args:
         model: the model in question.
@@ -61,6 +69,7 @@ def check_own_loss(model: Any, forward: Callable[..., Any], inputs: Mapping[str,
 
     Raises:
         UnsupportedModelError: its loss is a different one, or it is not known which.
+        Exception: what its forward raises for the caller's labels.
     """
     if labels_BS.dim() != 2 or labels_BS.shape[1] < 2:
         raise _not_known(model, f"labels of shape {tuple(labels_BS.shape)} are no rows of tokens")
@@ -69,21 +78,63 @@ def check_own_loss(model: Any, forward: Callable[..., Any], inputs: Mapping[str,
     labels_K = sample.labels_BS[sample.at_BS].to(seen.logits_KV.device).long()
     # Where the caller scores nothing, the unlikeliest token: the loss tells whether the class does.
     labels_K = torch.where(labels_K == IGNORE_INDEX, seen.logits_KV.argmin(-1), labels_K)
-    theirs = _ask_for_loss(model, forward, sample, labels_K)
+    asked_BS = torch.full_like(labels_BS, IGNORE_INDEX)
+    asked_BS[sample.at_BS] = labels_K.to(asked_BS)
+    refused, theirs = None, 0.0
+    try:
+        theirs = float(_ask_for_loss(model, forward, sample.inputs, asked_BS).loss)
+    except Exception as error:
+        if isinstance(error, UnsupportedModelError) or is_out_of_memory(error):
+            raise
+        refused = error
+    # What fails for the caller's labels, too, is the model's own error.
+    whole = _ask_for_loss(model, forward, inputs, labels_BS)
+    if refused is not None:
+        reason = f"it takes your labels, but not other ones, with {IGNORE_INDEX} for what is not scored ({refused})"
+        raise _not_known(model, reason) from refused
 
     losses_K = nn.functional.cross_entropy(seen.logits_KV.float(), labels_K, reduction="none")
     padded_K = sample.padded_BS[sample.at_BS].to(losses_K.device)
     ours = {False: float(losses_K.mean()) + seen.auxiliary, True: float(losses_K[~padded_K].mean()) + seen.auxiliary}
     leaves_out = abs(theirs - ours[True]) < abs(theirs - ours[False])
-    nearest = ours[leaves_out]
+    _must_agree(model, theirs, ours[leaves_out], seen.tolerance)
+    found = OwnLoss(leaves_out if bool(padded_K.any()) else None)
+    _compare_whole(model, whole, found.scored(labels_BS, inputs), seen)
+    return found
+
+
+def _must_agree(model: nn.Module, theirs: float, ours: float, tolerance: float) -> None:
     # Written so that a loss which is no number is refused.
-    if not abs(theirs - nearest) <= seen.tolerance * abs(nearest):
+    if not abs(theirs - ours) <= tolerance * abs(ours):
         raise UnsupportedModelError(
             f"{type(model).__name__} computes a loss of its own that is not the likelihood of the next token (it "
-            f"gives {theirs:.6g} where that is {nearest:.6g}; some classes do not shift their labels). "
-            "Train it without `loss:`."
+            f"gives {theirs:.6g} where that is {ours:.6g}; some classes do not shift their labels, others mask or "
+            "weigh them by another input). Train it without `loss:`."
         )
-    return OwnLoss(leaves_out if bool(padded_K.any()) else None)
+
+
+def _compare_whole(model: Any, output: Any, scored_BS: Tensor, seen: _Seen) -> None:
+    """Compare the loss of all labels with our own, where the class returns the logits that it was made from."""
+    logits_BSV = getattr(output, "logits", None)
+    targets_BS = shift(scored_BS)
+    count = int((targets_BS != IGNORE_INDEX).sum())
+    if not count or not isinstance(logits_BSV, Tensor) or logits_BSV.shape[:-1] != targets_BS.shape:
+        # A fused forward makes no logits, and takes no mask or weights that the sample would miss.
+        return
+    targets_BS = targets_BS.to(logits_BSV.device).long()
+    total = 0.0
+    for logits_SV, targets_S in zip(logits_BSV, targets_BS, strict=True):
+        # In float32 even the logits of one long row may not fit once more.
+        for logits_KV, targets_K in zip(logits_SV.split(_CHUNK), targets_S.split(_CHUNK), strict=True):
+            losses = nn.functional.cross_entropy(
+                logits_KV.float(), targets_K, ignore_index=IGNORE_INDEX, reduction="sum"
+            )
+            total += float(losses)
+    auxiliary = auxiliary_loss(model, output)
+    ours = total / count + (seen.auxiliary if auxiliary is None else float(auxiliary))
+    # Both are made from the same logits: only a sum in half precision differs by more.
+    tolerance = seen.tolerance if output.loss.dtype.itemsize < 4 else min(seen.tolerance, _SAME_LOGITS)
+    _must_agree(model, float(output.loss), ours, tolerance)
 
 
 @dataclass(frozen=True)
@@ -119,13 +170,23 @@ def _sample(inputs: Mapping[str, Any], labels_BS: Tensor) -> _Sample:
 
 
 def _few(where_BS: Tensor) -> Tensor:
-    """Keep the last few positions of the first rows that have any; the first position predicts nothing."""
+    """Keep a few positions of the first rows that have any, spread evenly from the first to the last.
+
+    A mask or weights of the class's own tend to change at the beginning of a row or beside the padding. Position 0
+    is left out: it predicts nothing.
+    """
     where_BS = where_BS.clone()
     where_BS[:, 0] = False
-    from_the_end_BS = where_BS.flip(1).cumsum(1).flip(1)
     row_B = where_BS.any(1).cumsum(0)
     limit_B = row_B.new_tensor([0, *_ROWS, 0])[row_B.clamp(max=len(_ROWS) + 1)]
-    return where_BS & (from_the_end_BS <= limit_B[:, None])
+    index_BS = where_BS.cumsum(1) - 1
+    last_B = index_BS[:, -1].clamp(min=1)
+
+    def share(index_BS: Tensor) -> Tensor:
+        return (index_BS * (limit_B - 1)[:, None]).div(last_B[:, None], rounding_mode="floor")
+
+    chosen_BS = (index_BS == 0) | (share(index_BS) != share(index_BS - 1))
+    return where_BS & chosen_BS & (limit_B > 0)[:, None]
 
 
 def _padded(inputs: Mapping[str, Any], labels_BS: Tensor) -> Tensor | None:
@@ -204,15 +265,14 @@ def _ask_for_logits(model: Any, forward: Callable[..., Any], sample: _Sample) ->
     return _Seen(logits_KV, 0.0 if auxiliary is None else float(auxiliary), 2e-2 if half else 1e-4)
 
 
-def _ask_for_loss(model: Any, forward: Callable[..., Any], sample: _Sample, labels_K: Tensor) -> float:
-    labels_BS = torch.full_like(sample.labels_BS, IGNORE_INDEX)
-    labels_BS[sample.at_BS] = labels_K.to(labels_BS)
+def _ask_for_loss(model: Any, forward: Callable[..., Any], inputs: Mapping[str, Any], labels_BS: Tensor) -> Any:
+    """Return the output of a labelled pass, its loss one number."""
     with _looking(model, model.get_output_embeddings()):
-        output = forward(**copied(sample.inputs), labels=labels_BS, return_dict=True)
+        output = forward(**copied(inputs), labels=labels_BS.clone(), return_dict=True)
     loss = getattr(output, "loss", None)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise _not_known(model, "it returns no loss for labels" if loss is None else "its loss is not one number")
-    return float(loss)
+    return output
 
 
 @contextmanager

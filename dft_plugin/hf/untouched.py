@@ -37,10 +37,49 @@ def copied(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Copy the arguments of a forward, so that a pass neither fills a cache among them nor writes into a tensor.
 
     A cache is grown in place by the model, and the caller hands it to the next pass too (prefix tuning). Copies of
-    tensors in a graph are in it, too.
+    tensors in a graph are in it, too. What cannot be copied (a lock, a process group) is handed on as it is.
     """
     with _ClonesForCopies():
-        return copy.deepcopy(dict(inputs))
+        copies: dict[str, Any] = _copied(dict(inputs), {})
+        return copies
+
+
+def _copied(value: Any, done: dict[int, Any]) -> Any:
+    """Copy `value`, or as much of it as can be.
+
+    Args:
+        value: anything.
+        done: copies by the id of what they are of, so that what was one thing stays one.
+    """
+    if id(value) in done:
+        return done[id(value)]
+    try:
+        done[id(value)] = copy.deepcopy(value)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception:
+        # Whatever the thing at fault raises when it is asked for a copy: its neighbours are copied all the same.
+        _copy_parts(value, done)
+    return done[id(value)]
+
+
+def _copy_parts(value: Any, done: dict[int, Any]) -> None:
+    shell: Any
+    try:
+        # Tuples are made with their parts.
+        done[id(value)] = shell = value if isinstance(value, tuple) else copy.copy(value)
+    except Exception:
+        done[id(value)] = value
+        return
+    if isinstance(value, tuple):
+        parts = [_copied(part, done) for part in value]
+        done[id(value)] = type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    elif isinstance(value, list):
+        shell[:] = [_copied(part, done) for part in value]
+    elif isinstance(value, dict):
+        shell.update((key, _copied(part, done)) for key, part in value.items())
+    if shell is not value and hasattr(shell, "__dict__"):
+        vars(shell).update({name: _copied(part, done) for name, part in vars(value).items()})
 
 
 class Undisturbed:

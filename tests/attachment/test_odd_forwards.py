@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from support import attached, tiny
@@ -248,3 +250,53 @@ def test_what_a_later_hook_trains_is_trained():
     bias.requires_grad_()
     model(**batch).loss.backward()
     assert bias.grad.abs().max() > 0
+
+
+class OwnLoss(Odd):
+    """Makes its loss itself; what a token counts stands in `counts`."""
+
+    def finish(self, logits, labels, kwargs):
+        losses = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
+        counts_N = (kwargs["counts"][:, 1:] * (labels[:, 1:] != -100)).flatten().float()
+        return (losses * counts_N).sum() / counts_N.sum()
+
+
+@pytest.mark.parametrize("odd", [0.0, 2.0], ids=["masked", "weighted"])
+def test_a_loss_of_the_classes_own_that_counts_some_tokens_otherwise_is_refused(odd):
+    batch = tiny.batch()
+    even = torch.ones_like(batch["labels"], dtype=torch.float32)
+    # Not among those that are looked at one by one.
+    one = even.clone()
+    one[0, 8] = odd
+    for counts, trained in ((even, True), (one, False)):
+        model = OwnLoss(tiny.llama().config).train()
+        attach(model, "nll")
+        if trained:
+            model(**batch, counts=counts)
+            continue
+        with pytest.raises(UnsupportedModelError, match="others mask or weigh them by another input"):
+            model(**batch, counts=counts)
+
+
+def test_a_loss_of_the_classes_own_that_takes_no_other_labels_is_refused_by_name():
+    class PadIsNothing(Odd):
+        def finish(self, logits, labels, kwargs):
+            return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=0)
+
+    model, batch = PadIsNothing(tiny.llama().config).train(), tiny.batch()
+    batch["labels"].clamp_(min=0)
+    attach(model, "nll")
+    with pytest.raises(UnsupportedModelError, match="takes your labels, but not other ones"):
+        model(**batch)
+
+
+def test_an_argument_that_cannot_be_copied_is_handed_on():
+    class WithLock(Odd):
+        def finish(self, logits, labels, kwargs):
+            with kwargs.pop("lock"):
+                return super().finish(logits, labels, kwargs)
+
+    model, batch = WithLock(tiny.llama().config).train(), tiny.batch()
+    expected = attached.truth(model, batch)
+    attach(model)
+    assert float(model(**batch, lock=threading.Lock()).loss.detach()) == pytest.approx(expected[0], rel=1e-6)

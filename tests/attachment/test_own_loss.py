@@ -174,11 +174,11 @@ def pictures(batch):
 
 
 @pytest.mark.parametrize("scored", [True, False])
-def test_the_check_takes_two_passes_of_all_inputs_and_few_logits(scored):
+def test_the_check_takes_three_passes_of_all_inputs_and_few_logits_of_ours(scored):
     model, batch = make(Careful), tiny.batch()
     labels = batch["labels"] if scored else torch.full_like(batch["labels"], -100)
     check_own_loss(model, model.forward, pictures(batch), labels)
-    assert model.seen == [(False, 16), (True, 60)], "16 rows of the head, on every rank; and what the class makes"
+    assert model.seen == [(False, 16), (True, 60), (True, 60)], "16 rows, on every rank; and what the class makes"
 
 
 def test_the_check_is_done_once_where_batches_have_masks_that_pad_nothing():

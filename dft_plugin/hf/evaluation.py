@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 from transformers.trainer_pt_utils import IterableDatasetShard
 
+from dft_plugin.hf.batch_parts import labels_of
 from dft_plugin.hf.replay import replaying_batches, replaying_stream
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class EvaluationRows:
         return int((accelerator.gather(own) == own).sum())
 
     def _ask(self, batch: Any) -> Tensor | None:
-        labels = _labels(batch)
+        labels = labels_of(batch)
         if labels is None:
             self._samples(0)
             return None
@@ -194,14 +195,6 @@ def _distributed_sampler(loader: Any) -> DistributedSampler[Any] | None:
             if isinstance(candidate, DistributedSampler):
                 return candidate
     return None
-
-
-def _labels(batch: Any) -> Tensor | None:
-    if not isinstance(batch, Mapping):
-        return None
-    labels = batch.get("labels")
-    labels = batch.get("shift_labels") if labels is None else labels
-    return labels if isinstance(labels, Tensor) else None
 
 
 def _of_flattened(batch: Mapping[str, Any], labels: Tensor, flags: list[bool]) -> Tensor | None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from dft_plugin.core.loss import LossPlan
+from dft_plugin.errors import ConflictError
 from dft_plugin.hf.attachment import Attachment
 
 
@@ -21,10 +24,12 @@ class LossCall:
     Attributes:
         grad: whether the loss is to have a graph, as in a training step.
         calls: labelled passes that the attachment had answered when it began.
+        adapters: which of PEFT's were on then.
     """
 
     grad: bool
     calls: int
+    adapters: tuple[str, ...] | None
 
 
 class TrainerAttachment(Attachment):
@@ -54,7 +59,7 @@ class TrainerAttachment(Attachment):
             how: as for `answering`.
         """
         before = self._loss_call
-        self._loss_call = LossCall(grad, self.calls)
+        self._loss_call = LossCall(grad, self.calls, adapters_of(self.model))
         try:
             with self.answering(**how):
                 yield
@@ -65,12 +70,52 @@ class TrainerAttachment(Attachment):
         """Whether a labelled call that arrives now is the trainer's own for a loss.
 
         In a training step that is a call with a graph: a pass without one is a metric, or a reference. In an
-        evaluation nothing has a graph, and it is the first call. Outside of `compute_loss` nobody is told apart.
+        evaluation nothing has a graph, and it is the first call with the adapters that the step began with: a
+        reference is the model without them. Outside of `compute_loss` nobody is told apart.
         """
-        if self._loss_call is None:
+        call = self._loss_call
+        if call is None:
             return True
-        return torch.is_grad_enabled() if self._loss_call.grad else self.calls == self._loss_call.calls
+        if call.grad:
+            return torch.is_grad_enabled()
+        return self.calls == call.calls and adapters_of(self.model) == call.adapters
 
     def answers(self, inputs: dict[str, Any]) -> bool:
         """Whether a call with these arguments gets our loss."""
         return super().answers(inputs) and self.asked_for_loss()
+
+
+def adapters_of(model: nn.Module) -> tuple[str, ...] | None:
+    """Name the adapters of PEFT that are on in a model; None where it has none."""
+    if "peft" not in sys.modules:
+        return None
+    for module in model.modules():
+        if hasattr(module, "_disable_adapters"):
+            layer: Any = module
+            return () if layer._disable_adapters else tuple(layer.active_adapters)
+    return None
+
+
+@contextmanager
+def naming_missing_logits(calls: Callable[[], int]) -> Iterator[None]:
+    """Say what to do where a user's `compute_loss` reads logits that were never made.
+
+    Args:
+        calls: how many labelled calls were answered.
+
+    Raises:
+        ConflictError: in the place of what Python says of an attribute of None.
+    """
+    before = calls()
+    try:
+        yield
+    except (AttributeError, TypeError) as error:
+        if "NoneType" not in str(error) or calls() == before:
+            raise
+        raise ConflictError(
+            [
+                f"after the loss was computed, something failed on a None ({error}). If that is `outputs.logits`: the "
+                "loss is computed from the hidden states, and the logits of a batch are never made. Write `loss: "
+                "{name: ..., kernel: logits}` to have them."
+            ]
+        ) from error

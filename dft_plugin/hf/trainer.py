@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +15,7 @@ from transformers import Trainer
 from dft_plugin.config.handover import swapped
 from dft_plugin.core.stats import Tally
 from dft_plugin.hf import best, guard
+from dft_plugin.hf.batch_parts import BatchParts
 from dft_plugin.hf.counting import (
     averaging_processes,
     context_parallel_size,
@@ -24,11 +24,12 @@ from dft_plugin.hf.counting import (
     tensor_parallel_size,
     with_number_of_items,
 )
-from dft_plugin.hf.division import Division, require_division
-from dft_plugin.hf.evaluation import EvaluationRows, evaluation_rows
+from dft_plugin.hf.division import require_division
+from dft_plugin.hf.evaluation import evaluation_rows
+from dft_plugin.hf.going_on import Pass, Step
 from dft_plugin.hf.guard import not_active
 from dft_plugin.hf.in_the_way import in_the_way
-from dft_plugin.hf.loss_calls import TrainerAttachment
+from dft_plugin.hf.loss_calls import TrainerAttachment, naming_missing_logits
 from dft_plugin.hf.wrapping import Wrapper, wrapped
 
 __all__ = ["TrainerHook", "is_trainer", "not_active", "warn_of_weak_prior"]
@@ -37,36 +38,6 @@ logger = logging.getLogger(__name__)
 
 WEAK_PRIOR = 0.1
 """Mean target probability below which plain likelihood tends to train better (arXiv 2510.00526)."""
-
-
-@dataclass
-class Pass:
-    """A training, an evaluation or a prediction that is going on.
-
-    Attributes:
-        tally: statistics of the calls that belong to it, since its last log.
-        rows: which rows of an evaluation's batches count; None in training.
-        due: statistics that were reduced for the log that comes next.
-    """
-
-    tally: Tally
-    rows: EvaluationRows | None = None
-    due: dict[str, float] | None = None
-
-
-@dataclass
-class Step:
-    """A training or prediction step that is going on.
-
-    Attributes:
-        training: which of the two.
-        calls: labelled passes that were answered when it began.
-        division: follows the loss that was given to somebody who has still to divide it by the accumulation steps.
-    """
-
-    training: bool
-    calls: int
-    division: Division = field(default_factory=Division)
 
 
 class TrainerHook(Wrapper):
@@ -169,31 +140,48 @@ class TrainerHook(Wrapper):
         self, inner: Callable[..., Any], model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any
     ) -> Any:
         """Evaluate a batch; logits are made only where somebody reads them."""
-        rows = self._pass.rows if self._pass is not None else None
-        counted = rows.counted(inputs) if rows is not None else None
+        calls, step, counted = self.attachment.calls, self._step, None
+        # A step may ask about parts of its batch by calling itself.
+        if step is None or step.training:
+            rows = self._pass.rows if self._pass is not None else None
+            counted = rows.counted(inputs) if rows is not None else None
+            step = Step(False, calls, BatchParts(inputs, counted))
         how = {"want_logits": not prediction_loss_only, "counted_B": counted, "mean_of_nothing": math.nan}
-        with (
-            self._in_step(Step(False, self.attachment.calls)) as step,
-            self.attachment.loss_call(grad=False, tally=self._tally(), **how),
-        ):
+        with self._in_step(step), self.attachment.loss_call(grad=False, tally=self._tally(), **how):
             result = inner(model, inputs, prediction_loss_only, *args, **kwargs)
             if result[0] is not None:
-                self._require(step.calls, guard.EVALUATION)
+                self._require(calls, guard.EVALUATION)
         return result
 
     @wrapped
     def compute_loss(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer the trainer's own call for a loss, and nobody else's."""
-        step, calls = self._step, self.attachment.calls
-        grad, tally = torch.is_grad_enabled(), self._tally()
-        if step is None or not step.training:
-            with self.attachment.loss_call(grad=grad, tally=tally):
-                return inner(*args, **kwargs)
-        if self._count is None:
-            with self.attachment.loss_call(grad=grad, tally=tally):
-                loss = inner(*args, **kwargs)
-        else:
-            loss = self.compute_training_loss(inner, self._count, tally, *args, **kwargs)
+        with naming_missing_logits(lambda: self.attachment.calls):
+            if self._step is not None and self._step.training:
+                return self._compute_training_loss(self._step, inner, *args, **kwargs)
+            return self._compute_other_loss(self._step, inner, *args, **kwargs)
+
+    def _compute_other_loss(self, step: Step | None, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Answer in a prediction step, or for somebody who asks the trainer for a loss."""
+        counts, counted = True, None
+        if step is not None and step.parts is not None:
+            counts, counted = step.parts.take(args[1] if len(args) > 1 else kwargs.get("inputs"))
+        tally = self._tally() if counts else Tally()
+        with self.attachment.loss_call(grad=torch.is_grad_enabled(), tally=tally, counted_B=counted):
+            return inner(*args, **kwargs)
+
+    def _compute_training_loss(self, step: Step, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Answer in a training step."""
+        calls, tally = self.attachment.calls, self._tally()
+        # Somebody's own `compute_loss` may read the logits, where it was asked that they be made.
+        own = self.plan.path == "logits" and type(self.trainer).compute_loss is not Trainer.compute_loss
+        with self.attachment.answering(want_logits=True) if own else nullcontext():
+            if self._count is None:
+                with self.attachment.loss_call(grad=torch.is_grad_enabled(), tally=tally):
+                    loss = inner(*args, **kwargs)
+            else:
+                loss = self.compute_training_loss(inner, self._count, tally, *args, **kwargs)
+        if self._count is not None:
             stock = type(self.trainer).training_step is Trainer.training_step
             if self.divided_later(args, kwargs) > 1 and not stock:
                 step.division.follow(loss[0] if isinstance(loss, tuple) else loss)

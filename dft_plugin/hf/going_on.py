@@ -1,0 +1,42 @@
+"""What of a trainer is going on: a pass over data, and a step of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dft_plugin.core.stats import Tally
+from dft_plugin.hf.batch_parts import BatchParts
+from dft_plugin.hf.division import Division
+from dft_plugin.hf.evaluation import EvaluationRows
+
+
+@dataclass
+class Pass:
+    """A training, an evaluation or a prediction that is going on.
+
+    Attributes:
+        tally: statistics of the calls that belong to it, since its last log.
+        rows: which rows of an evaluation's batches count; None in training.
+        due: statistics that were reduced for the log that comes next.
+    """
+
+    tally: Tally
+    rows: EvaluationRows | None = None
+    due: dict[str, float] | None = None
+
+
+@dataclass
+class Step:
+    """A training or prediction step that is going on.
+
+    Attributes:
+        training: which of the two.
+        calls: labelled passes that were answered when it began.
+        parts: of a prediction step, which rows of its batch are still to be counted.
+        division: follows the loss that was given to somebody who has still to divide it by the accumulation steps.
+    """
+
+    training: bool
+    calls: int
+    parts: BatchParts | None = None
+    division: Division = field(default_factory=Division)

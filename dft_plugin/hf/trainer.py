@@ -146,7 +146,8 @@ class TrainerHook(Wrapper):
             rows = self._pass.rows if self._pass is not None else None
             counted = rows.counted(inputs) if rows is not None else None
             step = Step(False, calls, BatchParts(inputs, counted))
-        how = {"want_logits": not prediction_loss_only, "counted_B": counted, "mean_of_nothing": math.nan}
+        want_logits = not prediction_loss_only or self._keeps_logits()
+        how = {"want_logits": want_logits, "counted_B": counted, "mean_of_nothing": math.nan}
         with self._in_step(step), self.attachment.loss_call(grad=False, tally=self._tally(), **how):
             result = inner(model, inputs, prediction_loss_only, *args, **kwargs)
             if result[0] is not None:
@@ -173,9 +174,7 @@ class TrainerHook(Wrapper):
     def _compute_training_loss(self, step: Step, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer in a training step."""
         calls, tally = self.attachment.calls, self._tally()
-        # Somebody's own `compute_loss` may read the logits, where it was asked that they be made.
-        own = self.plan.path == "logits" and type(self.trainer).compute_loss is not Trainer.compute_loss
-        with self.attachment.answering(want_logits=True) if own else nullcontext():
+        with self.attachment.answering(want_logits=True) if self._keeps_logits() else nullcontext():
             if self._count is None:
                 with self.attachment.loss_call(grad=torch.is_grad_enabled(), tally=tally):
                     loss = inner(*args, **kwargs)
@@ -274,6 +273,10 @@ class TrainerHook(Wrapper):
     def _steps(self) -> int:
         args = self.trainer.args
         return int(getattr(self.trainer, "current_gradient_accumulation_steps", args.gradient_accumulation_steps))
+
+    def _keeps_logits(self) -> bool:
+        """Whether a `compute_loss` of somebody's own may read the logits, since it was asked that they be made."""
+        return self.plan.path == "logits" and type(self.trainer).compute_loss is not Trainer.compute_loss
 
     def _require(self, calls: int, happened: str) -> None:
         if self.attachment.calls == calls:

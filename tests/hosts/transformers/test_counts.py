@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 import torch
-from support import tiny, training
+from support import between, tiny, training
 from transformers import Trainer
 
 from dft_plugin import activate
@@ -15,100 +15,6 @@ from dft_plugin.errors import ConflictError
 pytestmark = pytest.mark.host
 
 SPLITS = {"whole": (4, 1), "halves": (2, 2), "single": (1, 4)}
-
-
-class Drops:
-    """Asks the model by itself and knows no count."""
-
-    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        outputs = model(**inputs)
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
-
-
-class DropsAndSays(Drops):
-    loss_is_scaled_for_ga = False
-
-
-class DropsAndSaysOtherwise(Drops):
-    loss_is_scaled_for_ga = True
-
-
-class DropsOnTheWayUp:
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        return super().compute_loss(model, inputs, return_outputs)
-
-
-class PassesOn:
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
-
-
-class Positional:
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
-
-class StepDropsOnTheWayUp:
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        return super().training_step(model, inputs)
-
-
-class StepDivides:
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        model.train()
-        loss = self.compute_loss(model, self._prepare_inputs(inputs)) / self.args.gradient_accumulation_steps
-        self.accelerator.backward(loss)
-        return loss.detach()
-
-
-class StepPassesOn:
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        model.train()
-        loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
-        self.accelerator.backward(loss)
-        return loss.detach()
-
-
-class StepDividesInPlace:
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        model.train()
-        loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        loss /= self.current_gradient_accumulation_steps
-        self.accelerator.backward(loss)
-        return loss.detach()
-
-
-class StepDividesAndGoesByItself:
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        model.train()
-        loss = self.compute_loss(model, self._prepare_inputs(inputs)) / self.args.gradient_accumulation_steps
-        loss.backward()
-        return loss.detach()
-
-
-class CountsByItself:
-    """A count, whatever the model takes."""
-
-    def get_batch_samples(self, iterator, size, device):
-        samples, _ = super().get_batch_samples(iterator, size, device)
-        return samples, sum(batch["labels"].ne(-100).sum() for batch in samples)
-
-
-BETWEEN = [
-    StepDividesInPlace,
-    StepDividesAndGoesByItself,
-    CountsByItself,
-    Drops,
-    DropsAndSays,
-    DropsAndSaysOtherwise,
-    DropsOnTheWayUp,
-    PassesOn,
-    Positional,
-    StepDropsOnTheWayUp,
-    StepDivides,
-    StepPassesOn,
-]
 
 
 def trained(make, tmp_path, split, mixin=None, loss="dft", accepts=None, **changes):
@@ -141,10 +47,10 @@ def reference(tmp_path_factory):
 
 
 @pytest.mark.parametrize("accepts", [None, False], ids=["", "accepts_loss_kwargs=False"])
-@pytest.mark.parametrize("mixin", BETWEEN, ids=lambda mixin: mixin.__name__)
+@pytest.mark.parametrize("mixin", between.BETWEEN, ids=lambda mixin: mixin.__name__)
 def test_every_split_of_a_plain_trainer_takes_the_same_step(mixin, accepts, tmp_path, reference):
     for split in SPLITS:
-        if (mixin, accepts) == (StepPassesOn, False) and split != "whole":
+        if (mixin, accepts) == (between.StepPassesOn, False) and split != "whole":
             # There is no count that it could pass on, and it does not divide: stock's step is too large here.
             with pytest.raises(ConflictError, match="does not divide the loss"):
                 trained(training.trainer, tmp_path, split, mixin, accepts=accepts)
@@ -161,7 +67,16 @@ def test_a_model_that_takes_no_count_is_no_matter(accepts, tmp_path, reference):
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
 @pytest.mark.parametrize("accepts", [None, False], ids=["", "accepts_loss_kwargs=False"])
 @pytest.mark.parametrize(
-    "mixin", [None, Positional, Drops, DropsAndSays, StepDropsOnTheWayUp, StepDivides, StepPassesOn]
+    "mixin",
+    [
+        None,
+        between.Positional,
+        between.Drops,
+        between.DropsAndSays,
+        between.StepDropsOnTheWayUp,
+        between.StepDivides,
+        between.StepPassesOn,
+    ],
 )
 def test_every_split_of_an_sft_trainer_takes_the_same_step(mixin, accepts, tmp_path, reference):
     for split in SPLITS:
@@ -171,9 +86,9 @@ def test_every_split_of_an_sft_trainer_takes_the_same_step(mixin, accepts, tmp_p
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
 def test_an_sft_trainer_whose_compute_loss_drops_the_count_is_refused(tmp_path, reference):
     """TRL divides by what it is given, and we are not asked."""
-    same(trained(training.sft_trainer, tmp_path, "whole", DropsOnTheWayUp), reference)
+    same(trained(training.sft_trainer, tmp_path, "whole", between.DropsOnTheWayUp), reference)
     with pytest.raises(ConflictError, match=r"Own.compute_loss calls SFTTrainer's without num_items_in_batch"):
-        trained(training.sft_trainer, tmp_path, "halves", DropsOnTheWayUp)
+        trained(training.sft_trainer, tmp_path, "halves", between.DropsOnTheWayUp)
 
 
 def test_a_step_that_neither_passes_the_count_on_nor_divides_is_refused(tmp_path, reference):
@@ -206,35 +121,19 @@ def without_targets(trainer, count):
     trainer._get_train_sampler = lambda *args: torch.utils.data.SequentialSampler(trainer.train_dataset)
 
 
-class StepDoesNotDivide:
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        model.train()
-        loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        self.accelerator.backward(loss)
-        return loss.detach()
-
-
-class HalvesAndDrops:
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = super().compute_loss(model, inputs, return_outputs)
-        return (0.5 * loss[0], loss[1]) if return_outputs else 0.5 * loss
-
-
-class HalvesAndPassesOn:
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
-        return (0.5 * loss[0], loss[1]) if return_outputs else 0.5 * loss
-
-
 NEEDS_TRL = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
 
 
 @pytest.mark.parametrize(
     ("kind", "mixin", "message"),
     [
-        ("trainer", StepDoesNotDivide, "does not divide the loss by the 2 accumulation steps.*multiplied by 1,"),
-        pytest.param("sft_trainer", DropsOnTheWayUp, "without num_items_in_batch", marks=NEEDS_TRL),
-        pytest.param("sft_trainer", HalvesAndDrops, "without num_items_in_batch", marks=NEEDS_TRL),
+        (
+            "trainer",
+            between.StepDoesNotDivide,
+            "does not divide the loss by the 2 accumulation steps.*multiplied by 1,",
+        ),
+        pytest.param("sft_trainer", between.DropsOnTheWayUp, "without num_items_in_batch", marks=NEEDS_TRL),
+        pytest.param("sft_trainer", between.HalvesAndDrops, "without num_items_in_batch", marks=NEEDS_TRL),
     ],
 )
 def test_a_micro_batch_without_targets_ends_no_check(kind, mixin, message, tmp_path):
@@ -248,12 +147,12 @@ def test_a_micro_batch_without_targets_ends_no_check(kind, mixin, message, tmp_p
 
 @NEEDS_TRL
 def test_a_factor_of_ones_own_is_no_dropped_count(tmp_path):
-    whole, _ = trained(training.sft_trainer, tmp_path, "whole", HalvesAndPassesOn)
+    whole, _ = trained(training.sft_trainer, tmp_path, "whole", between.HalvesAndPassesOn)
     for split in SPLITS:
-        made, _ = trained(training.sft_trainer, tmp_path, split, HalvesAndPassesOn)
+        made, _ = trained(training.sft_trainer, tmp_path, split, between.HalvesAndPassesOn)
         assert tiny.max_gap(made, whole) < 1e-6
     plain, _ = trained(training.sft_trainer, tmp_path, "halves", max_steps=1)
-    half, _ = trained(training.sft_trainer, tmp_path, "halves", HalvesAndPassesOn, max_steps=1)
+    half, _ = trained(training.sft_trainer, tmp_path, "halves", between.HalvesAndPassesOn, max_steps=1)
     start = dict(tiny.llama().named_parameters())
     for name, weight in half.items():
         assert torch.allclose(2 * (weight - start[name]), plain[name] - start[name], atol=1e-6)
@@ -271,8 +170,8 @@ def test_a_smaller_last_step_that_is_divided_by_the_full_number_is_refused(tmp_p
         activate(trainer)
         trainer.train()
 
-    train(StepDividesInPlace)
-    for mixin in (StepDivides, StepDividesAndGoesByItself):
+    train(between.StepDividesInPlace)
+    for mixin in (between.StepDivides, between.StepDividesAndGoesByItself):
         with pytest.raises(ConflictError, match=r"by the 2 accumulation steps.*multiplied by 0.25"):
             train(mixin)
 
@@ -343,7 +242,7 @@ def test_the_first_token_of_a_row_is_no_target_and_is_not_counted(split, tmp_pat
 def test_a_last_step_of_fewer_micro_batches_divides_by_its_own_targets(tmp_path):
     """Six rows, four to a step: the second step has two."""
     made = []
-    for mixin in (None, Drops):
+    for mixin in (None, between.Drops):
         for split in SPLITS:
             size, steps = SPLITS[split]
             trainer = training.trainer(

@@ -18,6 +18,7 @@ trainers and with values worked out by hand in float64. What a host does in its 
 SECTIONS = {
     "Evaluation, prediction and the statistics in the log": (
         "hosts/transformers/test_passes.py",
+        "hosts/transformers/test_evaluation_odd.py",
         "hosts/transformers/test_logs.py",
         "hosts/axolotl/test_passes.py",
         "hosts/llamafactory/test_passes.py",
@@ -30,6 +31,7 @@ SECTIONS = {
     "The first batch": ("attachment/test_first_batch.py",),
     "Errors of the model": ("attachment/test_errors_of_the_model.py",),
     "Hooks on the head": ("attachment/test_head_hooks.py",),
+    "Odd forwards, heads and losses": ("attachment/test_odd_forwards.py",),
     "Sharded heads": (
         "attachment/test_sharded.py",
         "attachment/test_sharded_called.py",

@@ -84,6 +84,10 @@ class Passes:
         self._asks: dict[bool, bool] = {}
         self._own_loss: OwnLoss | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # It is made anew, and as large as a few rows of logits.
+        return {**self.__dict__, "_probe": None}
+
     def score(self, model: nn.Module, forward: Forward, inputs: dict[str, Any], want_logits: bool) -> Pass:
         """Run the model on labelled inputs and score them; nothing is divided.
 
@@ -129,6 +133,8 @@ class Passes:
         known = self.route if self.route is not None and self.route.still_fits(model, door) else None
         stand_in = HeadStandIn(head, self._probe_of(vocab_size))
         seen = self._run(model, forward, inputs, stand_in)
+        # It is on the device of the hidden states by now.
+        self._probe = stand_in.probe.detach()
         if isinstance(seen, NotLean):
             return seen
         verdict = judge(model, stand_in, seen, seen_with_graph=known is not None and known.with_graph)

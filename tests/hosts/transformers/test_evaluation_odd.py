@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 from datasets import Dataset
-from support import passes, tiny, training
+from support import between, passes, tiny, training
 
 from dft_plugin import activate
 from dft_plugin.errors import ConflictError
@@ -83,24 +83,9 @@ def test_a_step_that_asks_for_its_loss_twice_counts_once(make):
     assert torch.isfinite(trainer.asked)
 
 
-class InHalves:
-    """Scores a batch in two parts, each by a step of its own, and returns the mean over rows."""
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        rows = len(inputs["labels"])
-        if rows < 2:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        middle = rows // 2
-        parts = [
-            {key: value[part] for key, value in inputs.items()} for part in (slice(0, middle), slice(middle, rows))
-        ]
-        losses = [self.prediction_step(model, part, True, ignore_keys)[0] * len(part["labels"]) for part in parts]
-        return sum(losses) / rows, None, None
-
-
 def test_a_step_that_calls_itself_on_parts_of_its_batch_counts_each_row_once(tmp_path):
     trainer = training.trainer(tmp_path, tiny.llama())
-    trainer.__class__ = type("Own", (InHalves, type(trainer)), {})
+    trainer.__class__ = type("Own", (between.InHalves, type(trainer)), {})
     activate(trainer)
     metrics = trainer.evaluate()
     assert passes.of(metrics, "eval_") == pytest.approx(passes.statistics(trainer.model, EVAL, "eval_"), rel=1e-5)

@@ -115,3 +115,18 @@ class HalvesAndPassesOn:
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         return (0.5 * loss[0], loss[1]) if return_outputs else 0.5 * loss
+
+
+class InHalves:
+    """Scores a batch in two parts, each by a step of its own, and returns the mean over rows."""
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        rows = len(inputs["labels"])
+        if rows < 2:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        middle = rows // 2
+        parts = [
+            {key: value[part] for key, value in inputs.items()} for part in (slice(0, middle), slice(middle, rows))
+        ]
+        losses = [self.prediction_step(model, part, True, ignore_keys)[0] * len(part["labels"]) for part in parts]
+        return sum(losses) / rows, None, None

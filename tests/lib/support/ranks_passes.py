@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dft_plugin import activate
-from support import tiny, training
+from support import between, tiny, training
 
 ROWS = training.rows(10, seed=1)
 OTHERS = training.rows(7, seed=2)
@@ -108,14 +108,19 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], Loader | None]] = {
     "uneven batches of any size": (ROWS, {}, uneven),
     "wrapped": (ROWS, {}, wrapped),
     "workers": (ROWS, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}, None),
+    "steps that call themselves on halves": (ROWS, {"mixin": between.InHalves}, None),
     "a mean of the ranks": (ROWS, {"average_tokens_across_devices": False}, None),
 }
 
 
-def make(host: str, out: str, rows: list[Any], loader: Loader | None = None, **changes: Any) -> Any:
+def make(
+    host: str, out: str, rows: list[Any], loader: Loader | None = None, mixin: type | None = None, **changes: Any
+) -> Any:
     build = {"transformers": training.trainer, "trl": training.sft_trainer}[host]
     size = {"per_device_eval_batch_size": 2, "per_device_train_batch_size": 2, "ddp_find_unused_parameters": False}
     trainer = build(Path(out), tiny.llama(), **{**size, **changes})
+    if mixin is not None:
+        trainer.__class__ = type("Own", (mixin, type(trainer)), {})
     trainer.eval_dataset = Dataset.from_list(rows)
     trainer.data_collator = collate
     if loader is not None:

@@ -151,8 +151,8 @@ def _require_width(hidden: Tensor, weight: Tensor) -> None:
         return
     transposed = weight.dim() == 2 and weight.shape[0] == width
     raise LabelError(
-        f"weight has shape {tuple(weight.shape)}, and hidden {tuple(hidden.shape)}: [V, H] is needed, with H = {width}. "
-        + ("Give its transpose." if transposed else "Give the weight of the head that follows these hidden states.")
+        f"weight has shape {tuple(weight.shape)}, and hidden {tuple(hidden.shape)}: [V, H] is needed, with H = "
+        f"{width}. " + ("Give its transpose." if transposed else "Give the weight of the head that follows these hidden states.")
     )
 
 

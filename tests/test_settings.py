@@ -92,7 +92,8 @@ def test_a_name_that_is_like_no_other_brings_the_list_alone():
 
 def test_an_unknown_kernel_brings_the_closest_one():
     assert problems({"kernel": "chunk"}) == [
-        "`loss.kernel`: `chunk` is not a known name. Did you mean `chunked`? Allowed: auto, logits, chunked, reference."
+        "`loss.kernel`: `chunk` is not a known name. Did you mean `chunked`? "
+        "Allowed: auto, logits, chunked, reference."
     ]
 
 

@@ -36,7 +36,8 @@ def attach(model: nn.Module, loss: LossLike = "dft") -> Attachment:
         UnsupportedModelError: the model cannot be attached to, or belongs to a trainer that would not ask for a loss.
     """
     if is_trainer(model):
-        raise UnsupportedModelError(f"{type(model).__name__} is a trainer; attach takes a model. Use activate(trainer).")
+        name = type(model).__name__
+        raise UnsupportedModelError(f"{name} is a trainer; attach takes a model. Use activate(trainer).")
     catalogue = build_catalogue()
     plan = plan_for(loss, catalogue)
     for entry in catalogue.hosts.values():

@@ -150,9 +150,10 @@ def _require_width(hidden: Tensor, weight: Tensor) -> None:
     if weight.dim() == 2 and weight.shape[1] == width:
         return
     transposed = weight.dim() == 2 and weight.shape[0] == width
+    give = "its transpose" if transposed else "the weight of the head that follows these hidden states"
     raise LabelError(
         f"weight has shape {tuple(weight.shape)}, and hidden {tuple(hidden.shape)}: [V, H] is needed, with H = "
-        f"{width}. " + ("Give its transpose." if transposed else "Give the weight of the head that follows these hidden states.")
+        f"{width}. Give {give}."
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from dft_plugin.config.hookspecs import hookimpl
-from dft_plugin.objectives import DFT, NLL, Objective
+from dft_plugin.objectives import FAMILY, Objective
 
 if TYPE_CHECKING:
     from dft_plugin.kernels import Kernel
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register_objectives() -> Iterable[type[Objective]]:
-    """The paper's loss, and plain likelihood to compare with."""
-    return [DFT, NLL]
+    """The paper's loss, plain likelihood to compare with, and what came after."""
+    return FAMILY
 
 
 @hookimpl

@@ -6,16 +6,23 @@ Since w is detached, the gradient on the logits is `w * (softmax - onehot)`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from dft_plugin.objectives.rows import Rows, RowStatistic
+from dft_plugin.objectives.targets import Clock, Targets
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-RowStatistic = Literal["entropy", "sum_p_squared"]
-"""Statistics of a row of logits that cost an extra pass, computed only where asked for."""
+Scope = Literal["token", "sequence", "batch"]
+"""What a weight may look at: its own token; all tokens of its sequence; all tokens of the optimizer step."""
+
+Divisor = Literal["tokens", "weights", "kept"]
+"""What the sum of a step is divided by: its target tokens; the sum of their weights; those of a weight above 0."""
 
 
 def _refuse_bool(value: Any) -> Any:
@@ -29,22 +36,18 @@ Number = Annotated[float, BeforeValidator(_refuse_bool)]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Statistics of the T scored positions, detached, float32 (float64 for float64 inputs).
+class Weighed:
+    """What an objective makes of T tokens, where that is more than a weight.
 
     Attributes:
-        logp_T: log-probability of the target, in nats.
-        one_minus_p_T: 1 - p without cancellation, for p near 1.
-        is_top1_T: whether no token is more likely than the target (bool).
-        entropy_T: entropy of the distribution, in nats; None unless needed.
-        sum_p_squared_T: sum over the vocabulary of p squared; None unless needed.
+        weight_T: w, finite and detached: the gradient on the logits is `w * (softmax - onehot)`.
+        value_T: the loss of each token, where it is not `-w * log p`; None: it is.
+        statistics: what is to be logged beside it, by the names in `Objective.statistics`; [T].
     """
 
-    logp_T: Tensor
-    one_minus_p_T: Tensor
-    is_top1_T: Tensor
-    entropy_T: Tensor | None = None
-    sum_p_squared_T: Tensor | None = None
+    weight_T: Tensor
+    value_T: Tensor | None = None
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(BaseModel):
@@ -65,11 +68,26 @@ class Objective(BaseModel):
     source: ClassVar[str]
     """Where the formula was seen: arXiv id and equation."""
 
+    helps: ClassVar[str] = ""
+    """When it helps, in one line; empty where nothing is known."""
+
     needs: ClassVar[frozenset[RowStatistic]] = frozenset()
-    """Which costly fields of `Rows` `weight` reads."""
+    """Which costly statistics of a row `weigh` reads."""
+
+    columns: ClassVar[frozenset[str]] = frozenset()
+    """Which per-token columns of the data it reads."""
+
+    scope: ClassVar[Scope] = "token"
+    """What a weight looks at."""
+
+    divisor: ClassVar[Divisor] = "tokens"
+    """What the sum of an optimizer step is divided by."""
+
+    statistics: ClassVar[tuple[str, ...]] = ()
+    """Names of per-token values that `weigh` returns to be logged, as means, under `dft/NAME`."""
 
     def weight(self, rows: Rows) -> Tensor:
-        """Compute w_T from the statistics of the rows.
+        """Compute w_T from the statistics of the rows: the simple form, enough for most.
 
         Args:
             rows: statistics of T scored positions, detached.
@@ -78,3 +96,16 @@ class Objective(BaseModel):
             w_T, of the dtype of `rows.logp_T`, finite and detached.
         """
         raise NotImplementedError
+
+    def weigh(self, rows: Rows, targets: Targets, clock: Clock | None) -> Tensor | Weighed:
+        """Compute w_T from all that is known: the form for what `weight` cannot say.
+
+        Args:
+            rows: statistics of T scored positions, detached. All of a sequence, or of the batch, where `scope` says so.
+            targets: the same T tokens.
+            clock: how far the run is; None where nobody knows.
+
+        Returns:
+            w_T as `weight` returns it, or that and the loss of each token.
+        """
+        return self.weight(rows)

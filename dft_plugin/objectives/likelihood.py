@@ -18,6 +18,7 @@ class NLL(Objective):
     name: ClassVar[str] = "nll"
     summary: ClassVar[str] = "w = 1: plain SFT, with the same kernels and statistics"
     source: ClassVar[str] = "cross-entropy; arXiv 2508.05629, eq. 1"
+    helps: ClassVar[str] = "facts and formats that the model does not know yet"
 
     def weight(self, rows: Rows) -> Tensor:
         """Return ones [T]."""
@@ -27,13 +28,15 @@ class NLL(Objective):
 class DFT(Objective):
     """Dynamic Fine-Tuning: w = sg(p), arXiv 2508.05629, eq. 9.
 
-    `alpha` and `floor` generalise it to w = max(p ** alpha, floor): alpha 0 is SFT, and a floor
+    `alpha` and `floor` generalise it to w = max(p ** alpha, floor): alpha is the q of generalised cross-entropy (arXiv
+    1805.07836), alpha 0 is SFT, and a floor
     keeps tokens that the model finds impossible (new formats, EOS of a base model) learnable.
     """
 
     name: ClassVar[str] = "dft"
     summary: ClassVar[str] = "w = max(p ** alpha, floor): Dynamic Fine-Tuning"
     source: ClassVar[str] = "arXiv 2508.05629, eq. 9; alpha: arXiv 2510.00526 (general family)"
+    helps: ClassVar[str] = "reasoning (maths, code) in which the model has a good prior: dft/mean_prob well above 0.1"
 
     alpha: Number = Field(
         default=1.0, ge=0, description="Exponent of p in the weight: 1 is the paper's DFT, 0 is plain SFT."

@@ -1,0 +1,119 @@
+"""Objectives that compare the model with another one: a frozen reference, or itself before an update.
+
+They read columns of the data: `ref_logp` (log-probability of the target under the reference, in nats), `ref_mass`
+(the probability that the reference gives to all tokens no likelier than the target) and `old_logp`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from dft_plugin.objectives.base import Number, Objective, Scope, Weighed
+from dft_plugin.objectives.rows import Rows
+from dft_plugin.objectives.targets import Clock, Targets
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SEQUENCE_BOUND = 16.0
+"""Largest weight of a sequence, as in the released code of iw-SFT."""
+
+_TOKEN_BOUNDS = (0.2, 1.8)
+"""Smallest and largest weight of a token, as there."""
+
+
+class PriFT(Objective):
+    """Prior fine-tuning by probability, arXiv 2606.09396: w = p_ref of the frozen pretrained model."""
+
+    name: ClassVar[str] = "prift"
+    summary: ClassVar[str] = "w = p_ref, the probability that the frozen reference gives the target"
+    source: ClassVar[str] = "arXiv 2606.09396; github.com/wang-kee/PriFT, prift_weights.py"
+    helps: ClassVar[str] = "as dft, where a long training would let the model's own p run away"
+    columns: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+
+    def weigh(self, rows: Rows, targets: Targets, clock: Clock | None) -> Tensor:
+        """Return p_ref [T]."""
+        del clock
+        return targets.columns["ref_logp"].to(rows.logp_T).exp()
+
+
+class PriFTMass(Objective):
+    """Prior fine-tuning by mass, arXiv 2606.09396: w = 1 where the reference's tokens up to the target hold half of p."""
+
+    name: ClassVar[str] = "prift_mass"
+    summary: ClassVar[str] = "w = 1 where the reference gives >= threshold to tokens no likelier than the target, else 0"
+    source: ClassVar[str] = "arXiv 2606.09396; github.com/wang-kee/PriFT, prift_weights.py"
+    helps: ClassVar[str] = "as prift; its authors' best on Qwen3"
+    columns: ClassVar[frozenset[str]] = frozenset({"ref_mass"})
+
+    threshold: Number = Field(default=0.5, ge=0, le=1, description="The mass that a target needs to be learned.")
+
+    def weigh(self, rows: Rows, targets: Targets, clock: Clock | None) -> Tensor:
+        """Return 1 or 0 [T]."""
+        del clock
+        return (targets.columns["ref_mass"] >= self.threshold).to(rows.logp_T)
+
+
+class IWSFT(Objective):
+    """Importance-weighted SFT, arXiv 2507.12856: weights by p / p_ref, of a sequence or of each token."""
+
+    name: ClassVar[str] = "iw_sft"
+    summary: ClassVar[str] = "w = clamp(exp(temperature * mean of log p - log p_ref over the sequence), 0, 16)"
+    source: ClassVar[str] = "arXiv 2507.12856; github.com/emmyqin/iw_sft, bounding_trainers.py"
+    helps: ClassVar[str] = "curated data of which some sequences suit the model better than others"
+    columns: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+    scope: ClassVar[Scope] = "sequence"
+
+    per: Literal["sequence", "token"] = Field(
+        default="sequence", description="What gets one weight. `token`: clamp(p / p_ref, 0.2, 1.8)."
+    )
+    temperature: Number = Field(default=1.0, ge=0, description="Factor on the mean log-ratio of a sequence.")
+
+    def weigh(self, rows: Rows, targets: Targets, clock: Clock | None) -> Tensor:
+        """Return the importance of each token, or of its sequence [T]."""
+        del clock
+        ratio_T = rows.logp_T - targets.columns["ref_logp"].to(rows.logp_T)
+        if self.per == "token":
+            return ratio_T.exp().clamp(*_TOKEN_BOUNDS)
+        mean_T = mean_of_sequences(ratio_T, targets)
+        return (self.temperature * mean_T).exp().clamp(max=_SEQUENCE_BOUND)
+
+
+class PSFT(Objective):
+    """Proximal SFT, arXiv 2508.17784: -min(r, clip(r, 1 - low, 1 + high)) with r = p / p_old, PPO of advantage 1.
+
+    p_old are the probabilities before each batch of updates. With a positive advantage only the upper bound binds: the
+    gradient is that of `-r` below 1 + high, and none above.
+    """
+
+    name: ClassVar[str] = "psft"
+    summary: ClassVar[str] = "w = r where r = p / p_old <= 1 + high, else 0; reported as -min(r, 1 + high)"
+    source: ClassVar[str] = "arXiv 2508.17784; github.com/zwhong714/PSFT, ray_trainer.py"
+    helps: ClassVar[str] = "several epochs without losing what the model could do"
+    columns: ClassVar[frozenset[str]] = frozenset({"old_logp"})
+
+    high: Number = Field(default=0.28, ge=0, description="How far p may rise above p_old.")
+
+    def weigh(self, rows: Rows, targets: Targets, clock: Clock | None) -> Weighed:
+        """Return r or 0 [T], and -min(r, 1 + high)."""
+        del clock
+        ratio_T = (rows.logp_T - targets.columns["old_logp"].to(rows.logp_T)).exp()
+        bound = 1 + self.high
+        return Weighed(ratio_T.where(ratio_T <= bound, ratio_T.new_zeros(())), -ratio_T.clamp(max=bound))
+
+
+def mean_of_sequences(value_T: Tensor, targets: Targets) -> Tensor:
+    """Return for each token the mean of a value over the scored tokens of its sequence, [T].
+
+    Args:
+        value_T: any float dtype.
+        targets: the same tokens; their `sequence_T` must be known.
+    """
+    sequence_T = targets.sequence_T
+    assert sequence_T is not None
+    # No more sequences than tokens: sizes that depend on the data would wait for the device.
+    sum_T = value_T.new_zeros(len(value_T) + 1).index_add_(0, sequence_T, value_T)
+    count_T = value_T.new_zeros(len(value_T) + 1).index_add_(0, sequence_T, value_T.new_ones(len(value_T)))
+    return sum_T[sequence_T] / count_T[sequence_T]

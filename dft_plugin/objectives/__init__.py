@@ -2,7 +2,7 @@
 
 from dft_plugin.objectives.base import Divisor, Number, Objective, Scope, Weighed
 from dft_plugin.objectives.likelihood import DFT, NLL
-from dft_plugin.objectives.reference import IWSFT, PSFT, PriFT, PriFTMass
+from dft_plugin.objectives.reference import IWSFT, PSFT, PriFT
 from dft_plugin.objectives.rows import BlockFunction, Rank, RowFunction, Rows, RowStatistic, Top
 from dft_plugin.objectives.targets import Clock, Targets
 from dft_plugin.objectives.trust import DEFT, EAFT, IDFT, ChordPhi, Focal, ProFit, Thresholded
@@ -12,7 +12,6 @@ FAMILY: tuple[type[Objective], ...] = (
     NLL,
     EAFT,
     PriFT,
-    PriFTMass,
     IDFT,
     DEFT,
     ProFit,
@@ -41,7 +40,6 @@ __all__ = [
     "Number",
     "Objective",
     "PriFT",
-    "PriFTMass",
     "ProFit",
     "Rank",
     "RowFunction",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -42,12 +42,43 @@ class Weighed:
     Attributes:
         weight_T: w, finite and detached: the gradient on the logits is `w * (softmax - onehot)`.
         value_T: the loss of each token, where it is not `-w * log p`; None: it is.
-        statistics: what is to be logged beside it, by the names in `Objective.statistics`; [T].
+        statistics: what is to be logged beside it, by the names in `Objective.statistics`; [T], NaN for a token that
+            has no such value.
     """
 
     weight_T: Tensor
     value_T: Tensor | None = None
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Weigher(Protocol):
+    """What a kernel asks of an objective, or of one that was changed (`adjusted.py`)."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[RowStatistic]:
+        """As `Objective.needs`; so are the others."""
+        ...
+
+    @property
+    def columns(self) -> frozenset[str]: ...  # noqa: D102 - as `needs`
+
+    @property
+    def scope(self) -> Scope: ...  # noqa: D102 - as `needs`
+
+    @property
+    def divisor(self) -> Divisor: ...  # noqa: D102 - as `needs`
+
+    @property
+    def statistics(self) -> tuple[str, ...]: ...  # noqa: D102 - as `needs`
+
+    def weigh(self, rows: Rows, targets: Targets, clock: Clock | None) -> Tensor | Weighed:
+        """As `Objective.weigh`."""
+        ...
 
 
 class Objective(BaseModel):
@@ -101,7 +132,7 @@ class Objective(BaseModel):
         """Compute w_T from all that is known: the form for what `weight` cannot say.
 
         Args:
-            rows: statistics of T scored positions, detached. All of a sequence, or of the batch, where `scope` says so.
+            rows: statistics of T scored positions, detached; of a whole sequence, or batch, where `scope` says so.
             targets: the same T tokens.
             clock: how far the run is; None where nobody knows.
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from dft_plugin.objectives.base import Number, Objective, Rows
+from dft_plugin.objectives.base import Number, Objective
+from dft_plugin.objectives.rows import Rows
 
 if TYPE_CHECKING:
     from torch import Tensor

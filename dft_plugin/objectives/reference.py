@@ -25,34 +25,32 @@ _TOKEN_BOUNDS = (0.2, 1.8)
 
 
 class PriFT(Objective):
-    """Prior fine-tuning by probability, arXiv 2606.09396: w = p_ref of the frozen pretrained model."""
+    """Prior fine-tuning, arXiv 2606.09396: weights by the probability of a frozen model, so that they do not run away.
+
+    By probability w = p_ref; by mass w = 1 where tokens that the reference finds no likelier than the target hold
+    `threshold` of its probability.
+    """
 
     name: ClassVar[str] = "prift"
-    summary: ClassVar[str] = "w = p_ref, the probability that the frozen reference gives the target"
+    summary: ClassVar[str] = "w = p_ref of a frozen reference; by mass: 1 where its tokens up to the target hold half"
     source: ClassVar[str] = "arXiv 2606.09396; github.com/wang-kee/PriFT, prift_weights.py"
-    helps: ClassVar[str] = "as dft, where a long training would let the model's own p run away"
-    columns: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+    helps: ClassVar[str] = "as dft, in long trainings, where the model's own p would run away"
+
+    by: Literal["prob", "mass"] = Field(
+        default="prob", description="What is weighed by: the reference's probability of the target, or its mass."
+    )
+    threshold: Number = Field(default=0.5, ge=0, le=1, description="By mass: what a target needs to be learned.")
+
+    @property
+    def columns(self) -> frozenset[str]:  # type: ignore[override]  # an option decides
+        """`ref_logp` or `ref_mass`."""
+        return frozenset({"ref_logp" if self.by == "prob" else "ref_mass"})
 
     def weigh(self, rows: Rows, targets: Targets, clock: Clock | None) -> Tensor:
-        """Return p_ref [T]."""
+        """Return p_ref, or 1 or 0 [T]."""
         del clock
-        return targets.columns["ref_logp"].to(rows.logp_T).exp()
-
-
-class PriFTMass(Objective):
-    """Prior fine-tuning by mass, arXiv 2606.09396: w = 1 where the reference's tokens up to the target hold half of p."""
-
-    name: ClassVar[str] = "prift_mass"
-    summary: ClassVar[str] = "w = 1 where the reference gives >= threshold to tokens no likelier than the target, else 0"
-    source: ClassVar[str] = "arXiv 2606.09396; github.com/wang-kee/PriFT, prift_weights.py"
-    helps: ClassVar[str] = "as prift; its authors' best on Qwen3"
-    columns: ClassVar[frozenset[str]] = frozenset({"ref_mass"})
-
-    threshold: Number = Field(default=0.5, ge=0, le=1, description="The mass that a target needs to be learned.")
-
-    def weigh(self, rows: Rows, targets: Targets, clock: Clock | None) -> Tensor:
-        """Return 1 or 0 [T]."""
-        del clock
+        if self.by == "prob":
+            return targets.columns["ref_logp"].to(rows.logp_T).exp()
         return (targets.columns["ref_mass"] >= self.threshold).to(rows.logp_T)
 
 
@@ -64,12 +62,16 @@ class IWSFT(Objective):
     source: ClassVar[str] = "arXiv 2507.12856; github.com/emmyqin/iw_sft, bounding_trainers.py"
     helps: ClassVar[str] = "curated data of which some sequences suit the model better than others"
     columns: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
-    scope: ClassVar[Scope] = "sequence"
 
     per: Literal["sequence", "token"] = Field(
         default="sequence", description="What gets one weight. `token`: clamp(p / p_ref, 0.2, 1.8)."
     )
     temperature: Number = Field(default=1.0, ge=0, description="Factor on the mean log-ratio of a sequence.")
+
+    @property
+    def scope(self) -> Scope:  # type: ignore[override]  # an option decides
+        """A sequence or a token."""
+        return self.per
 
     def weigh(self, rows: Rows, targets: Targets, clock: Clock | None) -> Tensor:
         """Return the importance of each token, or of its sequence [T]."""

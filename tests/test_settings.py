@@ -8,13 +8,14 @@ import math
 import pydantic
 import pytest
 
-from dft_plugin.config.settings import Settings, parse_settings
+from dft_plugin.config.parsing import parse_settings
+from dft_plugin.config.settings import Settings
 from dft_plugin.errors import SettingsError
 from dft_plugin.objectives import DFT, NLL
 
 OBJECTIVES = {"dft": DFT, "nll": NLL}
 KERNELS = ("chunked", "reference")
-DFT_KEYS = "alpha, floor, name, kernel, scratch_mb"
+DFT_KEYS = "alpha, floor, name, kernel, scratch_mb, first, always_learn, weights"
 
 
 def parse(value, where="loss") -> Settings:
@@ -29,7 +30,7 @@ def problems(value, where="loss") -> list[str]:
 
 def test_the_keys_of_settings_are_these():
     # A user's YAML depends on them: add here, and to the changelog, but do not take away.
-    assert set(Settings.model_fields) == {"name", "kernel", "scratch_mb", "options"}
+    assert set(Settings.model_fields) == {"name", "kernel", "scratch_mb", "first", "always_learn", "weights", "options"}
 
 
 def test_every_key_is_described():
@@ -108,7 +109,8 @@ def test_an_unknown_key_brings_the_closest_one():
 
 def test_an_option_of_another_objective_is_unknown():
     assert problems({"name": "nll", "alpha": 1}) == [
-        "`loss.alpha`: `alpha` is not an option of `nll`. Allowed: name, kernel, scratch_mb."
+        "`loss.alpha`: `alpha` is not an option of `nll`. Allowed: "
+        "name, kernel, scratch_mb, first, always_learn, weights."
     ]
 
 
@@ -170,5 +172,77 @@ def test_a_problem_names_the_key_that_the_host_uses():
 
 def test_settings_survive_the_way_to_another_process():
     written = parse({"name": "dft", "alpha": 0.5, "kernel": "chunked"}).as_written()
-    assert written == {"name": "dft", "kernel": "chunked", "scratch_mb": None, "alpha": 0.5}
+    assert written == {"name": "dft", "kernel": "chunked", "alpha": 0.5}
     assert parse(json.loads(json.dumps(written))).as_written() == written
+
+
+WRITTEN = {
+    "name": "dft",
+    "alpha": {"from": 0.0, "to": 1.0, "until": 0.3},
+    "first": {"name": "nll", "for": 100},
+    "always_learn": ["eos", 7],
+    "weights": {"column": "ratio", "tokens": {"</think>": 2.0, "11": 0.5}},
+    "scratch_mb": 64,
+}
+
+
+def test_what_changes_during_a_run_survives_the_way_to_another_process():
+    settings = parse(WRITTEN)
+    assert parse(json.loads(json.dumps(settings.as_written()))) == settings
+    assert settings.describe() == "dft(alpha=0->1 until 0.3) after nll until 100"
+
+
+def test_a_ramp_is_kept_as_it_was_written():
+    assert parse(WRITTEN).options["alpha"] == {"from": 0.0, "to": 1.0, "until": 0.3}
+
+
+def test_an_option_of_first_stands_beside_its_name():
+    first = parse({"name": "nll", "first": {"name": "dft", "alpha": 0.5, "for": 0.2}}).first
+    assert (first.name, first.options, first.until) == ("dft", {"alpha": 0.5}, 0.2)
+
+
+@pytest.mark.parametrize("given", ["eos", ["eos"], ["eos", "special", "added", 0, 5], 3, []])
+def test_tokens_that_are_always_learned_are_kinds_or_ids(given):
+    assert parse({"always_learn": given}).always_learn == tuple(given if isinstance(given, list) else [given])
+
+
+POINT = "a share of the run lies above 0 and is at most 1.0; write steps as an integer"
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"alpha": {"from": 0, "to": 1}}, "`loss.alpha.until: {'from': 0, 'to': 1}`: Field required."),
+        ({"alpha": {"from": 0, "to": 1, "until": 1.5}}, f"`loss.alpha.until: 1.5`: {POINT}."),
+        ({"alpha": {"from": 0, "to": 1, "until": 0}}, "`loss.alpha.until: 0`: 1 step or more is needed."),
+        (
+            {"alpha": {"from": 0, "to": True, "until": 3}},
+            "`loss.alpha.to: True`: a number is needed, not a truth value.",
+        ),
+        (
+            {"alpha": {"from": -1, "to": 1, "until": 3}},
+            "`loss.alpha: -1`: Input should be greater than or equal to 0.",
+        ),
+        ({"floor": {"from": 0, "to": 3, "until": 3}}, "`loss.floor: 3`: Input should be less than or equal to 1."),
+        (
+            {"first": {"name": "nl", "for": 3}},
+            "`loss.first.name`: `nl` is not a known name. Did you mean `nll`? Allowed: dft, nll.",
+        ),
+        ({"first": {"name": "nll"}}, "`loss.first.for: {'name': 'nll'}`: Field required."),
+        (
+            {"first": {"name": "nll", "for": 3, "alpha": 1}},
+            "`loss.first.alpha`: `alpha` is not an option of `nll`. Allowed: name, for.",
+        ),
+        (
+            {"first": {"name": "dft", "for": 3, "alpha": {"from": 0, "to": 1, "until": 2}}},
+            "`loss.first.alpha`: an option of `first` cannot be ramped; give a number.",
+        ),
+        ({"always_learn": ["eoss"]}, "'eoss' is neither one of eos, special, added nor a token id."),
+        ({"always_learn": [-1]}, "-1 is neither one of eos, special, added nor a token id."),
+        ({"weights": {"colum": "x"}}, "`loss.weights.colum: 'x'`: Extra inputs are not permitted."),
+        ({"weights": {"tokens": {"a": -1}}}, "Input should be greater than or equal to 0."),
+    ],
+)
+def test_what_cannot_change_or_weigh_is_refused_with_the_rule(value, says):
+    (problem,) = problems(value)
+    assert problem.endswith(says)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import pluggy
 
 from dft_plugin.config import builtin, hookspecs
-from dft_plugin.config.settings import RESERVED_KERNELS, Settings, parse_settings
+from dft_plugin.config.parsing import parse_settings
+from dft_plugin.config.settings import RESERVED_KERNELS, Settings
 from dft_plugin.errors import PluginError, SettingsError
 
 if TYPE_CHECKING:

@@ -1,21 +1,60 @@
-"""Settings: what the user wrote after `loss:`, checked as a whole. No torch.
-
-The keys are `name`, `kernel`, `scratch_mb` and the options of the objective that is named.
-"""
+"""Settings: what the user wrote after `loss:`, as it is kept once it was checked (`parsing.py`). No torch."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from dft_plugin.errors import SettingsError
-from dft_plugin.objectives import Objective
+from dft_plugin.config.schedules import Point, RampSetting, is_ramp
+from dft_plugin.objectives import Number
 
 RESERVED_KERNELS = ("auto", "logits")
 """Values of `kernel` that name a choice rather than a kernel."""
+
+
+ALWAYS_LEARN = ("eos", "special", "added")
+"""Kinds of tokens that `always_learn` may name; it takes ids as well."""
+
+
+def _kinds_or_ids(value: Any) -> Any:
+    given = value if isinstance(value, (list, tuple)) else [value]
+    for entry in given:
+        if isinstance(entry, bool) or not (entry in ALWAYS_LEARN or (isinstance(entry, int) and entry >= 0)):
+            raise ValueError(f"{entry!r} is neither one of {', '.join(ALWAYS_LEARN)} nor a token id")
+    return tuple(given)
+
+
+class First(BaseModel):
+    """Another objective at the beginning: `first: {name: nll, for: 0.2}`; its options stand beside `name`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    name: str = Field(description="The objective that the run begins with.")
+    until: Point = Field(alias="for", description="How long: steps (an integer) or a share of the run (a fraction).")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of that objective."""
+        return dict(self.model_extra or {})
+
+    def describe(self) -> str:
+        """Return `nll until 0.2`, for logs."""
+        return f"{_call(self.name, self.options)} until {self.until:g}"
+
+
+class DataWeights(BaseModel):
+    """Factors on the weights: `weights: {column: ratio, tokens: {"</think>": 2.0}}`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    column: str | None = Field(
+        default=None,
+        description="A column of the dataset: a number for each row, each message of a chat, or each token.",
+    )
+    tokens: dict[int | str, Annotated[Number, Field(ge=0)]] = Field(
+        default_factory=dict, description="Factors by token: its id, or its text where that is one token."
+    )
 
 
 class Settings(BaseModel):
@@ -45,88 +84,42 @@ class Settings(BaseModel):
             "and does not heed it."
         ),
     )
+    first: First | None = Field(
+        default=None, description="Another objective to begin with, e.g. `{name: nll, for: 0.2}`: SFT first, then DFT."
+    )
+    always_learn: Annotated[tuple[str | int, ...], BeforeValidator(_kinds_or_ids)] = Field(
+        default=(),
+        description=(
+            "Tokens that get weight 1 whatever the objective says: `eos` (what ends an answer), `special` (as the "
+            "tokenizer marks them), `added` (not in the base model's tokenizer), or token ids."
+        ),
+    )
+    weights: DataWeights | None = Field(
+        default=None, description="Factors from the data: `{column: ratio, tokens: {\"</think>\": 2.0}}`."
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Options of the objective, written beside `name`."
     )
 
     def as_written(self) -> dict[str, Any]:
         """Return the mapping that `parse_settings` reads as these settings, e.g. to hand them to another process."""
-        return {**self.model_dump(exclude={"options"}), **self.options}
+        own = self.model_dump(exclude={"options"}, exclude_defaults=True, by_alias=True, mode="json")
+        return {"name": self.name, **own, **self.options}
 
     def describe(self) -> str:
         """Return `dft` or `dft(alpha=0.7)`, for logs."""
-        inner = ", ".join(f"{key}={value}" for key, value in self.options.items())
-        return f"{self.name}({inner})" if inner else self.name
+        said = _call(self.name, self.options)
+        return said if self.first is None else f"{said} after {self.first.describe()}"
 
 
-def parse_settings(
-    value: Any,
-    *,
-    objectives: Mapping[str, type[Objective]],
-    kernels: Collection[str],
-    where: str = "loss",
-) -> Settings:
-    """Turn what stands after `loss:` into Settings.
-
-    Args:
-        value: a name, or a mapping with `name` (default `dft`) and options.
-        objectives: what may be named, each with its options.
-        kernels: what `kernel` may name beside `auto` and `logits`.
-        where: the key, for error messages.
-
-    Raises:
-        SettingsError: with every problem: unknown names and keys with the closest valid one, wrong
-            types, impossible values.
-    """
-    if isinstance(value, str):
-        value = {"name": value}
-    if not isinstance(value, Mapping):
-        raise SettingsError(
-            [f"`{where}: {value!r}` is a {type(value).__name__}; write `{where}: dft`, or a mapping with `name`."]
-        )
-    given = {"name": "dft", **{str(key): entry for key, entry in value.items()}}
-    own = {key: entry for key, entry in given.items() if key in _OWN_KEYS}
-    options = {key: entry for key, entry in given.items() if key not in _OWN_KEYS}
-    problems = _problems(Settings, own, where)
-
-    kernel = own.get("kernel", "auto")
-    if isinstance(kernel, str):
-        problems += _unknown(f"{where}.kernel", kernel, [*RESERVED_KERNELS, *kernels])
-    name = own["name"]
-    objective = objectives.get(name) if isinstance(name, str) else None
-    if objective is None:
-        if isinstance(name, str):
-            problems += _unknown(f"{where}.name" if len(given) > 1 else where, name, objectives)
-    else:
-        allowed = [*objective.model_fields, *_OWN_KEYS]
-        for key in [key for key in options if key not in objective.model_fields]:
-            problems += _unknown(f"{where}.{key}", key, allowed, what=f"an option of `{name}`")
-            del options[key]
-        problems += _problems(objective, options, where)
-    if problems:
-        raise SettingsError(problems)
-    return Settings(**own, options=options)
+def _call(name: str, options: dict[str, Any]) -> str:
+    shown = {key: RampSetting.model_validate(entry) if is_ramp(entry) else entry for key, entry in options.items()}
+    inner = ", ".join(f"{key}={entry}" for key, entry in shown.items())
+    return f"{name}({inner})" if inner else name
 
 
-_OWN_KEYS = tuple(key for key in Settings.model_fields if key != "options")
+FIRST_KEYS = ("name", "for")
+"""Keys of `first` that are no option of its objective."""
 
-
-def _problems(model: type[BaseModel], values: Mapping[str, Any], where: str) -> list[str]:
-    try:
-        model.model_validate(dict(values))
-    except ValidationError as error:
-        return [
-            f"`{'.'.join([where, *map(str, item['loc'])])}: {item['input']!r}`: "
-            f"{item['msg'].removeprefix('Value error, ')}."
-            for item in error.errors()
-        ]
-    return []
-
-
-def _unknown(key: str, given: str, allowed: Collection[str], what: str = "a known name") -> list[str]:
-    """Return a problem if `given` is not in `allowed`."""
-    if given in allowed:
-        return []
-    close = difflib.get_close_matches(given, allowed, n=1)
-    hint = f" Did you mean `{close[0]}`?" if close else ""
-    return [f"`{key}`: `{given}` is not {what}.{hint} Allowed: {', '.join(allowed)}."]
+OWN_KEYS = tuple(key for key in Settings.model_fields if key != "options")
+"""Keys that are no option of the objective."""

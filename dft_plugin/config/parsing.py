@@ -1,0 +1,115 @@
+"""What stands after `loss:`, turned into Settings, with every problem at once. No torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from dft_plugin.config.schedules import RampSetting, ends, is_ramp
+from dft_plugin.config.settings import FIRST_KEYS, OWN_KEYS, RESERVED_KERNELS, Settings
+from dft_plugin.errors import SettingsError
+from dft_plugin.objectives import Objective
+
+Objectives = Mapping[str, type[Objective]]
+
+
+def parse_settings(
+    value: Any,
+    *,
+    objectives: Objectives,
+    kernels: Collection[str],
+    where: str = "loss",
+) -> Settings:
+    """Turn what stands after `loss:` into Settings.
+
+    Args:
+        value: a name, or a mapping with `name` (default `dft`) and options.
+        objectives: what may be named, each with its options.
+        kernels: what `kernel` may name beside `auto` and `logits`.
+        where: the key, for error messages.
+
+    Raises:
+        SettingsError: with every problem: unknown names and keys with the closest valid one, wrong
+            types, impossible values.
+    """
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping):
+        raise SettingsError(
+            [f"`{where}: {value!r}` is a {type(value).__name__}; write `{where}: dft`, or a mapping with `name`."]
+        )
+    given = {"name": "dft", **{str(key): entry for key, entry in value.items()}}
+    own = {key: entry for key, entry in given.items() if key in OWN_KEYS}
+    options = {key: entry for key, entry in given.items() if key not in OWN_KEYS}
+    problems = _problems(Settings, own, where)
+    kernel = own.get("kernel", "auto")
+    if isinstance(kernel, str):
+        problems += _unknown(f"{where}.kernel", kernel, [*RESERVED_KERNELS, *kernels])
+    at = f"{where}.name" if len(given) > 1 else where
+    problems += _objective_problems(own["name"], options, objectives, at, where, OWN_KEYS)
+    if isinstance(own.get("first"), Mapping):
+        problems += _first_problems(own["first"], objectives, f"{where}.first")
+    if problems:
+        raise SettingsError(problems)
+    return Settings(**own, options=options)
+
+
+def _objective_problems(
+    name: Any, options: Mapping[str, Any], objectives: Objectives, at: str, where: str, own_keys: Collection[str]
+) -> list[str]:
+    """List what is wrong with an objective's name (at `at`) and options (below `where`)."""
+    if not isinstance(name, str):
+        return []
+    objective = objectives.get(name)
+    if objective is None:
+        return _unknown(at, name, objectives)
+    problems = []
+    for key in options:
+        if key not in objective.model_fields:
+            allowed = [*objective.model_fields, *own_keys]
+            problems += _unknown(f"{where}.{key}", key, allowed, what=f"an option of `{name}`")
+    options = {key: entry for key, entry in options.items() if key in objective.model_fields}
+    malformed = []
+    for key, entry in options.items():
+        if is_ramp(entry):
+            malformed += _problems(RampSetting, entry, f"{where}.{key}")
+    checked = [ends(options, end) for end in ("from", "to")] if not malformed else [_without_ramps(options)]
+    # What is wrong at both ends is said once.
+    found = dict.fromkeys(problem for values in checked for problem in _problems(objective, values, where))
+    return [*problems, *malformed, *found]
+
+
+def _without_ramps(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entry for key, entry in options.items() if not is_ramp(entry)}
+
+
+def _first_problems(first: Mapping[Any, Any], objectives: Objectives, where: str) -> list[str]:
+    given = {str(key): entry for key, entry in first.items()}
+    options = {key: entry for key, entry in given.items() if key not in FIRST_KEYS}
+    problems = _objective_problems(given.get("name"), options, objectives, f"{where}.name", where, FIRST_KEYS)
+    changing = [key for key in options if is_ramp(options[key])]
+    return problems + [f"`{where}.{key}`: an option of `first` cannot be ramped; give a number." for key in changing]
+
+
+def _problems(model: type[BaseModel], values: Mapping[str, Any], where: str) -> list[str]:
+    try:
+        model.model_validate(dict(values))
+    except ValidationError as error:
+        return [
+            f"`{'.'.join([where, *map(str, item['loc'])])}: {item['input']!r}`: "
+            f"{item['msg'].removeprefix('Value error, ')}."
+            for item in error.errors()
+        ]
+    return []
+
+
+def _unknown(key: str, given: str, allowed: Collection[str], what: str = "a known name") -> list[str]:
+    """Return a problem if `given` is not in `allowed`."""
+    if given in allowed:
+        return []
+    close = difflib.get_close_matches(given, allowed, n=1)
+    hint = f" Did you mean `{close[0]}`?" if close else ""
+    return [f"`{key}`: `{given}` is not {what}.{hint} Allowed: {', '.join(allowed)}."]

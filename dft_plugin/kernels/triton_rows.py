@@ -41,9 +41,14 @@ _MOST_THREADS = 512
 """More wait for each other in the reductions of a row, fewer keep too few loads in flight. Not measured yet."""
 
 
-def launch_for(vocab_size: int, dtype: torch.dtype) -> Launch:
-    """Return the launch for rows of a width: one load a lane, in as many warps as a row fills, 16 (AMD: 8) at most."""
-    lanes = 64 if torch.version.hip else 32
+def launch_for(vocab_size: int, dtype: torch.dtype, lanes: int = 64 if torch.version.hip else 32) -> Launch:
+    """Return the launch for rows of a width: one load a lane, in as many warps as a row fills, 512 threads at most.
+
+    Args:
+        vocab_size: columns of a row.
+        dtype: of the logits.
+        lanes: of a warp.
+    """
     columns = lanes * _LOAD_BYTES // dtype.itemsize
     warps = min(_MOST_THREADS // lanes, triton.next_power_of_2(triton.cdiv(vocab_size, columns)))
     return Launch(warps * columns, warps)

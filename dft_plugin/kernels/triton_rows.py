@@ -253,8 +253,9 @@ def score_row(
     near = -_log1p(rest / e_target)
     tl.store(found_ptr + row, tl.where(e_target > rest, near, far))
     tl.store(found_ptr + T + row, rest / norm)
-    # A NaN among the others is in the sum, and not in the maximum.
-    tl.store(top1_ptr + row, ((x_target >= max_others) & (rest == rest)).to(tl.int8))
+    # A NaN among the others is in the sum, and not in the maximum; and norm is 0 where all are -inf, a tie.
+    largest = (x_target >= max_others) & ((rest == rest) | (max_others == float("inf")))
+    tl.store(top1_ptr + row, (largest | (norm == 0)).to(tl.int8))
     if ENTROPY:
         terms_B = shrink_B * (e_y_B + rest_B * (max_B - max_all))
         e_y = tl.sum(tl.where(shrink_B > 0, terms_B, 0.0), 0) + tl.where(e_target > 0, e_target * y_target, 0.0)

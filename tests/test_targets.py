@@ -78,7 +78,7 @@ def test_the_rows_of_what_is_scored():
     labels_BS = torch.tensor([[IGNORED, 3], [0, IGNORED]])
     chosen, hidden_BSD = targets.select(labels_BS), torch.arange(8.0).view(2, 2, 2)
     assert chosen.rows(hidden_BSD).tolist() == [[2, 3], [4, 5]]
-    assert chosen.mask_BS(torch.device("cpu")).tolist() == [[False, True], [True, False]]
+    assert chosen.mask(torch.device("cpu")).tolist() == [[False, True], [True, False]]
 
 
 def test_rows_of_which_all_are_scored_are_no_copy():

@@ -79,8 +79,8 @@ class Targets:
         rows = of.reshape(-1, of.shape[-1])
         return rows if rows.shape[0] == self.count else rows.index_select(0, send(self.positions_T, of.device))
 
-    def mask_BS(self, device: torch.device) -> Tensor:
-        """Return a bool of the labels' shape on a device: which positions are scored."""
+    def mask(self, device: torch.device) -> Tensor:
+        """Return which positions are scored: bool, of the labels' shape, on a device."""
         mask_N = torch.zeros(self.shape.numel(), dtype=torch.bool, device=device)
         return mask_N.index_fill_(0, send(self.positions_T, device), True).view(self.shape)
 

@@ -9,9 +9,9 @@ from torch import Tensor
 class Fetched:
     """A copy on the CPU of what a tensor holds now; the device goes on working meanwhile.
 
-    On CUDA it is queued behind the work that is queued already, into pinned memory. `read` waits for no more than that,
-    so what is queued between the two keeps the device busy. Other devices are waited for at once, before there is more
-    to wait for. A tensor on the CPU is not copied.
+    On CUDA it is queued behind the work that is queued already, into pinned memory. `read` waits for no more than
+    that, so what is queued between the two keeps the device busy. Other devices are waited for at once, before there
+    is more to wait for. A tensor on the CPU is not copied.
 
     Args:
         tensor: of any dtype, on any device.

@@ -35,7 +35,8 @@ class Answering:
     Attributes:
         tally: gets the statistics of each answered call; None: the attachment keeps them by mode, see `drain`.
         want_logits: whether outputs must carry logits; None: in eval mode only.
-        counted_B: bool, on the CPU, which rows [B] or positions [B, S] the statistics count; None: all. The loss is of all rows.
+        counted_B: bool, on the CPU, which rows [B] or positions [B, S] the statistics count; None: all. The loss is
+            of all rows.
         num_items: divisor for a call that carries no `num_items_in_batch`.
         mean_of_nothing: the loss of a batch without targets: NaN in an evaluation, as that of cross-entropy is, and
             `eval_loss` does with it what the installed Trainer does.

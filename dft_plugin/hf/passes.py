@@ -141,14 +141,14 @@ class Passes:
         if isinstance(seen, NotLean):
             return seen
         asked = judge(model, stand_in, seen, known)
+        # Later than on the first batch, it is read when the device has the kernel to work on.
+        verdict = agree(model, verdict_of(asked)) if known is None else known.transform
         if known is None:
-            verdict = agree(model, verdict_of(asked))
             self._checked, self._distrusted, self._apart = False, None, False
-        else:
-            # What the pass before showed; what this one shows is read when the device has the kernel to work on.
-            verdict = asked if isinstance(asked, NotLean) else known.transform
-        if isinstance(verdict, NotLean) or isinstance(asked, NotLean):
-            return verdict if isinstance(verdict, NotLean) else asked
+        if isinstance(verdict, NotLean):
+            return verdict
+        if isinstance(asked, NotLean):
+            return asked
         with_graph = torch.is_grad_enabled() or (known is not None and known.with_graph)
         reason = None if known is None else known.why_not_lean
         self.route = Route("lean", verdict, reason, vocab_size, id(door.owner), with_graph)

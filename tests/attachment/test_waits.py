@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from support import tiny, waits
 
 from dft_plugin import attach
+from dft_plugin.hf.labels import SentAhead
 
 COUNTED = torch.tensor([True, False, True])
 """Rows of a batch that statistics count; a loader's business, so it is on the CPU."""
@@ -64,6 +66,34 @@ def test_a_step_waits_for_its_labels_and_for_what_the_stock_model_waits_for(case
     for ours, stock in zip(watched(case, case.loss), watched(case), strict=True):
         assert ours.seen - stock.seen == waits.Counter()
         assert (ours.fetched, ours.read) == (case.fetched, case.read)
+
+
+def test_labels_go_ahead_of_the_backbone_and_the_transform_is_read_behind_the_kernel(monkeypatch):
+    model, happened = waits.CASES["softcap"].make(), []
+    attachment = attach(model)
+    fetched = waits.transfer.Fetched
+
+    def noted(name, call):
+        return lambda *args, **kwargs: (happened.append(name), call(*args, **kwargs))[1]
+
+    model(**tiny.batch())
+    monkeypatch.setattr(fetched, "__init__", noted("fetch", fetched.__init__))
+    monkeypatch.setattr(fetched, "read", noted("read", fetched.read))
+    model.model.register_forward_hook(lambda *_: happened.append("backbone"))
+    attachment.plan = replace(attachment.plan, kernel=noted("kernel", attachment.plan.kernel))
+    model(**tiny.batch())
+    # In the middle the labels, which whoever selects them asks for once more: they are on the CPU by then.
+    assert happened == ["fetch", "backbone", "fetch", *["read", "fetch", "read"], "kernel", "read"]
+
+
+def test_labels_are_fetched_again_only_if_they_are_others_by_now():
+    labels_BS = tiny.batch()["labels"]
+    ahead = SentAhead(labels_BS)
+    first = ahead.fetch(labels_BS)
+    assert ahead.fetch(labels_BS) is first
+    assert ahead.fetch(labels_BS.clone()) is not first
+    labels_BS[0, 0] = 7
+    assert ahead.fetch(labels_BS) is not first
 
 
 @pytest.mark.parametrize("wait", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.tolist(), torch.nonzero])

@@ -19,11 +19,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import LlamaForCausalLM
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from dft_plugin.core import transfer
-from support import attached, own_losses, tiny
+from support import attached, odd, own_losses, tiny
 
 _NUMBER_OR_SHAPE_FROM_DATA = {
     f"aten::{name}"
@@ -157,32 +155,21 @@ def _place() -> str:
     return f"{frames[-1].filename.split('/')[-1]}:{frames[-1].lineno}"
 
 
-class OwnShift(LlamaForCausalLM):
+class OwnShift(odd.Odd):
     """Shifts its labels by itself, and hands on what it has made of them."""
 
-    def forward(self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **kwargs: Any) -> Any:
-        logits = self.lm_head(self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state)
-        loss = None
-        if labels is not None:
-            shifted = nn.functional.pad(labels, (0, 1), value=-100)[..., 1:].contiguous()
-            loss = self.loss_function(logits, labels, self.config.vocab_size, shift_labels=shifted, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
+    def finish(self, logits: Tensor, labels: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Shift."""
+        shifted = nn.functional.pad(labels, (0, 1), value=-100)[..., 1:].contiguous()
+        return super().finish(logits, labels, {**kwargs, "shift_labels": shifted})
 
 
-class ByColumn(LlamaForCausalLM):
+class ByColumn(odd.Odd):
     """Does more to its logits than to scale and cap them."""
 
-    def forward(self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **kwargs: Any) -> Any:
-        logits = self.lm_head(self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state)
-        logits = logits + torch.linspace(-1, 1, logits.shape[-1], device=logits.device)
-        loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
-
-
-def _odd(cls: type, **changes: Any) -> Any:
-    config = tiny.llama(**changes).config
-    torch.manual_seed(0)
-    return cls(config)
+    def odd(self, logits: Tensor, hidden_BSD: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Add another number in each column."""
+        return logits + torch.linspace(-1, 1, logits.shape[-1], device=logits.device)
 
 
 def _adapted(config: str, **how: Any) -> Any:
@@ -231,19 +218,19 @@ CASES = {
     "MoE": Case(tiny.mixtral),
     "kernel: logits": Case(tiny.llama, {"name": "dft", "kernel": "logits"}),
     "MoE, kernel: logits": Case(tiny.mixtral, {"name": "dft", "kernel": "logits"}),
-    "logits path": Case(lambda: _odd(ByColumn)),
+    "logits path": Case(lambda: odd.build(ByColumn)),
     "called head": Case(_hooked),
     "LoRA": Case(lambda: _adapted("LoraConfig", r=4, target_modules=["q_proj"]), _IN_CHUNKS),
     "LoRA on the head": Case(lambda: _adapted("LoraConfig", r=4, target_modules=["q_proj", "lm_head"]), _IN_CHUNKS),
     "DoRA on the head": Case(lambda: _adapted("LoraConfig", r=4, target_modules=["lm_head"], use_dora=True)),
     # It makes the labels longer before the model that we are attached to is called.
     "prompt tuning": Case(lambda: _adapted("PromptTuningConfig", num_virtual_tokens=4), _IN_CHUNKS),
-    "loss of its own": Case(lambda: _odd(own_losses.WithoutPadding)),
+    "loss of its own": Case(lambda: odd.build(own_losses.WithoutPadding)),
     "evaluation": Case(tiny.llama, training=False, counted=True),
     "evaluation without logits": Case(tiny.llama, training=False, want_logits=False, counted=True),
     "MoE, evaluation without logits": Case(tiny.mixtral, training=False, want_logits=False),
     # The labels, and what the model did to its logits, which is read behind the kernel.
     "softcap": Case(lambda: attached.build("gemma2", final_logit_softcapping=5.0), fetched=2, read=2),
     # Labels that went ahead, for which nobody waits, and those that the model made of them.
-    "shifts by itself": Case(lambda: _odd(OwnShift), fetched=2, read=1),
+    "shifts by itself": Case(lambda: odd.build(OwnShift), fetched=2, read=1),
 }

@@ -10,7 +10,6 @@ from support import attached, tiny
 from support.odd import Odd
 from torch import nn
 from transformers import LlamaForCausalLM
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from dft_plugin import attach
 from dft_plugin.errors import UnsupportedModelError

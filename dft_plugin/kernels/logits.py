@@ -43,7 +43,7 @@ def score_logits(
 
     Args:
         logits_NV: transformed logits of any float dtype.
-        kept_N: bool, which positions are scored.
+        kept_N: which positions are scored: bool [N], or their int64 indices [T] in ascending order.
         targets_T: int64 targets of the kept positions, in [0, V).
         objective: gives the weights.
         needs: costly statistics to return.
@@ -69,7 +69,7 @@ def score_logits_(
 
     Args:
         logits_NV: transformed logits of any float dtype, of a graph; overwritten.
-        kept_N: bool, which positions are scored.
+        kept_N: which positions are scored: bool [N], or their int64 indices [T] in ascending order.
         targets_T: int64 targets of the kept positions, in [0, V).
         objective: gives the weights.
         needs: costly statistics to return.
@@ -79,7 +79,9 @@ def score_logits_(
 
 
 def _positions(kept_N: Tensor, targets_T: Tensor) -> Tensor:
-    """Where a mask is true; without a wait for the device if it is so everywhere."""
+    """Where a mask is true; without a wait for the device if it is so everywhere, or indices are there already."""
+    if kept_N.dtype != torch.bool:
+        return kept_N
     if kept_N.numel() == targets_T.numel():
         return torch.arange(kept_N.numel(), device=kept_N.device)
     return kept_N.nonzero()[:, 0]

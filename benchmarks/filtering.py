@@ -31,7 +31,7 @@ from dft_plugin.hf.attachment import attach_plan
 from dft_plugin.kernels import IDENTITY, Head, KernelResult, chunked
 from dft_plugin.kernels.results import as_outputs, from_outputs, join, weigh
 from dft_plugin.kernels.scoring import score_rows_
-from dft_plugin.objectives import DFT, Objective
+from dft_plugin.objectives import DFT, Objective, Targets
 
 SHARES = (2**-9, 0.01, 0.05)
 CHUNK = 512
@@ -122,7 +122,7 @@ def measure_gradients(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor) -
         weight = weight_VD.to(dtype).requires_grad_(trained)
         inputs = [hidden, weight] if trained else [hidden]
         start = time.process_time()
-        result = kernel(hidden, Head(weight), targets_T, DFT(), needs=frozenset(), scratch_bytes=256 << 20)
+        result = kernel(hidden, Head(weight), Targets(targets_T), DFT(), needs=frozenset(), scratch_bytes=256 << 20)
         found = torch.autograd.grad(result.loss_sum, inputs)
         return time.process_time() - start, [gradient.double() for gradient in found]
 

@@ -14,7 +14,7 @@ from dft_plugin.core import targets
 from dft_plugin.core.loss import LossResult, hidden_loss, logits_loss, normalise
 from dft_plugin.functional import plan_for
 from dft_plugin.kernels import Head, LowRank
-from dft_plugin.objectives import DFT
+from dft_plugin.objectives import DFT, Targets
 
 
 def _scorer(kernel: str, needs: frozenset[Any] = frozenset()) -> Callable[[HiddenInputs], LossResult]:
@@ -68,6 +68,8 @@ def logits_overwritten() -> Callable[[LogitsInputs], Tensor]:
 
     def loss(inputs: LogitsInputs) -> Tensor:
         chosen = targets.select(inputs.labels_N)
-        return normalise(score(inputs.logits_NV, chosen.positions_T, chosen.ids_T, DFT()).loss_sum, chosen.count)
+        return normalise(
+            score(inputs.logits_NV, chosen.positions_T, Targets(chosen.ids_T), DFT()).loss_sum, chosen.count
+        )
 
     return loss

@@ -19,7 +19,7 @@ import torch
 from dft_plugin.config.hosts import Conflict, Host
 from dft_plugin.config.settings import RESERVED_KERNELS, Settings
 from dft_plugin.kernels import Head, Kernel, KernelResult, Transform, reference
-from dft_plugin.objectives import DFT, NLL, Objective
+from dft_plugin.objectives import DFT, NLL, Objective, Targets
 
 _ROWS, _HIDDEN, _VOCAB = 150, 24, 301
 
@@ -42,11 +42,11 @@ def check_objective(objective: Objective | type[Objective]) -> None:
         assert info.description, f"option {field} has no description"
         assert field not in Settings.model_fields, f"option {field} is a setting of ours"
     hidden_TD, head, targets_T = _problem(torch.float64)
-    whole = reference(hidden_TD, head, targets_T, objective)
+    whole = reference(hidden_TD, head, Targets(targets_T), objective)
     assert not whole.weight_T.requires_grad, "weights must be detached"
     assert whole.weight_T.shape == targets_T.shape, "one weight for each token"
     assert bool(whole.weight_T.isfinite().all()), "weights must be finite"
-    first = reference(hidden_TD[:7], head, targets_T[:7], objective)
+    first = reference(hidden_TD[:7], head, Targets(targets_T[:7]), objective)
     assert torch.allclose(first.weight_T, whole.weight_T[:7]), "a weight depends on other tokens"
 
 
@@ -68,7 +68,7 @@ def check_kernel(kernel: Kernel) -> None:
                 _assert_close(ours[name], truth[name], 1e-5, f"the gradient of {name}")
     hidden_TD, head, targets_T = _problem(torch.float32)
     hidden_TD = hidden_TD[:0].requires_grad_()
-    empty = kernel(hidden_TD, head, targets_T[:0], DFT(), needs=frozenset(), scratch_bytes=1 << 20)
+    empty = kernel(hidden_TD, head, Targets(targets_T[:0]), DFT(), needs=frozenset(), scratch_bytes=1 << 20)
     assert empty.loss_sum.item() == 0, "no tokens: a zero"
     assert empty.loss_sum.requires_grad, "no tokens: a zero that is connected to the graph"
 
@@ -117,7 +117,7 @@ def _gradients(
     for leaf in leaves.values():
         leaf.requires_grad_()
     head = Head(head.weight_VD, head.bias_V, transform)
-    result = kernel(hidden_TD, head, targets_T, objective, needs=frozenset(), scratch_bytes=1 << 20)
+    result = kernel(hidden_TD, head, Targets(targets_T), objective, needs=frozenset(), scratch_bytes=1 << 20)
     torch.autograd.backward(result.loss_sum / len(targets_T))
     return result, {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 

@@ -48,7 +48,7 @@ def test_only_positions_with_a_label_are_scored(score):
     result = score(hidden, LABELS)
     truth_T = oracle.token_losses(hidden @ WEIGHT.t(), LABELS)
     assert result.count == 5
-    assert result.targets_T.tolist() == [3, 7, 0, 10, 5]
+    assert result.targets.ids_T.tolist() == [3, 7, 0, 10, 5]
     assert result.loss_sum.item() == pytest.approx(truth_T.sum().item(), rel=1e-6)
     assert result.mean().item() == pytest.approx(truth_T.mean().item(), rel=1e-6)
 
@@ -243,5 +243,5 @@ def test_a_plan_can_ask_for_statistics_that_its_objective_does_not_need():
         hidden_loss(plan, hidden_states(2, 4), Head(WEIGHT), LABELS),
         logits_loss(plan, hidden_states(2, 4) @ WEIGHT.t(), LABELS),
     ):
-        assert result.rows.entropy_T.shape == (5,)
-        assert result.rows.sum_p_squared_T is None
+        assert result.scored.rows.entropy_T.shape == (5,)
+        assert result.scored.rows.sum_p_squared_T is None

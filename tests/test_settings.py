@@ -30,7 +30,15 @@ def problems(value, where="loss") -> list[str]:
 
 def test_the_keys_of_settings_are_these():
     # A user's YAML depends on them: add here, and to the changelog, but do not take away.
-    assert set(Settings.model_fields) == {"name", "kernel", "scratch_mb", "first", "always_learn", "weights", "options"}
+    assert set(Settings.model_fields) == {
+        "name",
+        "kernel",
+        "scratch_mb",
+        "first",
+        "always_learn",
+        "weights",
+        "options",
+    }
 
 
 def test_every_key_is_described():

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from support.scored import tokens
 
 from dft_plugin.core.stats import LOW_WEIGHT, LossStats, Sum
 
@@ -15,11 +16,11 @@ EOS = 2
 def three_tokens(eos_token_ids=(EOS,)) -> LossStats:
     """p = 1/2, 1/4, 1/200, each weighed by its p; the last two targets are EOS."""
     p_T = torch.tensor([0.5, 0.25, 0.005], dtype=torch.float64)
-    return LossStats.of_tokens(p_T.log(), p_T, torch.tensor([4, EOS, EOS]), eos_token_ids)
+    return LossStats.of_tokens(tokens(p_T.log(), p_T), torch.tensor([4, EOS, EOS]), eos_token_ids)
 
 
 def one_token(p: float = 0.1, weight: float = 1.0) -> LossStats:
-    return LossStats.of_tokens(torch.tensor([p]).log(), torch.tensor([weight]), torch.tensor([7]))
+    return LossStats.of_tokens(tokens(torch.tensor([p]).log(), torch.tensor([weight])), torch.tensor([7]))
 
 
 def test_every_sum_is_the_sum_that_its_name_says():
@@ -68,7 +69,7 @@ def test_weights_of_zero_leave_no_effective_token():
 @pytest.mark.parametrize(("weight", "share"), [(LOW_WEIGHT - 1e-6, 1), (LOW_WEIGHT, 0)])
 def test_a_weight_below_one_percent_is_low(weight, share):
     weight_T = torch.tensor([weight], dtype=torch.float64)
-    stats = LossStats.of_tokens(torch.zeros(1), weight_T, torch.tensor([7]))
+    stats = LossStats.of_tokens(tokens(torch.zeros(1), weight_T), torch.tensor([7]))
     assert stats.as_logs()["dft/low_weight_share"] == share
 
 
@@ -90,18 +91,18 @@ def test_merging_is_the_same_as_scoring_at_once():
     logp_T = torch.tensor([-0.1, -2.0, -30.0])
     weight_T = torch.tensor([0.9, 0.1, 0.0])
     targets_T = torch.tensor([1, 2, 3])
-    at_once = LossStats.of_tokens(logp_T, weight_T, targets_T, (3,))
+    at_once = LossStats.of_tokens(tokens(logp_T, weight_T), targets_T, (3,))
     merged = LossStats.zero()
     for i in range(3):
         one = slice(i, i + 1)
-        merged = merged + LossStats.of_tokens(logp_T[one], weight_T[one], targets_T[one], (3,))
+        merged = merged + LossStats.of_tokens(tokens(logp_T[one], weight_T[one]), targets_T[one], (3,))
     assert merged.sums_K.tolist() == pytest.approx(at_once.sums_K.tolist(), rel=1e-12)
 
 
 def test_means_are_taken_after_the_merge_not_before():
     # One token at 1 nat and three at 2: 7/4, where the mean of the means would be 3/2.
-    short = LossStats.of_tokens(torch.tensor([-1.0]), torch.ones(1), torch.tensor([5]))
-    long = LossStats.of_tokens(torch.full((3,), -2.0), torch.ones(3), torch.tensor([5, 5, 5]))
+    short = LossStats.of_tokens(tokens(torch.tensor([-1.0]), torch.ones(1)), torch.tensor([5]))
+    long = LossStats.of_tokens(tokens(torch.full((3,), -2.0), torch.ones(3)), torch.tensor([5, 5, 5]))
     assert (short + long).as_logs()["dft/nll"] == pytest.approx(7 / 4)
 
 
@@ -113,14 +114,14 @@ def test_reduce_hands_the_raw_sums_to_the_ranks():
 
 def test_no_token_gives_no_log():
     assert LossStats.zero().as_logs() == {}
-    nothing = LossStats.of_tokens(torch.empty(0), torch.empty(0), torch.empty(0).long(), (EOS,))
+    nothing = LossStats.of_tokens(tokens(torch.empty(0), torch.empty(0)), torch.empty(0).long(), (EOS,))
     assert nothing.sums_K.tolist() == [0.0] * len(Sum)
     assert nothing.as_logs() == {}
 
 
 def test_perplexity_beyond_the_largest_float_is_infinite():
     def perplexity(nats):
-        stats = LossStats.of_tokens(torch.tensor([-nats]), torch.ones(1), torch.tensor([5]))
+        stats = LossStats.of_tokens(tokens(torch.tensor([-nats]), torch.ones(1)), torch.tensor([5]))
         return stats.as_logs()["dft/perplexity"]
 
     assert perplexity(650.0) == pytest.approx(math.exp(650))
@@ -148,6 +149,6 @@ def test_sums_of_half_precision_tokens_are_float64():
     # 2049 ones: bfloat16 would stop counting at 256, float16 at 2048.
     for dtype in (torch.bfloat16, torch.float16):
         ones_T = torch.ones(2049, dtype=dtype)
-        stats = LossStats.of_tokens(-ones_T, ones_T, torch.zeros(2049).long())
+        stats = LossStats.of_tokens(tokens(-ones_T, ones_T), torch.zeros(2049).long())
         assert stats.sums_K.dtype == torch.float64
         assert stats.sums_K[Sum.NLL] == 2049

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dft_plugin.kernels import chunked, reference
-from dft_plugin.objectives import DFT, NLL, Objective
+from dft_plugin.objectives import DFT, NLL, Objective, Targets
 from dft_plugin.testing import check_kernel, check_objective
 
 
@@ -62,10 +62,10 @@ def test_an_undescribed_objective_is_found():
 
 
 def test_a_kernel_that_forgets_the_detach_is_found():
-    def leaky(hidden_TD, head, targets_T, objective, *, needs, scratch_bytes):
-        right = reference(hidden_TD, head, targets_T, objective)
+    def leaky(hidden_TD, head, targets, objective, *, needs, scratch_bytes):
+        right = reference(hidden_TD, head, targets, objective)
         logits_TV = head.transform(hidden_TD @ head.weight_VD.t() + head.bias_V)
-        logp_T = logits_TV.log_softmax(-1).gather(1, targets_T[:, None])[:, 0]
+        logp_T = logits_TV.log_softmax(-1).gather(1, targets.ids_T[:, None])[:, 0]
         weight_T = objective.weight(replace(right.rows, logp_T=logp_T))
         return replace(right, loss_sum=-(weight_T * logp_T).sum())
 

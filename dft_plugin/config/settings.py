@@ -95,7 +95,7 @@ class Settings(BaseModel):
         ),
     )
     weights: DataWeights | None = Field(
-        default=None, description="Factors from the data: `{column: ratio, tokens: {\"</think>\": 2.0}}`."
+        default=None, description='Factors from the data: `{column: ratio, tokens: {"</think>": 2.0}}`.'
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Options of the objective, written beside `name`."

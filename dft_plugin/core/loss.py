@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dft_plugin.core import targets
 from dft_plugin.core.stats import LossStats
-from dft_plugin.core.targets import Targets
+from dft_plugin.core.targets import IGNORE_INDEX, Selection, select
 from dft_plugin.core.transfer import send
 from dft_plugin.errors import LabelError
 from dft_plugin.kernels import (
@@ -27,7 +26,8 @@ from dft_plugin.kernels import (
     score_logits,
     vocab_parallel,
 )
-from dft_plugin.objectives import Objective, Rows, RowStatistic
+from dft_plugin.kernels.results import pick
+from dft_plugin.objectives import RowStatistic, Targets, Weigher
 
 NumItems = int | float | Tensor | None
 """Target tokens of the whole optimizer step (all micro-batches, all ranks); None: count here."""
@@ -45,7 +45,7 @@ class LossPlan:
         needs: costly statistics that the host wants, beside those of the objective.
     """
 
-    objective: Objective
+    objective: Weigher
     kernel: Kernel
     path: str
     scratch_bytes: int | None
@@ -57,23 +57,24 @@ class LossResult:
     """What one forward pass scored: a sum and its statistics, not divided yet.
 
     Attributes:
-        loss_sum: sum over the T scored tokens of -w * log p, in nats, differentiable.
-        rows: statistics of the T tokens.
-        weight_T: their weights.
-        targets_T: their ids.
-        targets: the same on the CPU, and where they stand.
+        scored: the loss sum, and what is known of each of the T scored tokens.
+        targets: these tokens, on the device of the loss.
+        selection: where they stand; on the CPU.
     """
 
-    loss_sum: Tensor
-    rows: Rows
-    weight_T: Tensor
-    targets_T: Tensor
+    scored: KernelResult
     targets: Targets
+    selection: Selection
+
+    @property
+    def loss_sum(self) -> Tensor:
+        """Sum of the losses, differentiable."""
+        return self.scored.loss_sum
 
     @property
     def count(self) -> int:
         """T, the number of scored tokens."""
-        return self.targets.count
+        return self.selection.count
 
     def mean(self, num_items: NumItems = None) -> Tensor:
         """Divide by the number of target tokens of the optimizer step, or by `count` if None."""
@@ -86,11 +87,10 @@ class LossResult:
             eos_token_ids: the ids that end a sequence; their probability is summed apart.
             counted_T: bool, on the CPU, which tokens the log is to count; None: all.
         """
-        logp_T, weight_T, targets_T = self.rows.logp_T, self.weight_T, self.targets_T
-        if counted_T is not None:
-            index = send(counted_T.nonzero()[:, 0], logp_T.device)
-            logp_T, weight_T, targets_T = logp_T[index], weight_T[index], targets_T[index]
-        return LossStats.of_tokens(logp_T, weight_T, targets_T, eos_token_ids)
+        if counted_T is None:
+            return LossStats.of_tokens(self.scored, self.targets.ids_T, eos_token_ids)
+        index_C = send(counted_T.nonzero()[:, 0], self.scored.loss_T.device)
+        return LossStats.of_tokens(pick(self.scored, index_C), self.targets.ids_T[index_C], eos_token_ids)
 
 
 def normalise(loss_sum: Tensor, num_items: float | Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def hidden_loss(
     head: Head | ShardedHead | OpaqueHead,
     labels: Tensor,
     *,
-    ignore_index: int = targets.IGNORE_INDEX,
+    ignore_index: int = IGNORE_INDEX,
 ) -> LossResult:
     """Score hidden states [..., D] against aligned labels [...], never holding all logits.
 
@@ -142,12 +142,12 @@ def hidden_loss(
         LabelError: shapes do not match, or a label is outside the vocabulary.
     """
     _require_one_per_position(hidden, labels)
-    chosen = targets.select(labels, ignore_index)
+    chosen = select(labels, ignore_index)
     return score_hidden(plan, chosen.rows(hidden), head, chosen)
 
 
 def score_hidden(
-    plan: LossPlan, hidden_TD: Tensor, head: Head | ShardedHead | OpaqueHead, chosen: Targets
+    plan: LossPlan, hidden_TD: Tensor, head: Head | ShardedHead | OpaqueHead, chosen: Selection
 ) -> LossResult:
     """Score the hidden states of the positions that were chosen.
 
@@ -161,12 +161,12 @@ def score_hidden(
         LabelError: a target is outside the vocabulary.
     """
     chosen.require_within(head.vocab_size)
-    targets_T = send(chosen.ids_T, hidden_TD.device)
+    targets = Targets(send(chosen.ids_T, hidden_TD.device))
     kernel: Callable[..., KernelResult] = plan.kernel
     if not isinstance(head, Head):
         kernel = vocab_parallel if isinstance(head, ShardedHead) else opaque
-    scored = kernel(hidden_TD, head, targets_T, plan.objective, needs=plan.needs, scratch_bytes=plan.scratch_bytes)
-    return LossResult(scored.loss_sum, scored.rows, scored.weight_T, targets_T, chosen)
+    scored = kernel(hidden_TD, head, targets, plan.objective, needs=plan.needs, scratch_bytes=plan.scratch_bytes)
+    return LossResult(scored, targets, chosen)
 
 
 def logits_loss(
@@ -174,7 +174,7 @@ def logits_loss(
     logits: Tensor,
     labels: Tensor,
     *,
-    ignore_index: int = targets.IGNORE_INDEX,
+    ignore_index: int = IGNORE_INDEX,
     kernel: Callable[..., KernelResult] = score_logits,
 ) -> LossResult:
     """Score logits [..., V] against aligned labels [...].
@@ -190,12 +190,12 @@ def logits_loss(
         LabelError: shapes do not match, or a label is outside the vocabulary.
     """
     _require_one_per_position(logits, labels)
-    chosen = targets.select(labels, ignore_index)
+    chosen = select(labels, ignore_index)
     chosen.require_within(logits.shape[-1])
-    positions_T, targets_T = (send(tensor, logits.device) for tensor in (chosen.positions_T, chosen.ids_T))
+    positions_T, targets = send(chosen.positions_T, logits.device), Targets(send(chosen.ids_T, logits.device))
     logits_NV = logits.reshape(-1, logits.shape[-1])
-    scored = kernel(logits_NV, positions_T, targets_T, plan.objective, needs=plan.needs)
-    return LossResult(scored.loss_sum, scored.rows, scored.weight_T, targets_T, chosen)
+    scored = kernel(logits_NV, positions_T, targets, plan.objective, needs=plan.needs)
+    return LossResult(scored, targets, chosen)
 
 
 def _require_one_per_position(scored: Tensor, labels: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dft_plugin.core.statistics import LOW_WEIGHT, STATISTICS, Sum
+from dft_plugin.kernels import KernelResult
 
 __all__ = ["LOW_WEIGHT", "LossStats", "Sum", "Tally"]
 
@@ -18,40 +19,38 @@ class LossStats:
     """Sums over target tokens, on the device of the loss. Nothing is divided before it is logged.
 
     Attributes:
-        sums_K: one entry for each member of `Sum`: tokens are counts, LOSS and NLL are in nats.
-            float64, or float32 where the device has no float64.
+        sums_K: one entry for each member of `Sum` (tokens are counts, LOSS and NLL are in nats), then two for each
+            name: the sum of its values, and how many tokens have one. float64, or float32 where the device has none.
+        names: values of the objective, logged as means.
     """
 
     sums_K: Tensor
+    names: tuple[str, ...] = ()
 
     @classmethod
-    def zero(cls, device: torch.device | str = "cpu") -> LossStats:
+    def zero(cls, device: torch.device | str = "cpu", names: tuple[str, ...] = ()) -> LossStats:
         """Statistics of no tokens at all."""
-        return cls(torch.zeros(len(Sum), dtype=_sum_dtype(torch.device(device)), device=device))
+        entries = len(Sum) + 2 * len(names)
+        return cls(torch.zeros(entries, dtype=_sum_dtype(torch.device(device)), device=device), names)
 
     @classmethod
-    def of_tokens(
-        cls, logp_T: Tensor, weight_T: Tensor, targets_T: Tensor, eos_token_ids: tuple[int, ...] = ()
-    ) -> LossStats:
+    def of_tokens(cls, scored: KernelResult, ids_T: Tensor, eos_token_ids: tuple[int, ...] = ()) -> LossStats:
         """Sum up T scored tokens.
 
         Args:
-            logp_T: log-probabilities of the targets, in nats, detached.
-            weight_T: weights of the objective, detached.
-            targets_T: token ids.
+            scored: log-probabilities, weights, losses, and values of the objective.
+            ids_T: token ids.
             eos_token_ids: the ids that end a sequence; their probability is summed apart.
         """
-        dtype = _sum_dtype(logp_T.device)
-        logp_T, weight_T = logp_T.to(dtype), weight_T.to(dtype)
+        dtype = _sum_dtype(ids_T.device)
+        logp_T, weight_T = scored.rows.logp_T.to(dtype), scored.weight_T.to(dtype)
         p_T = logp_T.exp()
         eos_T = torch.zeros_like(p_T)
         for token_id in eos_token_ids:
-            eos_T = eos_T + (targets_T == token_id)
-        # A weight of zero means "not learned", also where log p is -inf.
-        loss_T = torch.where(weight_T == 0, torch.zeros_like(logp_T), -weight_T * logp_T)
+            eos_T = eos_T + (ids_T == token_id)
         columns: dict[Sum, Tensor] = {
             Sum.TOKENS: torch.ones_like(p_T),
-            Sum.LOSS: loss_T,
+            Sum.LOSS: scored.loss_T.to(dtype),
             Sum.NLL: -logp_T,
             Sum.PROB: p_T,
             Sum.WEIGHT: weight_T,
@@ -60,15 +59,19 @@ class LossStats:
             Sum.EOS_TOKENS: eos_T,
             Sum.EOS_PROB: eos_T * p_T,
         }
-        return cls(torch.stack([columns[key].sum() for key in Sum]))
+        terms = [columns[key] for key in Sum]
+        for value_T in scored.statistics.values():
+            there_T = ~value_T.isnan()
+            terms += [torch.where(there_T, value_T, torch.zeros_like(value_T)).to(dtype), there_T.to(dtype)]
+        return cls(torch.stack([term.sum() for term in terms]), tuple(scored.statistics))
 
     def __add__(self, other: LossStats) -> LossStats:
-        """Merge the statistics of two sets of tokens."""
-        return LossStats(self.sums_K + other.sums_K.to(self.sums_K.device))
+        """Merge the statistics of two sets of tokens, scored by one objective."""
+        return LossStats(self.sums_K + other.sums_K.to(self.sums_K.device), self.names)
 
     def reduce(self, all_sum: Callable[[Tensor], Tensor]) -> LossStats:
         """Sum over ranks with `all_sum`, e.g. `accelerator.reduce`; every rank must call it."""
-        return LossStats(all_sum(self.sums_K))
+        return LossStats(all_sum(self.sums_K), self.names)
 
     def as_logs(self, prefix: str = "") -> dict[str, float]:
         """Divide, once, into what is logged. Empty if no token was scored. Syncs with the device.
@@ -79,19 +82,29 @@ class LossStats:
         Returns:
             `dft/loss`, `dft/nll` (nats per token), `dft/perplexity`, `dft/mean_prob`,
             `dft/mean_weight`, `dft/effective_tokens` ((sum w)^2 / sum w^2), `dft/tokens`,
-            `dft/low_weight_share`, and `dft/eos_prob` where an EOS was a target.
+            `dft/low_weight_share`, `dft/eos_prob` where an EOS was a target, and the mean of each value of the
+            objective over the tokens that have one.
         """
-        sums = dict(zip(Sum, self.sums_K.tolist(), strict=True))
+        sums_K = self.sums_K.tolist()
+        sums = dict(zip(Sum, sums_K, strict=False))
         if not sums[Sum.TOKENS]:
             return {}
-        values = ((statistic.key, statistic.divide(sums)) for statistic in STATISTICS)
-        return {prefix + key: value for key, value in values if value is not None}
+        values = {statistic.key: statistic.divide(sums) for statistic in STATISTICS}
+        own = sums_K[len(Sum) :]
+        for name, total, count in zip(self.names, own[::2], own[1::2], strict=True):
+            values[f"dft/{name}"] = total / count if count else None
+        return {prefix + key: value for key, value in values.items() if value is not None}
 
 
 class Tally:
-    """Statistics of one pass over data (a training, an evaluation, a prediction), begun empty."""
+    """Statistics of one pass over data (a training, an evaluation, a prediction), begun empty.
 
-    def __init__(self) -> None:
+    Args:
+        names: values of the objective: ranks that scored nothing must sum as many as the others.
+    """
+
+    def __init__(self, names: tuple[str, ...] = ()) -> None:
+        self._names = names
         self._total: LossStats | None = None
 
     def add(self, stats: LossStats) -> None:
@@ -101,7 +114,7 @@ class Tally:
     def take(self, device: torch.device | str = "cpu") -> LossStats:
         """Return what was added since the last time, and forget it."""
         total, self._total = self._total, None
-        return LossStats.zero(device) if total is None else total
+        return LossStats.zero(device, self._names) if total is None else total
 
 
 def _sum_dtype(device: torch.device) -> torch.dtype:

@@ -38,7 +38,7 @@ def with_own_ignore_index(labels: Tensor, ignore_index: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Targets:
+class Selection:
     """What is scored of a batch. It is kept on the CPU, since its number is the shape of all that follows.
 
     Attributes:
@@ -85,7 +85,7 @@ class Targets:
         return mask_N.index_fill_(0, send(self.positions_T, device), True).view(self.shape)
 
 
-def select(labels: Tensor, ignore_index: int = IGNORE_INDEX) -> Targets:
+def select(labels: Tensor, ignore_index: int = IGNORE_INDEX) -> Selection:
     """Find the positions that are scored and their targets.
 
     Args:
@@ -100,4 +100,4 @@ def select(labels: Tensor, ignore_index: int = IGNORE_INDEX) -> Targets:
     # int64 first: in uint8, -100 is compared as 156.
     labels_N = Fetched(labels).read().reshape(-1).long()
     positions_T = (labels_N != ignore_index).nonzero()[:, 0]
-    return Targets(labels.shape, positions_T, labels_N.index_select(0, positions_T), ignore_index)
+    return Selection(labels.shape, positions_T, labels_N.index_select(0, positions_T), ignore_index)

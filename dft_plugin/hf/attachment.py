@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from dft_plugin.core.loss import LossPlan, NumItems, normalise
 from dft_plugin.core.stats import LossStats, Tally
-from dft_plugin.core.targets import Targets
+from dft_plugin.core.targets import Selection
 from dft_plugin.hf import standing
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
 from dft_plugin.hf.passes import Pass, Passes
@@ -76,7 +76,7 @@ class Attachment:
         self.undo: list[Callable[[], None]] = []
         self._passes = Passes(plan)
         self._answering: Answering | None = None
-        self._tallies = {True: Tally(), False: Tally()}
+        self._tallies = {mode: Tally(plan.objective.statistics) for mode in (True, False)}
         # generate() validates its kwargs against the signature, and Trainer drops unused columns by it.
         self.__signature__ = inspect.signature(self.original)
         self.level = standing.put(model, self)
@@ -232,13 +232,13 @@ class Attachment:
         how = self._answering or Answering()
         counted_T = None
         if how.counted_B is not None:
-            counted_T = _of_tokens(how.counted_B, done.result.targets)
+            counted_T = _of_tokens(how.counted_B, done.result.selection)
         tally = self._tallies[module.training] if how.tally is None else how.tally
         tally.add(done.result.stats(eos_token_ids(module), counted_T))
         return done
 
 
-def _of_tokens(counted: Tensor, scored: Targets) -> Tensor | None:
+def _of_tokens(counted: Tensor, scored: Selection) -> Tensor | None:
     """Return which of the scored tokens a mask of rows or positions counts; None if it was made for another batch.
 
     Args:

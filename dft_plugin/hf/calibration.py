@@ -13,7 +13,7 @@ from dft_plugin.core.loss import LossPlan
 from dft_plugin.core.transfer import Fetched
 from dft_plugin.kernels import Head, Transform
 from dft_plugin.kernels.softmax import accumulation_dtype
-from dft_plugin.objectives import NLL
+from dft_plugin.objectives import NLL, Targets
 
 CHECKED_POSITIONS = 8
 """Positions for which a head as it was read is compared with the head as it is called."""
@@ -118,7 +118,7 @@ def check_head(plan: LossPlan, head: Head, hidden_KD: Tensor, real_KV: Tensor) -
     # The likeliest token and an arbitrary one: an error in either sign shows.
     targets_K = real_KV.argmax(-1)
     targets_K[1::2] = torch.arange(targets_K[1::2].numel(), device=targets_K.device) % head.vocab_size
-    ours = plan.kernel(hidden_KD, head, targets_K, NLL(), needs=frozenset(), scratch_bytes=plan.scratch_bytes)
+    ours = plan.kernel(hidden_KD, head, Targets(targets_K), NLL(), needs=frozenset(), scratch_bytes=plan.scratch_bytes)
     logits_KV = head.transform(real_KV.to(accumulation_dtype(real_KV.dtype)))
     theirs_K = logits_KV.log_softmax(-1).gather(1, targets_K[:, None])[:, 0]
     half = real_KV.dtype.itemsize < 4 or ours.rows.logp_T.dtype.itemsize < 4

@@ -55,7 +55,7 @@ def enter(door: Door, score: Callable[[Tensor, CalledHead], LossResult], hidden_
         carrier = door.entry(hidden_TD)
     (result,) = results
     loss_sum: Tensor = _Arrive.apply(carrier, result.loss_sum.detach(), beside)  # type: ignore[no-untyped-call]
-    return replace(result, loss_sum=loss_sum)
+    return replace(result, scored=replace(result.scored, loss_sum=loss_sum))
 
 
 def _require_whole(owner: nn.Module) -> None:

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from dft_plugin.core import targets
 from dft_plugin.core.loss import LossPlan, LossResult, logits_loss, score_hidden
-from dft_plugin.core.targets import Targets
+from dft_plugin.core.targets import Selection
 from dft_plugin.core.transfer import Fetched
 from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf import calibration
@@ -177,7 +177,7 @@ class Passes:
         return Pass(seen.output, result, seen.auxiliary)
 
     def _score_inside(
-        self, reading: ReadableHead | str, hidden_TD: Tensor, chosen: Targets, project: CalledHead, asked: Reading
+        self, reading: ReadableHead | str, hidden_TD: Tensor, chosen: Selection, project: CalledHead, asked: Reading
     ) -> LossResult:
         """Score inside the head's forward, once more if the model did not do what it did to the logits before."""
         head = self._head_inside(reading, hidden_TD, project)

@@ -86,7 +86,7 @@ class TrainerHook(Wrapper):
     @wrapped
     def _inner_training_loop(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Train: an attempt that fails (a batch size that does not fit, say) leaves no statistics behind."""
-        with self._in_pass(Pass(Tally())):
+        with self._in_pass(Pass(self._new_tally())):
             return inner(*args, **kwargs)
 
     @wrapped
@@ -101,7 +101,7 @@ class TrainerHook(Wrapper):
 
     def _evaluate(self, inner: Callable[..., Any], dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         processes = self.trainer.accelerator.num_processes
-        with evaluation_rows(dataloader, processes) as rows, self._in_pass(Pass(Tally(), rows)) as this:
+        with evaluation_rows(dataloader, processes) as rows, self._in_pass(Pass(self._new_tally(), rows)) as this:
             output = inner(dataloader, *args, **kwargs)
         # After the dataloader: description, prediction_loss_only, ignore_keys, metric_key_prefix.
         prefix = kwargs.get("metric_key_prefix", args[3] if len(args) > 3 else "eval")
@@ -167,7 +167,7 @@ class TrainerHook(Wrapper):
         counts, counted = True, None
         if step is not None and step.parts is not None:
             counts, counted = step.parts.take(args[1] if len(args) > 1 else kwargs.get("inputs"))
-        tally = self._tally() if counts else Tally()
+        tally = self._tally() if counts else self._new_tally()
         with self.attachment.loss_call(grad=torch.is_grad_enabled(), tally=tally, counted_B=counted):
             return inner(*args, **kwargs)
 
@@ -254,9 +254,12 @@ class TrainerHook(Wrapper):
         finally:
             self._step = before
 
+    def _new_tally(self) -> Tally:
+        return Tally(self.plan.objective.statistics)
+
     def _tally(self) -> Tally:
         """The pass's; a step outside of a pass, or a loss outside of a step, is in no log."""
-        return Tally() if self._step is None or self._pass is None else self._pass.tally
+        return self._new_tally() if self._step is None or self._pass is None else self._pass.tally
 
     def divided_later(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
         """By how much the loss of a micro-batch is divided after `compute_loss`, which was called with these.

@@ -8,7 +8,7 @@ from torch import Tensor
 from dft_plugin.kernels.linear_blocked import blocked
 from dft_plugin.kernels.linear_chunked import chunked
 from dft_plugin.kernels.types import Head, Kernel, KernelResult
-from dft_plugin.objectives import Objective, RowStatistic
+from dft_plugin.objectives import RowStatistic, Targets, Weigher
 
 
 def choose(device_type: str, *, trained: bool) -> Kernel:
@@ -24,12 +24,12 @@ def choose(device_type: str, *, trained: bool) -> Kernel:
 def auto(
     hidden_TD: Tensor,
     head: Head,
-    targets_T: Tensor,
-    objective: Objective,
+    targets: Targets,
+    objective: Weigher,
     *,
     needs: frozenset[RowStatistic] = frozenset(),
     scratch_bytes: int | None = None,
 ) -> KernelResult:
     """Score with the kernel that `choose` returns; arguments as those of `chunked`."""
     kernel = choose(head.weight_VD.device.type, trained=head.trained and torch.is_grad_enabled())
-    return kernel(hidden_TD, head, targets_T, objective, needs=needs, scratch_bytes=scratch_bytes)
+    return kernel(hidden_TD, head, targets, objective, needs=needs, scratch_bytes=scratch_bytes)

@@ -25,6 +25,11 @@ LINEAR_PER_TOKEN = (0, 3)
 """Those of a linear layer's that are rows of tokens."""
 
 
+def sums_over_tokens(wanted: tuple[bool, ...]) -> bool:
+    """Whether a gradient of a linear layer is wanted that is summed over tokens."""
+    return any(want for index, want in enumerate(wanted) if index not in LINEAR_PER_TOKEN)
+
+
 @dataclass(frozen=True)
 class Projection:
     """The tensors of the head in the dtype of the GEMMs."""

@@ -6,11 +6,13 @@ B rows of the weight in a block.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from dft_plugin.kernels.added import block_functions_in, functions_in
 from dft_plugin.kernels.gemm import block_dtype
 from dft_plugin.kernels.gradients import Gradients, Inputs
 from dft_plugin.kernels.linear_chunked import chunked
@@ -19,7 +21,8 @@ from dft_plugin.kernels.rows import block_rows
 from dft_plugin.kernels.softmax import Sums, accumulation_dtype, exponential_, sum_e_y_, sum_squares, transform_
 from dft_plugin.kernels.sweep import score
 from dft_plugin.kernels.types import Head, KernelResult, Transform
-from dft_plugin.objectives import Objective, Rows, RowStatistic
+from dft_plugin.kernels.weighing import by_scope
+from dft_plugin.objectives import BlockFunction, Rows, RowStatistic, Targets, Weigher
 
 _PASS_TOKENS = 2048
 """Tokens that share one pass over the weight."""
@@ -34,8 +37,8 @@ _BLOCK_ROWS = (256, 8192)
 def blocked(
     hidden_TD: Tensor,
     head: Head,
-    targets_T: Tensor,
-    objective: Objective,
+    targets: Targets,
+    objective: Weigher,
     *,
     needs: frozenset[RowStatistic] = frozenset(),
     scratch_bytes: int | None = None,
@@ -59,31 +62,42 @@ def blocked(
     Args:
         hidden_TD: what the model gives to its head, only scored positions.
         head: weight, bias, transform.
-        targets_T: int64 targets in [0, V).
+        targets: with ids in [0, V).
         objective: gives the weights.
         needs: costly statistics to return.
         scratch_bytes: handed to `chunked`; what is needed here is less.
     """
-    if head.low_rank is not None or (head.trained and torch.is_grad_enabled()):
-        return chunked(hidden_TD, head, targets_T, objective, needs=needs, scratch_bytes=scratch_bytes)
+    trained = head.low_rank is not None or (head.trained and torch.is_grad_enabled())
+    if trained or not makes(needs | objective.needs):
+        return chunked(hidden_TD, head, targets, objective, needs=needs, scratch_bytes=scratch_bytes)
     passes = _Passes(objective, block_dtype(head.weight_VD), head.transform, needs | objective.needs)
-    return score(passes, targets_T, hidden_TD, head.weight_VD, head.bias_V)
+    return score(passes, targets, hidden_TD, head.weight_VD, head.bias_V)
+
+
+def makes(needs: frozenset[RowStatistic]) -> bool:
+    """Whether all these statistics can be made without ever holding a row of logits."""
+    return all(isinstance(function, BlockFunction) for function in functions_in(needs))
 
 
 @dataclass(frozen=True)
 class _Passes:
     """A `Scorer` for the gradient of the hidden states alone."""
 
-    objective: Objective
+    objective: Weigher
     dtype: torch.dtype
     transform: Transform
     needs: frozenset[RowStatistic]
 
-    def __call__(self, targets_T: Tensor, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
-        with torch.autocast(targets_T.device.type, enabled=False):
-            return self._score(targets_T, inputs, wanted)
+    def __call__(self, targets: Targets, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
+        def run(weigher: Callable[[slice], Weigher], wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
+            return self._score(targets, inputs, wanted, weigher)
 
-    def _score(self, targets_T: Tensor, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
+        with torch.autocast(targets.ids_T.device.type, enabled=False):
+            return by_scope(run, self.objective, targets, wanted, twice=False)
+
+    def _score(
+        self, targets: Targets, inputs: Inputs, wanted: tuple[bool, ...], weigher: Callable[[slice], Weigher]
+    ) -> tuple[KernelResult, Gradients]:
         hidden_TD, weight_VD, bias_V = inputs
         assert hidden_TD is not None
         assert weight_VD is not None
@@ -94,8 +108,9 @@ class _Passes:
             tokens = slice(start, start + _PASS_TOKENS)
             hidden_PD = hidden_TD[tokens].to(self.dtype)
             running = _Running.start(self, hidden_PD, with_grad=wanted[0])
-            running.add_blocks(hidden_PD, weight_VD, bias_V, targets_T[tokens])
-            part = weigh(self.objective, running.finish(weight_VD[targets_T[tokens]]))
+            ids_P = targets.ids_T[tokens]
+            running.add_blocks(hidden_PD, weight_VD, bias_V, ids_P)
+            part = weigh(weigher(tokens), running.finish(weight_VD[ids_P]), targets[tokens])
             parts.append(part)
             if grads.of[0] is not None and running.grad_TD is not None:
                 grads.of[0][tokens] = running.grad_TD
@@ -118,6 +133,7 @@ class _Running:
     x_target_T1: Tensor
     slope_target_T1: Tensor
     grad_TD: Tensor | None
+    added: dict[str, Tensor]
 
     @classmethod
     def start(cls, passes: _Passes, hidden_TD: Tensor, *, with_grad: bool) -> _Running:
@@ -134,6 +150,7 @@ class _Running:
             x_target_T1=zero_T1.clone(),
             slope_target_T1=zero_T1.clone(),
             grad_TD=torch.zeros_like(hidden_TD, dtype=dtype) if with_grad else None,
+            added={},
         )
 
     def add_blocks(self, hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_T: Tensor) -> None:
@@ -167,6 +184,10 @@ class _Running:
             Their exponentials, times the slope of the transform: the gradient before `w / sum`.
         """
         slope_TB = transform_(x_TB, self.passes.transform)
+        for function in block_functions_in(self.passes.needs, "blocked"):
+            known = self.added.get(function.name)
+            block = function(x_TB, columns_T)
+            self.added[function.name] = block if known is None else function.combine([known, block])
         self._take_targets_out_(x_TB, slope_TB, columns_T)
 
         max_T1 = torch.maximum(self.max_T1, x_TB.amax(1, keepdim=True))
@@ -225,7 +246,7 @@ class _Running:
             e_y_T1=e_y_T1 if "entropy" in self.passes.needs else None,
             squares_T1=squares_T1 if "sum_p_squared" in self.passes.needs else None,
         ).statistics()
-        return rows
+        return replace(rows, added=self.added) if self.added else rows
 
 
 def _exponential_and_sum_e_y_(y_TB: Tensor) -> Tensor:

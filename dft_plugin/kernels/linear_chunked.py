@@ -18,17 +18,18 @@ from torch import Tensor
 
 from dft_plugin.kernels.budget import chunk_rows
 from dft_plugin.kernels.gemm import compute_dtype
+from dft_plugin.kernels.gradients import sums_over_tokens
 from dft_plugin.kernels.scoring import score_rows_
 from dft_plugin.kernels.sweep import Sweep, score
 from dft_plugin.kernels.types import Head, KernelResult
-from dft_plugin.objectives import Objective, RowStatistic
+from dft_plugin.objectives import RowStatistic, Targets, Weigher
 
 
 def chunked(
     hidden_TD: Tensor,
     head: Head,
-    targets_T: Tensor,
-    objective: Objective,
+    targets: Targets,
+    objective: Weigher,
     *,
     needs: frozenset[RowStatistic] = frozenset(),
     scratch_bytes: int | None = None,
@@ -53,7 +54,7 @@ def chunked(
     Args:
         hidden_TD: what the model gives to its head, only scored positions.
         head: weight, bias, transform, LoRA branch.
-        targets_T: int64 targets in [0, V).
+        targets: with ids in [0, V).
         objective: gives the weights.
         needs: costly statistics to return.
         scratch_bytes: bound on the buffer of logits; None: see `budget.chunk_rows`.
@@ -66,9 +67,10 @@ def chunked(
         tokens=hidden_TD.shape[0],
         weight_trained=head.weight_VD.requires_grad and torch.is_grad_enabled(),
     )
+    score_ = partial(score_rows_, transform=head.transform, needs=needs | objective.needs)
     return score(
-        Sweep(objective, dtype, rows, partial(score_rows_, transform=head.transform, needs=needs | objective.needs)),
-        targets_T,
+        Sweep(objective, dtype, rows, score_, sums_over_tokens),
+        targets,
         hidden_TD,
         head.weight_VD,
         head.bias_V,

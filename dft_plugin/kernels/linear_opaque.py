@@ -5,7 +5,7 @@ Shapes: T scored tokens, C tokens of a chunk, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +18,8 @@ from dft_plugin.kernels.results import join
 from dft_plugin.kernels.softmax import accumulation_dtype
 from dft_plugin.kernels.sweep import score
 from dft_plugin.kernels.types import KernelResult, OpaqueHead
-from dft_plugin.objectives import Objective, RowStatistic
+from dft_plugin.kernels.weighing import by_scope
+from dft_plugin.objectives import RowStatistic, Targets, Weigher
 
 _ENTRY_EXPONENT = 7
 """An entry of a chunk's gradients in float16 is kept below 2 to this power, for products with the head's weights."""
@@ -31,8 +32,8 @@ does inside."""
 def opaque(
     hidden_TD: Tensor,
     head: OpaqueHead,
-    targets_T: Tensor,
-    objective: Objective,
+    targets: Targets,
+    objective: Weigher,
     *,
     needs: frozenset[RowStatistic] = frozenset(),
     scratch_bytes: int | None = None,
@@ -47,7 +48,7 @@ def opaque(
     Args:
         hidden_TD: what the model gives to its head, only scored positions.
         head: the projection, and the parameters that it uses.
-        targets_T: int64 targets in [0, V).
+        targets: with ids in [0, V).
         objective: gives the weights.
         needs: costly statistics to return.
         scratch_bytes: bound on the logits of a chunk, counted in float32; None: see `budget.chunk_rows`.
@@ -55,10 +56,14 @@ def opaque(
     T = hidden_TD.shape[0]
     rows = chunk_rows(hidden_TD.device.type, 4 * head.vocab_size, scratch_bytes, tokens=T, weight_trained=False)
     calls = _Calls(
-        head, objective, needs, _rounded_up(rows, head.row_multiple), _autocast_dtype(hidden_TD.device.type)
+        head,
+        objective,
+        needs | objective.needs,
+        _rounded_up(rows, head.row_multiple),
+        _autocast_dtype(hidden_TD.device.type),
     )
     trained = [parameter for parameter in head.parameters if parameter.requires_grad]
-    return score(calls, targets_T, hidden_TD, *trained)
+    return score(calls, targets, hidden_TD, *trained)
 
 
 @dataclass(frozen=True)
@@ -74,13 +79,22 @@ class _Calls:
     """
 
     head: OpaqueHead
-    objective: Objective
+    objective: Weigher
     needs: frozenset[RowStatistic]
     rows: int
     autocast: torch.dtype | None
 
-    def __call__(self, targets_T: Tensor, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
+    def __call__(self, targets: Targets, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
         """Score all chunks."""
+
+        def run(weigher: Callable[[slice], Weigher], wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
+            return self._run(targets, inputs, wanted, weigher)
+
+        return by_scope(run, self.objective, targets, wanted, twice=any(wanted[1:]))
+
+    def _run(
+        self, targets: Targets, inputs: Inputs, wanted: tuple[bool, ...], weigher: Callable[[slice], Weigher]
+    ) -> tuple[KernelResult, Gradients]:
         hidden_TD, *trained = [tensor for tensor in inputs if tensor is not None]
         grads = Gradients.like(inputs, wanted, hidden_TD.dtype)
         parts: list[KernelResult] = []
@@ -88,13 +102,13 @@ class _Calls:
             chunk = slice(start, start + self.rows)
             with torch.set_grad_enabled(any(wanted)):
                 hidden_CD = hidden_TD[chunk].detach().requires_grad_(wanted[0])
-                part = self._score(hidden_CD, targets_T[chunk])
+                part = self._score(hidden_CD, targets[chunk], weigher(chunk))
             if any(wanted):
                 self._add_chunk_(grads, chunk, part, [hidden_CD, *trained])
             parts.append(replace(part, loss_sum=part.loss_sum.detach()))
         return join(parts), grads
 
-    def _score(self, hidden_CD: Tensor, targets_C: Tensor) -> KernelResult:
+    def _score(self, hidden_CD: Tensor, targets: Targets, objective: Weigher) -> KernelResult:
         """Score one chunk, with a graph."""
         C = hidden_CD.shape[0]
         missing = _rounded_up(C, self.head.row_multiple) - C
@@ -106,7 +120,7 @@ class _Calls:
         logits_CV = self.head.transform(logits_CV.to(accumulation_dtype(logits_CV.dtype)))
         kept_C = torch.arange(C, device=logits_CV.device)
         score_chunk = score_logits_ if may_overwrite(logits_CV) else score_logits
-        return score_chunk(logits_CV, kept_C, targets_C, self.objective, needs=self.needs)
+        return score_chunk(logits_CV, kept_C, targets, objective, needs=self.needs)
 
     def _add_chunk_(self, grads: Gradients, chunk: slice, part: KernelResult, inputs: Sequence[Tensor]) -> None:
         """Add what a chunk gives to the gradients that are wanted."""

@@ -7,12 +7,14 @@ C tokens of a chunk, D hidden size, V vocabulary, L rows of it on this rank.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dft_plugin.kernels.added import block_functions_in
 from dft_plugin.kernels.budget import chunk_rows
 from dft_plugin.kernels.gemm import compute_dtype
 from dft_plugin.kernels.shard import ShardedHead, VocabShard
@@ -28,14 +30,14 @@ from dft_plugin.kernels.softmax import (
 )
 from dft_plugin.kernels.sweep import Sweep, score
 from dft_plugin.kernels.types import KernelResult, Transform
-from dft_plugin.objectives import Objective, RowStatistic
+from dft_plugin.objectives import RowStatistic, Targets, Weigher
 
 
 def vocab_parallel(
     hidden_TD: Tensor,
     head: ShardedHead,
-    targets_T: Tensor,
-    objective: Objective,
+    targets: Targets,
+    objective: Weigher,
     *,
     needs: frozenset[RowStatistic] = frozenset(),
     scratch_bytes: int | None = None,
@@ -64,7 +66,7 @@ def vocab_parallel(
     Args:
         hidden_TD: replicated on all ranks, only scored positions.
         head: this rank's rows.
-        targets_T: int64 targets in [0, V), replicated.
+        targets: with ids in [0, V), replicated.
         objective: gives the weights.
         needs: costly statistics to return.
         scratch_bytes: bound on the local logits of a chunk on the rank with the most rows (at least 64 tokens).
@@ -80,8 +82,9 @@ def vocab_parallel(
         tokens=hidden_TD.shape[0],
         weight_trained=True,
     )
-    sweep = Sweep(objective, dtype, rows, score_, sum_hidden)
-    return score(sweep, targets_T, hidden_TD, head.weight_LD, head.bias_L, None, None)
+    # Twice on all ranks or none, though one may train its rows and another not.
+    sweep = Sweep(objective, dtype, rows, score_, lambda wanted: True, sum_hidden)
+    return score(sweep, targets, hidden_TD, head.weight_LD, head.bias_L, None, None)
 
 
 def _sum_hidden(grad_TD: Tensor, *, shard: VocabShard, dtype: torch.dtype) -> Tensor:
@@ -120,6 +123,7 @@ def _score_shard_(
     if not L:
         # A rank without rows takes part with one that is impossible.
         x_CL, slope_CL = x_CL.new_full((C, 1), -torch.inf), None
+    added = _added(needs, x_CL, targets_C, shard)
     columns_C = targets_C - shard.first_row
     here_C1 = ((columns_C >= 0) & (columns_C < L))[:, None]
     column_C1 = columns_C.clamp(0, x_CL.shape[1] - 1)[:, None]
@@ -143,11 +147,27 @@ def _score_shard_(
         squares_T1=costly.pop(0) if "sum_p_squared" in needs else None,
     )
     rows, norm_C1 = sums.statistics()
+    rows = replace(rows, added=added)
 
     _put_(e_CL, column_C1, here_C1, -rest_C1)
     if slope_CL is not None:
         e_CL.mul_(slope_CL)
     return Scored(rows, store_(logits_CL, e_CL, rest_C1, norm_C1)[:, 0] * transform.scale)
+
+
+def _added(needs: frozenset[RowStatistic], x_CL: Tensor, targets_C: Tensor, shard: VocabShard) -> dict[str, Tensor]:
+    """Combine what objectives add over the ranks."""
+    missing = max(shard.rows) - x_CL.shape[1]
+    if missing > 0:
+        # As many columns on each rank, or what they give would not fit together.
+        x_CL = torch.nn.functional.pad(x_CL, (0, missing), value=-torch.inf)
+    made = {}
+    for function in block_functions_in(needs, "a head that is split over ranks"):
+        own = function(x_CL, targets_C).contiguous()
+        parts = [own.new_empty(own.shape) for _ in shard.rows]
+        dist.all_gather(parts, own, group=shard.group)
+        made[function.name] = function.combine(parts)
+    return made
 
 
 def _put_(e_CL: Tensor, column_C1: Tensor, here_C1: Tensor, value_C1: Tensor) -> None:

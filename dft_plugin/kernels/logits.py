@@ -22,7 +22,8 @@ from dft_plugin.kernels.rows import block_rows, scale_rows
 from dft_plugin.kernels.scoring import row_scorer, score_rows_
 from dft_plugin.kernels.softmax import accumulation_dtype
 from dft_plugin.kernels.types import IDENTITY, KernelResult, refuse_second_derivative
-from dft_plugin.objectives import Objective, RowStatistic
+from dft_plugin.kernels.weighing import Fixed
+from dft_plugin.objectives import RowStatistic, Targets, Weigher
 
 _HALF_EXPONENT = 14
 """A row of gradients in half precision is kept below 2 to this power; float16 reaches 2 ** 16."""
@@ -31,8 +32,8 @@ _HALF_EXPONENT = 14
 def score_logits(
     logits_NV: Tensor,
     kept_N: Tensor,
-    targets_T: Tensor,
-    objective: Objective,
+    targets: Targets,
+    objective: Weigher,
     *,
     needs: frozenset[RowStatistic] = frozenset(),
 ) -> KernelResult:
@@ -44,20 +45,21 @@ def score_logits(
     Args:
         logits_NV: transformed logits of any float dtype.
         kept_N: which positions are scored: bool [N], or their int64 indices [T] in ascending order.
-        targets_T: int64 targets of the kept positions, in [0, V).
+        targets: of the kept positions, with ids in [0, V).
         objective: gives the weights.
         needs: costly statistics to return.
     """
-    run = _Run(_positions(kept_N, targets_T), targets_T, objective, needs | objective.needs)
+    run = _Run(_positions(kept_N, targets), targets, objective, needs | objective.needs)
     with_grad = torch.is_grad_enabled() and logits_NV.requires_grad
-    return from_outputs(_ScoreLogits.apply(logits_NV, run, with_grad))  # type: ignore[no-untyped-call]
+    outputs = _ScoreLogits.apply(logits_NV, run, with_grad)  # type: ignore[no-untyped-call]
+    return from_outputs(outputs, objective)
 
 
 def score_logits_(
     logits_NV: Tensor,
     kept_N: Tensor,
-    targets_T: Tensor,
-    objective: Objective,
+    targets: Targets,
+    objective: Weigher,
     *,
     needs: frozenset[RowStatistic] = frozenset(),
 ) -> KernelResult:
@@ -70,19 +72,20 @@ def score_logits_(
     Args:
         logits_NV: transformed logits of any float dtype, of a graph; overwritten.
         kept_N: which positions are scored: bool [N], or their int64 indices [T] in ascending order.
-        targets_T: int64 targets of the kept positions, in [0, V).
+        targets: of the kept positions, with ids in [0, V).
         objective: gives the weights.
         needs: costly statistics to return.
     """
-    run = _Run(_positions(kept_N, targets_T), targets_T, objective, needs | objective.needs)
-    return from_outputs(_OverwriteLogits.apply(logits_NV, run))  # type: ignore[no-untyped-call]
+    run = _Run(_positions(kept_N, targets), targets, objective, needs | objective.needs)
+    outputs = _OverwriteLogits.apply(logits_NV, run)  # type: ignore[no-untyped-call]
+    return from_outputs(outputs, objective)
 
 
-def _positions(kept_N: Tensor, targets_T: Tensor) -> Tensor:
+def _positions(kept_N: Tensor, targets: Targets) -> Tensor:
     """Where a mask is true; without a wait for the device if it is so everywhere, or indices are there already."""
     if kept_N.dtype != torch.bool:
         return kept_N
-    if kept_N.numel() == targets_T.numel():
+    if kept_N.numel() == len(targets):
         return torch.arange(kept_N.numel(), device=kept_N.device)
     return kept_N.nonzero()[:, 0]
 
@@ -110,8 +113,8 @@ class _Run:
     """What to score: positions and targets of the scored rows."""
 
     index_T: Tensor
-    targets_T: Tensor
-    objective: Objective
+    targets: Targets
+    objective: Weigher
     needs: frozenset[RowStatistic]
 
 
@@ -179,13 +182,14 @@ def _sweep(run: _Run, logits_NV: Tensor, grad_NV: Tensor | None) -> tuple[Kernel
     # One for all blocks: an allocator that gives each its own may not find their memory again.
     buffer_BV = logits_NV.new_empty(0 if in_place else min(T, step), V, dtype=dtype)
     parts: list[KernelResult] = []
+    at_once = run.objective if run.objective.scope == "token" else Fixed()
     for block, positions in _blocks(N, run.index_T, step):
         rows_BV = logits_NV[positions]
         work_BV = grad_NV[positions] if grad_NV is not None and in_place else buffer_BV[: len(rows_BV)]
         if not in_place or grad_NV is not logits_NV:
             work_BV.copy_(rows_BV)
-        scored = score_rows_(work_BV, run.targets_T[block], IDENTITY, run.needs, peak=2.0**_HALF_EXPONENT)
-        part = weigh(run.objective, scored.rows)
+        scored = score_rows_(work_BV, run.targets.ids_T[block], IDENTITY, run.needs, peak=2.0**_HALF_EXPONENT)
+        part = weigh(at_once, scored.rows, run.targets[block])
         parts.append(part)
         factor_B = part.weight_T * scored.inverse_norm_T
         if grad_NV is not None and grad_NV.dtype != dtype:
@@ -195,7 +199,11 @@ def _sweep(run: _Run, logits_NV: Tensor, grad_NV: Tensor | None) -> tuple[Kernel
         factor_N1[positions, 0] = factor_B
     if grad_NV is not None:
         _clear_others_(grad_NV, run.index_T)
-    return join(parts), factor_N1
+    result = join(parts)
+    if run.objective.scope != "token":
+        result = weigh(run.objective, result.rows, run.targets)
+        factor_N1[run.index_T, 0] *= result.weight_T
+    return result, factor_N1
 
 
 def _fit_half_(work_BV: Tensor, factor_B: Tensor, largest_B: Tensor) -> Tensor:

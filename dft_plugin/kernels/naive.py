@@ -5,19 +5,23 @@ Shapes: T scored tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from dft_plugin.kernels.added import added_to_rows
+from dft_plugin.kernels.results import weigh
 from dft_plugin.kernels.softmax import accumulation_dtype
-from dft_plugin.kernels.types import Head, KernelResult
-from dft_plugin.objectives import Objective, Rows, RowStatistic
+from dft_plugin.kernels.types import IDENTITY, Head, KernelResult
+from dft_plugin.objectives import Rows, RowStatistic, Targets, Weigher
 
 
 def reference(
     hidden_TD: Tensor,
     head: Head,
-    targets_T: Tensor,
-    objective: Objective,
+    targets: Targets,
+    objective: Weigher,
     *,
     needs: frozenset[RowStatistic] = frozenset(),
     scratch_bytes: int | None = None,
@@ -27,9 +31,9 @@ def reference(
     Args:
         hidden_TD: what the model gives to its head, only scored positions.
         head: weight, bias, transform, LoRA branch.
-        targets_T: int64 targets in [0, V).
+        targets: with ids in [0, V).
         objective: gives the weights.
-        needs: not used; all statistics are returned.
+        needs: all that have a name are returned; of functions those of the objective.
         scratch_bytes: not used.
     """
     del needs, scratch_bytes
@@ -38,14 +42,17 @@ def reference(
         logits_TV = logits_TV + head.low_rank.input_TR @ head.low_rank.weight_VR.t()
     logits_TV = head.transform(logits_TV.to(accumulation_dtype(logits_TV.dtype)))
     logp_TV = logits_TV.log_softmax(-1)
-    logp_T = logp_TV.gather(1, targets_T[:, None])[:, 0]
+    logp_T = logp_TV.gather(1, targets.ids_T[:, None])[:, 0]
     p_TV = logp_TV.detach().exp()
     rows = Rows(
         logp_T=logp_T.detach(),
         one_minus_p_T=-torch.expm1(logp_T.detach()),
-        is_top1_T=logits_TV.detach().argmax(-1) == targets_T,
+        is_top1_T=logits_TV.detach().argmax(-1) == targets.ids_T,
         entropy_T=-(p_TV * logp_TV.detach()).nan_to_num().sum(-1),
         sum_p_squared_T=p_TV.square().sum(-1),
+        added=added_to_rows(objective.needs, logits_TV.detach(), targets.ids_T, IDENTITY),
     )
-    weight_T = objective.weight(rows).detach()
-    return KernelResult(-(weight_T * logp_T).sum(), rows, weight_T)
+    result = weigh(objective, rows, targets)
+    # The value as the objective says, the gradient of -w log p.
+    surrogate = -(result.weight_T * logp_T).sum()
+    return replace(result, loss_sum=surrogate + (result.loss_sum - surrogate.detach()))

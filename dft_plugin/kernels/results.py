@@ -15,29 +15,40 @@ from torch import Tensor
 from dft_plugin.errors import PluginError
 from dft_plugin.kernels.rows import concatenate
 from dft_plugin.kernels.types import KernelResult
-from dft_plugin.objectives import Objective, Rows
+from dft_plugin.objectives import Rows, Targets, Weighed, Weigher
 
 
-def weigh(objective: Objective, rows: Rows) -> KernelResult:
-    """Weigh scored rows, and sum -w * log p in nats; everything is detached.
+def weigh(objective: Weigher, rows: Rows, targets: Targets) -> KernelResult:
+    """Weigh scored rows, and sum their losses; everything is detached.
 
     A weight of zero takes a token out even where log p is -inf.
 
     Args:
         objective: gives each row its weight.
         rows: statistics of T rows.
+        targets: what they are to predict.
 
     Raises:
-        PluginError: the objective does not return one weight for each row.
+        PluginError: the objective does not return one number for each row.
     """
-    weight_T = objective.weight(rows).detach().to(rows.logp_T.dtype)
-    if weight_T.shape != rows.logp_T.shape:
+    made = objective.weigh(rows, targets, targets.clock)
+    weighed = made if isinstance(made, Weighed) else Weighed(made)
+    weight_T = _one_each(weighed.weight_T, "weights", objective, rows)
+    zero = torch.zeros((), dtype=weight_T.dtype, device=weight_T.device)
+    loss_T = torch.where(weight_T == 0, zero, -weight_T * rows.logp_T)
+    if weighed.value_T is not None:
+        loss_T = _one_each(weighed.value_T, "values", objective, rows)
+    statistics = {name: _one_each(weighed.statistics[name], name, objective, rows) for name in objective.statistics}
+    return KernelResult(loss_T.sum(), rows, weight_T, loss_T, statistics)
+
+
+def _one_each(given_T: Tensor, what: str, objective: Weigher, rows: Rows) -> Tensor:
+    if given_T.shape != rows.logp_T.shape:
         raise PluginError(
-            f"the objective {objective.name} returned weights of shape {tuple(weight_T.shape)} for "
-            f"{rows.logp_T.numel()} tokens; return one weight for each token, [{rows.logp_T.numel()}]."
+            f"the objective {objective.name} returned {what} of shape {tuple(given_T.shape)} for "
+            f"{rows.logp_T.numel()} tokens; return one number for each token, [{rows.logp_T.numel()}]."
         )
-    loss_T = torch.where(weight_T == 0, torch.zeros_like(weight_T), -weight_T * rows.logp_T)
-    return KernelResult(loss_T.sum(), rows, weight_T)
+    return given_T.detach().to(rows.logp_T.dtype)
 
 
 def join(parts: Sequence[KernelResult]) -> KernelResult:
@@ -49,17 +60,46 @@ def join(parts: Sequence[KernelResult]) -> KernelResult:
         loss_sum,
         concatenate([part.rows for part in parts]),
         torch.cat([part.weight_T for part in parts]),
+        torch.cat([part.loss_T for part in parts]),
+        {name: torch.cat([part.statistics[name] for part in parts]) for name in parts[0].statistics},
     )
+
+
+def pick(result: KernelResult, index_C: Tensor) -> KernelResult:
+    """Return some of the tokens of a result, with the sum of their losses, without a graph.
+
+    Args:
+        result: of T tokens.
+        index_C: int64, which of them.
+    """
+    every: dict[str, Any] = {name: getattr(result.rows, name) for name in _ROWS}
+    rows: dict[str, Any] = {name: None if row_T is None else row_T[index_C] for name, row_T in every.items()}
+    loss_C = result.loss_T[index_C]
+    return KernelResult(
+        loss_C.sum(),
+        Rows(**rows),
+        result.weight_T[index_C],
+        loss_C,
+        {name: value_T[index_C] for name, value_T in result.statistics.items()},
+    )
+
+
+_ROWS = tuple(field.name for field in fields(Rows) if field.name != "added")
+"""What is returned of the rows. What objectives add to them has served once they were weighed."""
 
 
 def as_outputs(ctx: Any, result: KernelResult) -> tuple[Tensor | None, ...]:
     """Return what `forward` of a kernel's Function returns: the sum, and statistics without a gradient."""
-    statistics = [result.weight_T, *(getattr(result.rows, field.name) for field in fields(Rows))]
-    ctx.mark_non_differentiable(*[tensor for tensor in statistics if tensor is not None])
-    return result.loss_sum, *statistics
+    rows = [getattr(result.rows, name) for name in _ROWS]
+    detached = [result.weight_T, result.loss_T, *rows, *result.statistics.values()]
+    ctx.mark_non_differentiable(*[tensor for tensor in detached if tensor is not None])
+    return result.loss_sum, *detached
 
 
-def from_outputs(outputs: Sequence[Any]) -> KernelResult:
+def from_outputs(outputs: Sequence[Any], objective: Weigher) -> KernelResult:
     """Return the result that `as_outputs` took apart."""
-    loss_sum, weight_T, *rows = outputs
-    return KernelResult(loss_sum, Rows(*rows), weight_T)
+    loss_sum, weight_T, loss_T, *others = outputs
+    rows, statistics = others[: len(_ROWS)], others[len(_ROWS) :]
+    return KernelResult(
+        loss_sum, Rows(*rows), weight_T, loss_T, dict(zip(objective.statistics, statistics, strict=True))
+    )

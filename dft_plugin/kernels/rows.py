@@ -63,9 +63,10 @@ def by_blocks(
 
 def concatenate(parts: list[Rows]) -> Rows:
     """Join the statistics of consecutive blocks of rows."""
-    columns: dict[str, Any] = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Rows)}
+    names = [field.name for field in fields(Rows) if field.name != "added"]
+    columns: dict[str, Any] = {name: [getattr(part, name) for part in parts] for name in names}
     joined: dict[str, Any] = {name: None if c[0] is None else torch.cat(c) for name, c in columns.items()}
-    return Rows(**joined)
+    return Rows(**joined, added={name: torch.cat([part.added[name] for part in parts]) for name in parts[0].added})
 
 
 def scale_rows(rows_TN: Tensor, factor_T1: Tensor, dtype: torch.dtype) -> Tensor:

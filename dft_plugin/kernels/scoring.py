@@ -6,12 +6,14 @@ Shapes: T rows, V vocabulary, S rows of a sample.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dft_plugin.kernels.added import added_to_rows, named_in
 from dft_plugin.kernels.compiled import CompiledScorer, out_of_memory, say_without
 from dft_plugin.kernels.rows import by_blocks
 from dft_plugin.kernels.softmax import HALF_PEAK, Scored, score_block_
@@ -51,10 +53,14 @@ def score_rows_(
         needs: costly statistics to compute as well.
         peak: largest entry of a row of gradients in half precision.
     """
-    if not logits_TV.shape[0]:
+    added = added_to_rows(needs, logits_TV, targets_T, transform)
+    needs = named_in(needs)
+    if logits_TV.shape[0]:
+        scored = row_scorer(logits_TV.device.type)(logits_TV, targets_T, transform, needs, peak=peak)
+    else:
         # Nothing to compile for.
-        return score_block_(logits_TV, targets_T, transform, needs)
-    return row_scorer(logits_TV.device.type)(logits_TV, targets_T, transform, needs, peak=peak)
+        scored = score_block_(logits_TV, targets_T, transform, needs)
+    return replace(scored, rows=replace(scored.rows, added=added)) if added else scored
 
 
 @cache

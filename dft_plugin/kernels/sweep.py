@@ -17,40 +17,46 @@ from dft_plugin.kernels.gradients import LINEAR_PER_TOKEN, Gradients, Inputs, Pr
 from dft_plugin.kernels.results import as_outputs, from_outputs, join, weigh
 from dft_plugin.kernels.softmax import Scored
 from dft_plugin.kernels.types import KernelResult, refuse_second_derivative
-from dft_plugin.objectives import Objective
+from dft_plugin.kernels.weighing import by_scope
+from dft_plugin.objectives import Targets, Weigher
 
 
 class Scorer(Protocol):
     """Scores all tokens of a call, whatever autocast says when it is called: backward may call it again."""
 
-    def __call__(self, targets_T: Tensor, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
+    @property
+    def objective(self) -> Weigher:
+        """Gives the weights."""
+        ...
+
+    def __call__(self, targets: Targets, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
         """Score, and make the gradients of those `inputs` that are `wanted`."""
         ...
 
 
-def score(scorer: Scorer, targets_T: Tensor, *inputs: Tensor | None) -> KernelResult:
+def score(scorer: Scorer, targets: Targets, *inputs: Tensor | None) -> KernelResult:
     """Score with gradients made in the forward pass; backward multiplies them by the upstream factor.
 
     Args:
         scorer: makes them.
-        targets_T: int64 targets in [0, V).
+        targets: with ids in [0, V).
         *inputs: hidden states [T, D], and what else may get a gradient.
     """
     outputs = _GradientInForward.apply(  # type: ignore[no-untyped-call]
-        scorer, torch.is_grad_enabled(), targets_T, *inputs
+        scorer, torch.is_grad_enabled(), targets, *inputs
     )
-    return from_outputs(outputs)
+    return from_outputs(outputs, scorer.objective)
 
 
 class _GradientInForward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, scorer: Scorer, with_grad: bool, targets_T: Tensor, *inputs: Tensor | None
+        ctx: Any, scorer: Scorer, with_grad: bool, targets: Targets, *inputs: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         wanted = tuple(with_grad and need for need in ctx.needs_input_grad[3:])
-        result, grads = scorer(targets_T, inputs, wanted)
-        ctx.scorer, ctx.wanted, ctx.grads = scorer, wanted, grads
-        ctx.save_for_backward(targets_T, *inputs)
+        result, grads = scorer(targets, inputs, wanted)
+        ctx.scorer, ctx.targets, ctx.wanted, ctx.grads = scorer, targets, wanted, grads
+        ctx.save_for_backward(*inputs)
         return as_outputs(ctx, result)
 
     @staticmethod
@@ -59,9 +65,9 @@ class _GradientInForward(torch.autograd.Function):
         # The gradients are handed over, not copied: an optimizer step may want their memory. A second
         # backward over the same graph makes them again.
         grads, ctx.grads = ctx.grads, None
-        targets_T, *inputs = ctx.saved_tensors
+        inputs = ctx.saved_tensors
         if grads is None:
-            _, grads = ctx.scorer(targets_T, inputs, ctx.wanted)
+            _, grads = ctx.scorer(ctx.targets, inputs, ctx.wanted)
         return None, None, None, *grads.times(upstream, inputs)
 
 
@@ -75,21 +81,32 @@ class Sweep:
         rows: tokens of a chunk.
         score_: takes raw logits [C, V] and targets [C], returns statistics, and leaves in the logits what
             `softmax.score_block_` does.
+        twice: whether a weight that looks at other tokens takes a second sweep, given which inputs want a gradient.
         sum_hidden: completes the gradient of the hidden states: nothing to do, or a sum over ranks.
     """
 
-    objective: Objective
+    objective: Weigher
     dtype: torch.dtype
     rows: int
     score_: Callable[[Tensor, Tensor], Scored]
+    twice: Callable[[tuple[bool, ...]], bool]
     sum_hidden: Callable[[Tensor], Tensor] = lambda grad_TD: grad_TD
 
-    def __call__(self, targets_T: Tensor, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
+    def __call__(self, targets: Targets, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
         """Score all chunks, one after the other in the same buffer."""
-        with torch.autocast(targets_T.device.type, enabled=False):
-            return self._score(targets_T, inputs, wanted)
 
-    def _score(self, targets_T: Tensor, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
+        def run(weigher: Callable[[slice], Weigher], wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
+            return self._score(targets, inputs, wanted, weigher)
+
+        with torch.autocast(targets.ids_T.device.type, enabled=False):
+            result, grads = by_scope(run, self.objective, targets, wanted, twice=self.twice(wanted))
+        if grads.of[0] is not None:
+            grads.of[0] = self.sum_hidden(grads.of[0])
+        return result, grads
+
+    def _score(
+        self, targets: Targets, inputs: Inputs, wanted: tuple[bool, ...], weigher: Callable[[slice], Weigher]
+    ) -> tuple[KernelResult, Gradients]:
         hidden_TD, input_TR = inputs[0], inputs[3]
         assert hidden_TD is not None
         T = hidden_TD.shape[0]
@@ -102,11 +119,9 @@ class Sweep:
             hidden_CD = hidden_TD[chunk].to(self.dtype)
             input_CR = None if input_TR is None else input_TR[chunk].to(self.dtype)
             logits_CV = projection.into(buffer_CV[: hidden_CD.shape[0]], hidden_CD, input_CR)
-            scored = self.score_(logits_CV, targets_T[chunk])
-            part = weigh(self.objective, scored.rows)
+            scored = self.score_(logits_CV, targets.ids_T[chunk])
+            part = weigh(weigher(chunk), scored.rows, targets[chunk])
             parts.append(part)
             factor_C = part.weight_T * scored.inverse_norm_T
             add_chunk_(grads, projection, chunk, logits_CV, factor_C, hidden_CD, input_CR)
-        if grads.of[0] is not None:
-            grads.of[0] = self.sum_hidden(grads.of[0])
         return join(parts), grads

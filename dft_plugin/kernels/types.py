@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from dft_plugin.objectives import Objective, Rows, RowStatistic
+from dft_plugin.objectives import Rows, RowStatistic, Targets, Weigher
 
 
 @dataclass(frozen=True)
@@ -97,15 +97,18 @@ class KernelResult:
     """What every kernel returns: a sum, never a mean.
 
     Attributes:
-        loss_sum: sum over T of -w * log p, in nats, differentiable; a zero that is connected to the
-            graph if T is 0.
+        loss_sum: sum over T of the losses, differentiable; a zero that is connected to the graph if T is 0.
         rows: statistics of the T tokens, detached.
         weight_T: weights of the objective, detached.
+        loss_T: `-w * log p` in nats, or what the objective says it is, detached.
+        statistics: per-token values of the objective, by name, detached.
     """
 
     loss_sum: Tensor
     rows: Rows
     weight_T: Tensor
+    loss_T: Tensor
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Kernel(Protocol):
@@ -120,8 +123,8 @@ class Kernel(Protocol):
         self,
         hidden_TD: Tensor,
         head: Head,
-        targets_T: Tensor,
-        objective: Objective,
+        targets: Targets,
+        objective: Weigher,
         *,
         needs: frozenset[RowStatistic],
         scratch_bytes: int | None,

@@ -1,6 +1,6 @@
 """Objectives: which weight each target token gets. Importing this package does not import torch."""
 
-from dft_plugin.objectives.base import Divisor, Number, Objective, Scope, Weighed
+from dft_plugin.objectives.base import Divisor, Number, Objective, Scope, Weighed, Weigher
 from dft_plugin.objectives.likelihood import DFT, NLL
 from dft_plugin.objectives.reference import IWSFT, PSFT, PriFT
 from dft_plugin.objectives.rows import BlockFunction, Rank, RowFunction, Rows, RowStatistic, Top
@@ -50,4 +50,5 @@ __all__ = [
     "Thresholded",
     "Top",
     "Weighed",
+    "Weigher",
 ]

@@ -125,13 +125,12 @@ class TrlHook(TrainerHook):
 
 
 def _fused_output(done: Pass) -> FusedCausalLMOutput:
-    rows = done.result.rows
-    mask_BS = done.result.targets.mask(rows.logp_T.device)
-    weight_T = done.result.weight_T
-    loss_T = torch.where(weight_T > 0, -weight_T * rows.logp_T, torch.zeros_like(weight_T))
+    scored = done.result.scored
+    rows = scored.rows
+    mask_BS = done.result.selection.mask(rows.logp_T.device)
     assert rows.entropy_T is not None
     loss = done.result.mean()
-    spread: Tensor = _Spread.apply(done.result.loss_sum, _grid(loss_T, mask_BS))  # type: ignore[no-untyped-call]
+    spread: Tensor = _Spread.apply(done.result.loss_sum, _grid(scored.loss_T, mask_BS))  # type: ignore[no-untyped-call]
     return FusedCausalLMOutput(
         loss=loss if done.auxiliary is None else loss + done.auxiliary,
         log_probs=-spread,

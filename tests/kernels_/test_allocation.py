@@ -8,7 +8,7 @@ from support import oracle, problems
 
 from dft_plugin.kernels import Head, Transform, allocation, chunked, sweep
 from dft_plugin.kernels.rows import block_rows
-from dft_plugin.objectives import DFT
+from dft_plugin.objectives import DFT, Targets
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -40,7 +40,7 @@ def test_rows_that_are_padded_give_the_same_numbers(monkeypatch, shape, dtype):
     head = Head(made.weight_VD, made.bias_V, Transform(0.5, 30.0))
 
     def scored():
-        loss_sum = chunked(made.hidden_TD, head, made.targets_T, DFT(), scratch_bytes=1).loss_sum
+        loss_sum = chunked(made.hidden_TD, head, Targets(made.targets_T), DFT(), scratch_bytes=1).loss_sum
         return [loss_sum, *torch.autograd.grad(loss_sum, made.inputs[:3])]
 
     plain = scored()

@@ -7,7 +7,7 @@ import torch
 from support import oracle
 
 from dft_plugin.kernels import Head, LowRank, Transform, auto, blocked, choose, chunked, gemm
-from dft_plugin.objectives import DFT, NLL
+from dft_plugin.objectives import DFT, NLL, Targets
 
 # More tokens than one pass takes, and more words than a block of 2,048 has room for.
 T, D, V = 2100, 8, 4500
@@ -37,7 +37,7 @@ def truth(hidden, weight, bias, targets, transform, weigh):
 @pytest.mark.parametrize(("objective", "weigh"), [(DFT(), oracle.dft), (NLL(), oracle.nll)], ids=["dft", "nll"])
 def test_it_equals_the_oracle(transform, objective, weigh):
     hidden, weight, bias_V, targets = problem(bias=True)
-    result = blocked(hidden, Head(weight, bias_V, transform), targets, objective)
+    result = blocked(hidden, Head(weight, bias_V, transform), Targets(targets), objective)
     loss = result.loss_sum / T
     loss.backward()
     true_loss, true_gradient = truth(hidden, weight, bias_V, targets, transform, weigh)
@@ -50,8 +50,8 @@ def test_its_statistics_equal_those_of_chunked(transform):
     hidden, weight, bias, targets = problem(bias=True)
     head, needs = Head(weight, bias, transform), frozenset({"entropy", "sum_p_squared"})
     with torch.no_grad():
-        ours = blocked(hidden, head, targets, DFT(), needs=needs).rows
-        theirs = chunked(hidden, head, targets, DFT(), needs=needs).rows
+        ours = blocked(hidden, head, Targets(targets), DFT(), needs=needs).rows
+        theirs = chunked(hidden, head, Targets(targets), DFT(), needs=needs).rows
     for name in ("logp_T", "one_minus_p_T", "entropy_T", "sum_p_squared_T"):
         assert torch.allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-5, atol=1e-6), name
     assert (ours.is_top1_T == theirs.is_top1_T).float().mean() > 0.99
@@ -63,7 +63,7 @@ def test_multiplied_in_float32_half_precision_is_nearer_to_the_truth_than_chunke
     _, true_gradient = truth(hidden, weight, None, targets, Transform(), oracle.dft)
     gaps = []
     for kernel in (blocked, chunked):
-        (gradient,) = torch.autograd.grad(kernel(hidden, Head(weight), targets, DFT()).loss_sum / T, hidden)
+        (gradient,) = torch.autograd.grad(kernel(hidden, Head(weight), Targets(targets), DFT()).loss_sum / T, hidden)
         assert gradient.dtype == torch.bfloat16
         gaps.append(oracle.gap([gradient], [true_gradient]))
     assert gaps[0] < 0.8 * gaps[1]
@@ -71,7 +71,7 @@ def test_multiplied_in_float32_half_precision_is_nearer_to_the_truth_than_chunke
 
 def test_a_second_backward_and_an_upstream_factor_are_right():
     hidden, weight, _, targets = problem()
-    loss = blocked(hidden, Head(weight), targets, DFT()).loss_sum
+    loss = blocked(hidden, Head(weight), Targets(targets), DFT()).loss_sum
     (once,) = torch.autograd.grad(loss, hidden, retain_graph=True)
     (again,) = torch.autograd.grad(3 * loss, hidden)
     assert oracle.gap(again, 3 * once) < 1e-6
@@ -89,8 +89,8 @@ def test_a_trained_head_gets_its_gradient(part):
     leaf.requires_grad_()
     head = Head(weight, bias, low_rank=low_rank)
     for kernel in (blocked, auto):
-        (ours,) = torch.autograd.grad(kernel(hidden, head, targets, DFT()).loss_sum, leaf)
-        (theirs,) = torch.autograd.grad(chunked(hidden, head, targets, DFT()).loss_sum, leaf)
+        (ours,) = torch.autograd.grad(kernel(hidden, head, Targets(targets), DFT()).loss_sum, leaf)
+        (theirs,) = torch.autograd.grad(chunked(hidden, head, Targets(targets), DFT()).loss_sum, leaf)
         assert torch.equal(ours, theirs)
         assert ours.abs().max() > 0
 
@@ -98,11 +98,11 @@ def test_a_trained_head_gets_its_gradient(part):
 def test_extreme_logits_are_defined():
     weight = torch.tensor([[1e5], [-1e5], [0.0], [float("-inf")]])
     hidden = torch.tensor([[1.0], [1.0], [1.0]], requires_grad=True)
-    result = blocked(hidden, Head(weight[:3]), torch.tensor([0, 1, 2]), DFT())
+    result = blocked(hidden, Head(weight[:3]), Targets(torch.tensor([0, 1, 2])), DFT())
     assert result.rows.logp_T.tolist() == [0.0, -2e5, -1e5]
     result.loss_sum.backward()
     assert torch.equal(hidden.grad, torch.zeros(3, 1))
-    minus_infinity = blocked(hidden.detach(), Head(weight), torch.tensor([3, 0, 0]), DFT())
+    minus_infinity = blocked(hidden.detach(), Head(weight), Targets(torch.tensor([3, 0, 0])), DFT())
     assert minus_infinity.rows.logp_T.tolist() == [float("-inf"), 0.0, 0.0]
     assert minus_infinity.loss_sum == 0
 

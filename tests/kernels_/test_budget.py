@@ -7,7 +7,7 @@ import torch
 from support.counting import WatchMemory
 
 from dft_plugin.kernels import Head, LowRank, budget, chunked, gemm
-from dft_plugin.objectives import DFT
+from dft_plugin.objectives import DFT, Targets
 
 MIB = 1 << 20
 
@@ -54,7 +54,7 @@ def test_a_head_with_lora_is_never_copied_and_its_logits_are_few():
     low_rank = LowRank(torch.randn(256, 2, requires_grad=True), torch.randn(150_000, 2, requires_grad=True))
     targets = torch.zeros(256, dtype=torch.int64)
     with WatchMemory(MIB) as seen:
-        chunked(hidden, Head(weight, low_rank=low_rank), targets, DFT()).loss_sum.backward()
+        chunked(hidden, Head(weight, low_rank=low_rank), Targets(targets), DFT()).loss_sum.backward()
     largest = max(storage.nbytes() for storage in seen.storages.values())
     assert 36 * MIB < largest <= 40 * MIB
 

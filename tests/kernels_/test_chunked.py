@@ -10,7 +10,7 @@ from support import oracle, problems
 from support.counting import CountGemms
 
 from dft_plugin.kernels import Head, LowRank, Transform, chunked
-from dft_plugin.objectives import DFT
+from dft_plugin.objectives import DFT, Targets
 
 T, D, V, R = 12, 5, 11, 2
 
@@ -22,7 +22,7 @@ def small(**changes) -> problems.Problem:
 def score(made: problems.Problem, objective=None, **options):
     low_rank = LowRank(*made.low_rank) if made.low_rank else None
     head = Head(made.weight_VD, made.bias_V, Transform(made.scale, made.softcap), low_rank)
-    return chunked(made.hidden_TD, head, made.targets_T, objective or DFT(), **options)
+    return chunked(made.hidden_TD, head, Targets(made.targets_T), objective or DFT(), **options)
 
 
 def freeze(*tensors: torch.Tensor) -> None:
@@ -174,7 +174,7 @@ def test_the_gradient_of_a_half_precision_weight_is_summed_in_float32():
     hidden[:64] = 128
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.zeros(24 * 64, dtype=torch.int64)
-    chunked(hidden, Head(weight), targets, DFT(alpha=0), scratch_bytes=0).loss_sum.backward()
+    chunked(hidden, Head(weight), Targets(targets), DFT(alpha=0), scratch_bytes=0).loss_sum.backward()
     assert weight.grad[:, 0].tolist() == [-4192, 4192]  # 4096 + 23 * 4 = 4188, rounded once
 
 
@@ -192,7 +192,7 @@ def test_it_composes_with_a_checkpoint_around_what_comes_before_it():
     expected = torch.autograd.grad(score(plain).loss_sum, [*layer.parameters(), made.weight_VD])
 
     def forward(hidden_TD):
-        return chunked(layer(hidden_TD), Head(made.weight_VD), made.targets_T, DFT()).loss_sum
+        return chunked(layer(hidden_TD), Head(made.weight_VD), Targets(made.targets_T), DFT()).loss_sum
 
     loss_sum = torch.utils.checkpoint.checkpoint(forward, made.hidden_TD, use_reentrant=False)
     gradients = torch.autograd.grad(loss_sum, [*layer.parameters(), made.weight_VD])

@@ -8,10 +8,11 @@ import shutil
 import pytest
 import torch
 from support import problems
+from support.scored import tensors_of
 
 from dft_plugin.kernels import Head, Transform, chunked, rows, scoring, softmax
 from dft_plugin.kernels.compiled import CompiledScorer
-from dft_plugin.objectives import DFT
+from dft_plugin.objectives import DFT, Targets
 
 EVERYTHING = frozenset({"entropy", "sum_p_squared"})
 
@@ -121,11 +122,11 @@ LATE = {
 def asked_for_everything(dtype=torch.bfloat16):
     """Loss, gradients and statistics of 5 tokens, after 7 with no option at all."""
     plain = problems.problem((7, 3, 11))
-    chunked(plain.hidden_TD, Head(plain.weight_VD), plain.targets_T, DFT()).loss_sum.backward()
+    chunked(plain.hidden_TD, Head(plain.weight_VD), Targets(plain.targets_T), DFT()).loss_sum.backward()
     made = problems.problem((5, 3, 11), dtype=dtype, softcap=5.0)
     head = Head(made.weight_VD, transform=Transform(1.0, 5.0))
-    result = chunked(made.hidden_TD, head, made.targets_T, DFT(), needs=EVERYTHING)
-    return [*vars(result.rows).values(), *torch.autograd.grad(result.loss_sum, made.inputs)]
+    result = chunked(made.hidden_TD, head, Targets(made.targets_T), DFT(), needs=EVERYTHING)
+    return [*tensors_of(result.rows), *torch.autograd.grad(result.loss_sum, made.inputs)]
 
 
 @pytest.mark.parametrize("late", LATE)

@@ -9,7 +9,7 @@ import torch
 from support import oracle, problems
 
 from dft_plugin.kernels import Head, OpaqueHead, Transform, blocked, chunked, gemm, opaque, score_logits, score_logits_
-from dft_plugin.objectives import DFT, NLL
+from dft_plugin.objectives import DFT, NLL, Targets
 
 T, V = 40, 97
 PROBABILITIES = [1e-30, 1e-9, 1e-3, 0.5, 1 - 1e-3, 1 - 1e-6, 1 - 1e-9]
@@ -19,22 +19,24 @@ def behind_a_frozen_head(kernel):
     """The identity as a head, so that the hidden states are the logits."""
 
     def score(logits_TV, targets_T, objective):
-        return kernel(logits_TV, Head(torch.eye(V)), targets_T, objective, needs=frozenset(), scratch_bytes=None)
+        return kernel(
+            logits_TV, Head(torch.eye(V)), Targets(targets_T), objective, needs=frozenset(), scratch_bytes=None
+        )
 
     return score
 
 
 def behind_a_trained_head(logits_TV, targets_T, objective):
-    return chunked(logits_TV, Head(torch.eye(V, requires_grad=True)), targets_T, objective)
+    return chunked(logits_TV, Head(torch.eye(V, requires_grad=True)), Targets(targets_T), objective)
 
 
 def behind_a_closed_head(logits_TV, targets_T, objective):
-    return opaque(logits_TV, OpaqueHead(lambda hidden: hidden * 1, V), targets_T, objective)
+    return opaque(logits_TV, OpaqueHead(lambda hidden: hidden * 1, V), Targets(targets_T), objective)
 
 
 def everything_kept(kernel):
     def score(logits_TV, targets_T, objective):
-        return kernel(logits_TV * 1, torch.ones_like(targets_T, dtype=torch.bool), targets_T, objective)
+        return kernel(logits_TV * 1, torch.ones_like(targets_T, dtype=torch.bool), Targets(targets_T), objective)
 
     return score
 
@@ -82,7 +84,7 @@ def test_the_size_of_a_block_changes_nothing(monkeypatch, transform, rows):
     monkeypatch.setattr(module, "_BLOCK_ROWS", (rows, rows))
     monkeypatch.setattr(module, "_PASS_TOKENS", 29)
     head = Head(made.weight_VD, made.bias_V, transform)
-    result = blocked(made.hidden_TD, head, made.targets_T, DFT(), needs=frozenset({"entropy"}))
+    result = blocked(made.hidden_TD, head, Targets(made.targets_T), DFT(), needs=frozenset({"entropy"}))
     assert result.loss_sum.item() / 67 == pytest.approx(truth.item(), rel=1e-6)
     (gradient,) = torch.autograd.grad(result.loss_sum / 67, made.hidden_TD)
     assert oracle.gap(gradient, true_gradient) < 1e-5
@@ -97,7 +99,7 @@ def test_half_precision_is_right_whichever_the_cpu_is_faster_in(monkeypatch, dty
     made = problems.problem((67, 33, 517), dtype=dtype)
     truth, true_gradient, *_ = made.truth()
     made.weight_VD.requires_grad_(False)
-    result = blocked(made.hidden_TD, Head(made.weight_VD), made.targets_T, DFT())
+    result = blocked(made.hidden_TD, Head(made.weight_VD), Targets(made.targets_T), DFT())
     (gradient,) = torch.autograd.grad(result.loss_sum, made.hidden_TD)
     # float32 GEMMs leave the rounding of the gradient alone; half GEMMs round the logits too.
     allowed = torch.finfo(dtype).eps * (6 if faster else 0.5)

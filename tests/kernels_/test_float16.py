@@ -30,7 +30,7 @@ from support.halves import (
 from torch.nn import functional as F
 
 from dft_plugin.kernels import chunked, gemm, score_logits, score_logits_
-from dft_plugin.objectives import DFT, NLL
+from dft_plugin.objectives import DFT, NLL, Targets
 
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -47,7 +47,11 @@ def test_a_trained_head_is_as_near_to_the_truth_as_the_textbook(dtype, p, alpha,
     for num_items in (1, 64, 4096):
         ours = gaps(way(made, DFT(alpha=alpha)), made, truths, scale, num_items)
         theirs = gaps(textbook(made, DFT(alpha=alpha)), made, truths, scale, num_items)
-        assert all(one <= other + A_LITTLE[dtype] for one, other in zip(ours, theirs, strict=True)), (num_items, ours, theirs)
+        assert all(one <= other + A_LITTLE[dtype] for one, other in zip(ours, theirs, strict=True)), (
+            num_items,
+            ours,
+            theirs,
+        )
 
 
 @pytest.mark.parametrize("way", [read, called, through_blocks])
@@ -74,7 +78,9 @@ def test_so_are_logits_that_exist(dtype, p, scorer):
     kept_T = torch.ones_like(targets_T, dtype=torch.bool)
     for scale in SCALES:
         truth_TV = scale * oracle.logits_gradient(raw_TV.detach(), targets_T)
-        (ours,) = torch.autograd.grad(scorer(raw_TV * 1, kept_T, targets_T, DFT()).loss_sum / 40 * scale, raw_TV)
+        (ours,) = torch.autograd.grad(
+            scorer(raw_TV * 1, kept_T, Targets(targets_T), DFT()).loss_sum / 40 * scale, raw_TV
+        )
         nll_T = F.cross_entropy(raw_TV.float(), targets_T, reduction="none")
         (theirs,) = torch.autograd.grad(((-nll_T.detach()).exp() * nll_T).mean() * scale, raw_TV)
         assert oracle.gap(ours, truth_TV) <= oracle.gap(theirs, truth_TV) + A_LITTLE[dtype]
@@ -138,7 +144,7 @@ def test_a_large_activation_does_not_push_the_others_below_float16():
         made.hidden_TD.mul_(1e-3)[:, 0] = 30000.0
         made.weight_VD[:, 0] = 0.0
     truth = 1024 * truths_of(made)[1]
-    loss_sum = chunked(made.hidden_TD, head_of(made), made.targets_T, DFT()).loss_sum
+    loss_sum = chunked(made.hidden_TD, head_of(made), Targets(made.targets_T), DFT()).loss_sum
     (gradient,) = torch.autograd.grad(1024 * loss_sum, made.weight_VD)
     assert oracle.gap(gradient[:, 1:], truth[:, 1:]) < 1e-3
 
@@ -150,7 +156,7 @@ def test_a_large_weight_does_not_overflow_the_product():
         made.hidden_TD[:, 0] = 0.0
     truth = truths_of(made)[0]
     (gradient,) = torch.autograd.grad(
-        chunked(made.hidden_TD, head_of(made), made.targets_T, DFT()).loss_sum, made.hidden_TD
+        chunked(made.hidden_TD, head_of(made), Targets(made.targets_T), DFT()).loss_sum, made.hidden_TD
     )
     assert gradient.isfinite().all()
     assert oracle.gap(gradient[:, 1:], truth[:, 1:]) < 2e-3

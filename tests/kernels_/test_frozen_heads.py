@@ -11,7 +11,7 @@ from support.counting import CountGemms
 from torch.nn import functional as F
 
 from dft_plugin.kernels import Head, LowRank, Transform, auto, blocked
-from dft_plugin.objectives import DFT, NLL
+from dft_plugin.objectives import DFT, NLL, Targets
 
 HEADS = {
     "plain": {},
@@ -31,7 +31,7 @@ def head_of(made: problems.Problem, *, trained: bool = False) -> Head:
 
 
 def score(made: problems.Problem, **options):
-    return blocked(made.hidden_TD, head_of(made), made.targets_T, DFT(), **options)
+    return blocked(made.hidden_TD, head_of(made), Targets(made.targets_T), DFT(), **options)
 
 
 def assert_exact(made: problems.Problem, tolerance: float = 1e-6, gradient_gap: float = 1e-5) -> None:
@@ -145,7 +145,7 @@ def test_the_inputs_stay_as_they_are():
 def test_no_token_gives_a_zero_and_a_gradient():
     hidden = torch.empty(0, 5, requires_grad=True)
     targets = torch.empty(0, dtype=torch.int64)
-    result = blocked(hidden, Head(torch.ones(11, 5)), targets, NLL(), needs=EVERYTHING)
+    result = blocked(hidden, Head(torch.ones(11, 5)), Targets(targets), NLL(), needs=EVERYTHING)
     result.loss_sum.backward()
     assert result.loss_sum == 0
     assert hidden.grad.shape == (0, 5)
@@ -156,7 +156,7 @@ def test_no_token_gives_a_zero_and_a_gradient():
 def test_auto_runs_no_more_gemms_than_the_head_needs(trained, gemms):
     made = problems.problem((12, 5, 11))
     with CountGemms() as counter:
-        auto(made.hidden_TD, head_of(made, trained=trained), made.targets_T, DFT())
+        auto(made.hidden_TD, head_of(made, trained=trained), Targets(made.targets_T), DFT())
     assert counter.count == gemms
 
 

@@ -21,7 +21,7 @@ from dft_plugin.kernels import (
     score_logits,
     score_logits_,
 )
-from dft_plugin.objectives import DFT, NLL, Objective
+from dft_plugin.objectives import DFT, NLL, Objective, Targets
 
 HEADS = {
     "plain": {},
@@ -37,7 +37,7 @@ def readable(kernel):
     def score(made, objective, **options):
         low_rank = LowRank(*made.low_rank) if made.low_rank else None
         head = Head(made.weight_VD, made.bias_V, Transform(made.scale, made.softcap), low_rank)
-        return kernel(made.hidden_TD, head, made.targets_T, objective, **options)
+        return kernel(made.hidden_TD, head, Targets(made.targets_T), objective, **options)
 
     score.__name__ = kernel.__name__
     return score
@@ -56,19 +56,19 @@ def through_opaque(made, objective, **options):
         Transform(made.scale, made.softcap),
         tuple(made.inputs[1:]),
     )
-    return opaque(made.hidden_TD, head, made.targets_T, objective, **options)
+    return opaque(made.hidden_TD, head, Targets(made.targets_T), objective, **options)
 
 
 def through_logits(made, objective, **options):
     logits = Transform(made.scale, made.softcap)(raw_logits(made))
     kept = torch.ones_like(made.targets_T, dtype=torch.bool)
-    return score_logits(logits, kept, made.targets_T, objective, **options)
+    return score_logits(logits, kept, Targets(made.targets_T), objective, **options)
 
 
 def through_overwritten_logits(made, objective, **options):
     logits = Transform(made.scale, made.softcap)(raw_logits(made))
     kept = torch.ones_like(made.targets_T, dtype=torch.bool)
-    return score_logits_(logits, kept, made.targets_T, objective, **options)
+    return score_logits_(logits, kept, Targets(made.targets_T), objective, **options)
 
 
 EXACT = [readable(chunked), through_opaque, through_logits, through_overwritten_logits]

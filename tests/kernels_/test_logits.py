@@ -7,7 +7,7 @@ import torch
 from support import oracle, problems
 
 from dft_plugin.kernels import may_overwrite, score_logits, score_logits_
-from dft_plugin.objectives import DFT, NLL
+from dft_plugin.objectives import DFT, NLL, Targets
 
 
 def leaf(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -18,7 +18,7 @@ def leaf(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def score(logits_NV, labels, objective=None):
     labels_N = torch.tensor(labels) if isinstance(labels, list) else labels
     kept_N = labels_N != -100
-    return score_logits(logits_NV, kept_N, labels_N[kept_N], objective or DFT())
+    return score_logits(logits_NV, kept_N, Targets(labels_N[kept_N]), objective or DFT())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -73,7 +73,7 @@ def test_a_loss_scale_keeps_the_tail_of_a_row_with_a_small_weight_in_float16(sco
     logits_TV.scatter_(1, targets_T[:, None], 2.0).requires_grad_()
     kept_T = torch.ones(2, dtype=torch.bool)
     # The clone is no leaf, so it may be overwritten.
-    loss = 65536 * scorer(logits_TV.clone(), kept_T, targets_T, DFT()).loss_sum
+    loss = 65536 * scorer(logits_TV.clone(), kept_T, Targets(targets_T), DFT()).loss_sum
     (gradient_TV,) = torch.autograd.grad(loss, logits_TV)
     truth_TV = 65536 * 2 * oracle.logits_gradient(logits_TV.detach(), targets_T)
     assert 0 < truth_TV.abs().min() < 65536 * 2e-8
@@ -115,7 +115,7 @@ def scored_in_place(labels, dtype=torch.float32):
     logits_NV = raw_NV * 1
     labels_N = torch.tensor(labels)
     kept_N = labels_N != -100
-    return raw_NV, logits_NV, score_logits_(logits_NV, kept_N, labels_N[kept_N], DFT())
+    return raw_NV, logits_NV, score_logits_(logits_NV, kept_N, Targets(labels_N[kept_N]), DFT())
 
 
 @pytest.mark.parametrize("labels", [[3, 0, 6, 6], [3, -100, 0, -100], [-100, -100, -100, -100]], ids=str)
@@ -165,6 +165,6 @@ def test_only_logits_that_no_backward_reads_may_be_overwritten():
 def test_autograd_refuses_where_the_logits_are_read_again_all_the_same():
     logits_NV = leaf(2, 7).tanh()
     targets_T = torch.tensor([3, 0])
-    result = score_logits_(logits_NV, torch.ones(2, dtype=torch.bool), targets_T, DFT())
+    result = score_logits_(logits_NV, torch.ones(2, dtype=torch.bool), Targets(targets_T), DFT())
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         result.loss_sum.backward()

@@ -11,7 +11,7 @@ from support import oracle, problems
 from torch.nn import functional as F
 
 from dft_plugin.kernels import Head, OpaqueHead, Transform, chunked, opaque
-from dft_plugin.objectives import DFT
+from dft_plugin.objectives import DFT, Targets
 
 SHAPE = (150, 5, 11)
 CHUNKS_OF_64 = {"scratch_bytes": 0}
@@ -32,7 +32,7 @@ class Projection:
         made = self.made
         parameters = tuple(made.inputs[1:])
         head = OpaqueHead(self, made.weight_VD.shape[0], Transform(made.scale, made.softcap), parameters)
-        return opaque(made.hidden_TD, head, made.targets_T, DFT(), **options)
+        return opaque(made.hidden_TD, head, Targets(made.targets_T), DFT(), **options)
 
 
 def problem(**changes):
@@ -42,7 +42,7 @@ def problem(**changes):
 def test_it_equals_the_chunked_kernel():
     made = problem()
     head = Head(made.weight_VD, made.bias_V, Transform(made.scale, made.softcap))
-    theirs = chunked(made.hidden_TD, head, made.targets_T, DFT(), **CHUNKS_OF_64)
+    theirs = chunked(made.hidden_TD, head, Targets(made.targets_T), DFT(), **CHUNKS_OF_64)
     ours = Projection(made).score(**CHUNKS_OF_64)
     assert ours.loss_sum.item() == pytest.approx(theirs.loss_sum.item(), rel=1e-6)
     assert oracle.gap(ours.weight_T, theirs.weight_T) < 1e-6
@@ -100,7 +100,7 @@ def test_padded_rows_reach_the_head_and_nothing_else():
         row_multiple=16,
     )
     for options in (CHUNKS_OF_64, {}):
-        ours = opaque(made.hidden_TD, head, made.targets_T, DFT(), **options)
+        ours = opaque(made.hidden_TD, head, Targets(made.targets_T), DFT(), **options)
         assert ours.loss_sum.item() == pytest.approx(expected.loss_sum.item(), rel=1e-6)
         assert ours.weight_T.shape == made.targets_T.shape
         gradients = torch.autograd.grad(ours.loss_sum, made.inputs, retain_graph=True)
@@ -118,7 +118,7 @@ def test_without_a_token_such_a_head_is_called_all_the_same():
 
     head = OpaqueHead(project, SHAPE[2], Transform(0.5, 5.0), (made.weight_VD, made.bias_V), row_multiple=16)
     hidden = made.hidden_TD.detach()[:0].requires_grad_()
-    result = opaque(hidden, head, made.targets_T[:0], DFT(), needs=frozenset({"entropy"}))
+    result = opaque(hidden, head, Targets(made.targets_T[:0]), DFT(), needs=frozenset({"entropy"}))
     assert called == [16]
     assert result.loss_sum == 0
     assert result.rows.entropy_T.shape == result.weight_T.shape == (0,)
@@ -165,7 +165,7 @@ def test_no_chunk_of_logits_is_there_when_the_next_is_made():
         return F.linear(hidden_CD, made.weight_VD)
 
     head = OpaqueHead(project, 4001, parameters=(made.weight_VD,))
-    opaque(made.hidden_TD, head, made.targets_T, DFT(), **CHUNKS_OF_64).loss_sum.backward()
+    opaque(made.hidden_TD, head, Targets(made.targets_T), DFT(), **CHUNKS_OF_64).loss_sum.backward()
     assert seen == [[], [], []]
 
 

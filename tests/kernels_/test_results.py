@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import ClassVar
 
 import pytest
 import torch
@@ -24,8 +25,9 @@ from dft_plugin.kernels import (
 )
 from dft_plugin.kernels.results import as_outputs, from_outputs, join
 from dft_plugin.kernels.types import KernelResult
-from dft_plugin.objectives import DFT, Rows
+from dft_plugin.objectives import DFT, Rows, Targets
 
+FIELDS = [field.name for field in fields(Rows) if field.name != "added"]
 EVERYTHING = frozenset({"entropy", "sum_p_squared"})
 TRANSFORM = Transform(0.5, 5.0)
 
@@ -40,16 +42,18 @@ def one_rank():
 
 def split(made, **options):
     head = ShardedHead(made.weight_VD, VocabShard.even(517), made.bias_V, TRANSFORM)
-    return vocab_parallel(made.hidden_TD, head, made.targets_T, DFT(), **options)
+    return vocab_parallel(made.hidden_TD, head, Targets(made.targets_T), DFT(), **options)
 
 
 def read(made, **options):
-    return chunked(made.hidden_TD, Head(made.weight_VD, made.bias_V, TRANSFORM), made.targets_T, DFT(), **options)
+    return chunked(
+        made.hidden_TD, Head(made.weight_VD, made.bias_V, TRANSFORM), Targets(made.targets_T), DFT(), **options
+    )
 
 
 def in_blocks(made, **options):
     head = Head(made.weight_VD.detach(), made.bias_V.detach(), TRANSFORM)
-    return blocked(made.hidden_TD, head, made.targets_T, DFT(), **options)
+    return blocked(made.hidden_TD, head, Targets(made.targets_T), DFT(), **options)
 
 
 def raw(made, hidden):
@@ -58,13 +62,13 @@ def raw(made, hidden):
 
 def called(made, **options):
     head = OpaqueHead(lambda hidden: raw(made, hidden), 517, TRANSFORM, (made.weight_VD, made.bias_V))
-    return opaque(made.hidden_TD, head, made.targets_T, DFT(), **options)
+    return opaque(made.hidden_TD, head, Targets(made.targets_T), DFT(), **options)
 
 
 def of_logits(kernel):
     def score(made, **options):
         kept = torch.ones_like(made.targets_T, dtype=torch.bool)
-        return kernel(TRANSFORM(raw(made, made.hidden_TD)), kept, made.targets_T, DFT(), **options)
+        return kernel(TRANSFORM(raw(made, made.hidden_TD)), kept, Targets(made.targets_T), DFT(), **options)
 
     score.__name__ = kernel.__name__
     return score
@@ -88,7 +92,7 @@ def test_every_kernel_returns_the_same_statistics(kernel):
         "entropy_T": torch.special.entr(p_TV).sum(1),
         "sum_p_squared_T": p_TV.square().sum(1),
     }
-    assert truth.keys() == {field.name for field in fields(Rows)}
+    assert truth.keys() == set(FIELDS)
     for name, expected in truth.items():
         found = getattr(result.rows, name)
         assert oracle.gap(found, expected) < 2e-6, name
@@ -108,8 +112,15 @@ def test_what_nobody_asked_for_is_not_there(kernel):
 
 def result_of(*values):
     """One whose statistics are all different, so that none can stand in another's place."""
-    rows = Rows(*(torch.tensor(values) + index for index in range(len(fields(Rows)))))
-    return KernelResult(torch.tensor(float(len(values))), rows, torch.tensor(values) - 1)
+    rows = Rows(*(torch.tensor(values) + index for index in range(len(FIELDS))))
+    named = {"first": torch.tensor(values) - 4, "second": torch.tensor(values) - 3}
+    return KernelResult(
+        torch.tensor(float(len(values))), rows, torch.tensor(values) - 1, torch.tensor(values) - 2, named
+    )
+
+
+class TwoValues(DFT):
+    statistics: ClassVar[tuple[str, ...]] = ("first", "second")
 
 
 def test_every_field_of_a_result_goes_through_autograd_and_comes_back_in_its_place():
@@ -122,13 +133,15 @@ def test_every_field_of_a_result_goes_through_autograd_and_comes_back_in_its_pla
         def backward(ctx, upstream, *_):
             return upstream
 
-    ours, expected = from_outputs(Through.apply(torch.ones((), requires_grad=True))), result_of(1.0, 2.0)
+    ours, expected = from_outputs(Through.apply(torch.ones((), requires_grad=True)), TwoValues()), result_of(1.0, 2.0)
     assert ours.loss_sum.requires_grad
     assert not ours.weight_T.requires_grad
     assert torch.equal(ours.weight_T, expected.weight_T)
-    for field in fields(Rows):
-        found = getattr(ours.rows, field.name)
-        assert torch.equal(found, getattr(expected.rows, field.name))
+    assert torch.equal(ours.loss_T, expected.loss_T)
+    assert {name: value.tolist() for name, value in ours.statistics.items()} == {"first": [-3, -2], "second": [-2, -1]}
+    for name in FIELDS:
+        found = getattr(ours.rows, name)
+        assert torch.equal(found, getattr(expected.rows, name))
         assert not found.requires_grad
 
 
@@ -136,5 +149,7 @@ def test_joined_results_add_up_and_keep_their_order():
     joined = join([result_of(1.0, 2.0), result_of(7.0)])
     assert joined.loss_sum == 3
     assert joined.weight_T.tolist() == [0, 1, 6]
-    for index, field in enumerate(fields(Rows)):
-        assert getattr(joined.rows, field.name).tolist() == [1 + index, 2 + index, 7 + index]
+    assert joined.loss_T.tolist() == [-1, 0, 5]
+    assert joined.statistics["second"].tolist() == [-2, -1, 4]
+    for index, name in enumerate(FIELDS):
+        assert getattr(joined.rows, name).tolist() == [1 + index, 2 + index, 7 + index]

@@ -12,7 +12,7 @@ from dft_plugin.kernels import Transform
 from dft_plugin.kernels.results import weigh
 from dft_plugin.kernels.rows import concatenate
 from dft_plugin.kernels.scoring import score_rows_
-from dft_plugin.objectives import DFT, NLL, Rows
+from dft_plugin.objectives import DFT, NLL, Rows, Targets
 
 PLAIN = Transform()
 EVERYTHING = frozenset({"entropy", "sum_p_squared"})
@@ -145,8 +145,12 @@ def rows_with(*logp: float) -> Rows:
     return Rows(logp_T, 1 - logp_T.exp(), logp_T > -1)
 
 
+def weighed(objective, *logp):
+    return weigh(objective, rows_with(*logp), Targets(torch.zeros(len(logp), dtype=torch.long)))
+
+
 def test_a_weigh_is_positive_nats():
-    result = weigh(DFT(), rows_with(math.log(0.5), math.log(0.25)))
+    result = weighed(DFT(), math.log(0.5), math.log(0.25))
     assert result.loss_sum.item() == pytest.approx(0.5 * math.log(2) + 0.25 * math.log(4))
     assert result.weight_T.tolist() == pytest.approx([0.5, 0.25])
 
@@ -158,12 +162,12 @@ def test_a_weigh_is_detached_whatever_the_objective_does():
         def weight(self, rows):
             return super().weight(rows) * torch.ones((), requires_grad=True)
 
-    result = weigh(Leaky(), rows_with(-1.0))
+    result = weighed(Leaky(), -1.0)
     assert not result.loss_sum.requires_grad
     assert not result.weight_T.requires_grad
 
 
 def test_an_impossible_token_costs_nothing_under_dft_and_everything_under_nll():
-    assert weigh(DFT(), rows_with(-math.inf)).loss_sum == 0
-    assert weigh(NLL(), rows_with(-math.inf)).loss_sum == math.inf
-    assert weigh(DFT(floor=0.1), rows_with(-math.inf)).loss_sum == math.inf
+    assert weighed(DFT(), -math.inf).loss_sum == 0
+    assert weighed(NLL(), -math.inf).loss_sum == math.inf
+    assert weighed(DFT(floor=0.1), -math.inf).loss_sum == math.inf

@@ -8,9 +8,10 @@ import sys
 import pytest
 import torch
 from support import fused, problems
+from support.scored import tensors_of
 
 from dft_plugin.kernels import Head, Transform, chunked, scoring, softmax
-from dft_plugin.objectives import DFT
+from dft_plugin.objectives import DFT, Targets
 
 EVERYTHING = frozenset({"entropy", "sum_p_squared"})
 pytestmark = fused.FILTER
@@ -25,8 +26,8 @@ def asked_for_everything(device, dtype=torch.bfloat16):
     ):
         hidden_TD, weight_VD = (tensor.detach().to(device).requires_grad_() for tensor in made.inputs)
         head = Head(weight_VD, transform=Transform(1.0, made.softcap))
-        result = chunked(hidden_TD, head, made.targets_T.to(device), DFT(), needs=needs)
-        found += [result.loss_sum, *[column for column in vars(result.rows).values() if column is not None]]
+        result = chunked(hidden_TD, head, Targets(made.targets_T.to(device)), DFT(), needs=needs)
+        found += [result.loss_sum, *tensors_of(result.rows)]
         found += torch.autograd.grad(result.loss_sum, [hidden_TD, weight_VD])
     return found
 

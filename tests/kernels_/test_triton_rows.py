@@ -10,7 +10,7 @@ import torch
 from support import fused, oracle, problems
 
 from dft_plugin.kernels import Head, OpaqueHead, Transform, chunked, opaque, score_logits, score_logits_, softmax
-from dft_plugin.objectives import DFT, Objective
+from dft_plugin.objectives import DFT, Objective, Targets
 
 triton_rows = pytest.importorskip("dft_plugin.kernels.triton_rows", reason="needs triton", exc_type=ImportError)
 
@@ -91,9 +91,7 @@ def test_rows_may_stand_in_a_wider_buffer_and_leave_the_rest_of_it_alone(device,
 def test_the_launch_changes_no_number(device, launch):
     logits_TV, targets_T = rows_of(5, 1003, torch.float32, device)
     other_TV = logits_TV.clone()
-    ours = triton_rows.score_whole_(
-        logits_TV, targets_T, Transform(), EVERYTHING, launch=triton_rows.Launch(*launch)
-    )
+    ours = triton_rows.score_whole_(logits_TV, targets_T, Transform(), EVERYTHING, launch=triton_rows.Launch(*launch))
     theirs = softmax.score_block_(other_TV, targets_T, Transform(), EVERYTHING)
     for name in STATISTICS:
         torch.testing.assert_close(getattr(ours.rows, name), getattr(theirs.rows, name), rtol=5e-6, atol=1e-6)
@@ -209,7 +207,7 @@ def linear(trained):
     def score(made, objective, **options):
         made.weight_VD.requires_grad_(trained)
         head = Head(made.weight_VD, transform=Transform(made.scale, made.softcap))
-        return chunked(made.hidden_TD, head, made.targets_T, objective, **options)
+        return chunked(made.hidden_TD, head, Targets(made.targets_T), objective, **options)
 
     return score
 
@@ -221,7 +219,7 @@ def called(made, objective, **options):
         Transform(made.scale, made.softcap),
         (made.weight_VD,),
     )
-    return opaque(made.hidden_TD, head, made.targets_T, objective, **options)
+    return opaque(made.hidden_TD, head, Targets(made.targets_T), objective, **options)
 
 
 def materialised(score_chunk, *, ignored):
@@ -232,7 +230,7 @@ def materialised(score_chunk, *, ignored):
             logits_TV = torch.cat([logits_TV[:3], logits_TV[:2], logits_TV[3:]])
             kept_N = torch.ones(len(logits_TV), dtype=torch.bool, device=logits_TV.device)
             kept_N[3:5] = False
-        return score_chunk(logits_TV, kept_N, made.targets_T, objective, **options)
+        return score_chunk(logits_TV, kept_N, Targets(made.targets_T), objective, **options)
 
     return score
 

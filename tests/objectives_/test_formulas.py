@@ -2,57 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from support import family, oracle
+from support import oracle
+from support.family import FORMULAS, NAMES
 
-from dft_plugin.objectives import (
-    DEFT,
-    DFT,
-    EAFT,
-    FAMILY,
-    IDFT,
-    IWSFT,
-    NLL,
-    PSFT,
-    ChordPhi,
-    Focal,
-    Objective,
-    PriFT,
-    ProFit,
-    Rows,
-    Targets,
-    Thresholded,
-    Weighed,
-)
+from dft_plugin.objectives import FAMILY, Objective, Rows, Targets, Weighed
 
 T, V = 60, 97
-
-FORMULAS: list[tuple[Objective, Callable[..., torch.Tensor]]] = [
-    (NLL(), family.nll),
-    (DFT(), family.dft),
-    (DFT(alpha=0.5, floor=0.1), family.half_dft),
-    (EAFT(), family.eaft),
-    (EAFT(normalizer=3), lambda *a, **k: family.eaft(*a, normalizer=3, **k)),
-    (EAFT(alpha=2), lambda *a, **k: family.eaft(*a, alpha=2, **k)),
-    (IDFT(), family.idft),
-    (IDFT(strength=0.3, beta=2), lambda *a, **k: family.idft(*a, strength=0.3, beta=2, **k)),
-    (DEFT(), family.deft),
-    (ProFit(), family.profit),
-    (Thresholded(), family.thresholded),
-    (Thresholded(keep="below", of="p"), family.thresholded_p_below),
-    (ChordPhi(), family.chord_phi),
-    (Focal(), family.focal),
-    (Focal(gamma=0.5), lambda *a, **k: family.focal(*a, gamma=0.5, **k)),
-    (PriFT(), family.prift),
-    (PriFT(by="mass"), family.prift_mass),
-    (IWSFT(), family.iw_sft),
-    (IWSFT(per="token"), family.iw_sft_token),
-    (PSFT(), family.psft),
-]
-NAMES = [repr(objective) for objective, _ in FORMULAS]
 
 
 def problem() -> tuple[torch.Tensor, Targets]:

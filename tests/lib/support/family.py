@@ -1,4 +1,4 @@
-"""Every objective written out by hand in float64, with nothing of dft_plugin in it.
+"""Every objective written out by hand in float64: the functions have nothing of dft_plugin in them.
 
 Each function takes logits [T, V] of a graph, targets [T] and what else it reads, and returns the loss of each token
 [T], whose sum is what a step divides. sg is `detach`.
@@ -7,11 +7,28 @@ Each function takes logits [T, V] of a graph, targets [T] and what else it reads
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from support import oracle
 from torch import Tensor
+
+from dft_plugin.objectives import (
+    DEFT,
+    DFT,
+    EAFT,
+    IDFT,
+    IWSFT,
+    NLL,
+    PSFT,
+    ChordPhi,
+    Focal,
+    Objective,
+    PriFT,
+    ProFit,
+    Thresholded,
+)
+from support import oracle
 
 
 def _p(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,3 +121,28 @@ def iw_sft_token(logits: Tensor, ids: Tensor, *, ref_logp: Tensor, **_: Any) -> 
 def psft(logits: Tensor, ids: Tensor, *, old_logp: Tensor, high: float = 0.28, low: float = 0.2, **_: Any) -> Tensor:
     ratio = (_p(logits, ids)[0] - old_logp.double()).exp()
     return -torch.minimum(ratio, ratio.clamp(1 - low, 1 + high))
+
+
+FORMULAS: list[tuple[Objective, Callable[..., Tensor]]] = [
+    (NLL(), nll),
+    (DFT(), dft),
+    (DFT(alpha=0.5, floor=0.1), half_dft),
+    (EAFT(), eaft),
+    (EAFT(normalizer=3), lambda *a, **k: eaft(*a, normalizer=3, **k)),
+    (EAFT(alpha=2), lambda *a, **k: eaft(*a, alpha=2, **k)),
+    (IDFT(), idft),
+    (IDFT(strength=0.3, beta=2), lambda *a, **k: idft(*a, strength=0.3, beta=2, **k)),
+    (DEFT(), deft),
+    (ProFit(), profit),
+    (Thresholded(), thresholded),
+    (Thresholded(keep="below", of="p"), thresholded_p_below),
+    (ChordPhi(), chord_phi),
+    (Focal(), focal),
+    (Focal(gamma=0.5), lambda *a, **k: focal(*a, gamma=0.5, **k)),
+    (PriFT(), prift),
+    (PriFT(by="mass"), prift_mass),
+    (IWSFT(), iw_sft),
+    (IWSFT(per="token"), iw_sft_token),
+    (PSFT(), psft),
+]
+NAMES = [repr(objective) for objective, _ in FORMULAS]

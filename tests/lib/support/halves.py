@@ -18,7 +18,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dft_plugin.kernels import Head, LowRank, OpaqueHead, Transform, blocked, chunked, opaque
-from dft_plugin.objectives import DFT, Objective
+from dft_plugin.objectives import DFT, Objective, Targets
 from support import oracle, problems
 from support.problems import Problem
 
@@ -71,17 +71,17 @@ def raw_logits(made: Problem, hidden_TD: Tensor) -> Tensor:
 
 
 def read(made: Problem, objective: Objective) -> Tensor:
-    return chunked(made.hidden_TD, head_of(made), made.targets_T, objective).loss_sum
+    return chunked(made.hidden_TD, head_of(made), Targets(made.targets_T), objective).loss_sum
 
 
 def called(made: Problem, objective: Objective) -> Tensor:
     transform, inputs = Transform(made.scale, made.softcap), tuple(made.inputs[1:])
     head = OpaqueHead(lambda hidden_TD: raw_logits(made, hidden_TD), V, transform, inputs)
-    return opaque(made.hidden_TD, head, made.targets_T, objective).loss_sum
+    return opaque(made.hidden_TD, head, Targets(made.targets_T), objective).loss_sum
 
 
 def through_blocks(made: Problem, objective: Objective) -> Tensor:
-    return blocked(made.hidden_TD, head_of(made), made.targets_T, objective).loss_sum
+    return blocked(made.hidden_TD, head_of(made), Targets(made.targets_T), objective).loss_sum
 
 
 def textbook(made: Problem, objective: Any) -> Tensor:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from dft_plugin import vocab_parallel_token_loss
 from dft_plugin.errors import LabelError, ShardError
 from dft_plugin.kernels import Head, ShardedHead, Transform, VocabShard, chunked, vocab_parallel
-from dft_plugin.objectives import DFT, NLL
+from dft_plugin.objectives import DFT, NLL, Targets
 from support import halves, problems
 
 NEEDS = frozenset({"entropy", "sum_p_squared"})
@@ -68,20 +68,25 @@ def leaves(made, head):
 def answer(result, inputs, T, **options):
     """What a kernel gave, and the gradients of the mean loss."""
     gradients = torch.autograd.grad(result.loss_sum / T, inputs, **options)
-    return {"loss": result.loss_sum.detach() / T, "weight": result.weight_T, "grads": gradients, **vars(result.rows)}
+    return {
+        "loss": result.loss_sum.detach() / T,
+        "weight": result.weight_T,
+        "grads": gradients,
+        **{key: row for key, row in vars(result.rows).items() if key != "added"},
+    }
 
 
 def score(made, split, objective=None, **options):
     rows = split(made.weight_VD.shape[0])
     head = sharded(made, rows)
-    result = vocab_parallel(made.hidden_TD, head, made.targets_T, objective or DFT(), needs=NEEDS, **options)
+    result = vocab_parallel(made.hidden_TD, head, Targets(made.targets_T), objective or DFT(), needs=NEEDS, **options)
     return answer(result, leaves(made, head), made.targets_T.numel())
 
 
 def whole(made, objective=None, **options):
     """The same by `chunked` in one process."""
     head = Head(made.weight_VD, made.bias_V, Transform(made.scale, made.softcap))
-    result = chunked(made.hidden_TD, head, made.targets_T, objective or DFT(), needs=NEEDS, **options)
+    result = chunked(made.hidden_TD, head, Targets(made.targets_T), objective or DFT(), needs=NEEDS, **options)
     return answer(result, made.inputs, made.targets_T.numel())
 
 
@@ -120,13 +125,13 @@ def frozen_case(split):
         head.weight_LD.requires_grad_(last or frozen not in ("weight", "weight of rank 0", "everything"))
         head.bias_L.requires_grad_(frozen not in ("bias", "everything"))
         with CountReductions() as counter:
-            loss = vocab_parallel(made.hidden_TD, head, made.targets_T, DFT()).loss_sum / 12
+            loss = vocab_parallel(made.hidden_TD, head, Targets(made.targets_T), DFT()).loss_sum / 12
         if loss.requires_grad:
             loss.backward()
         seen[frozen] = [*(tensor.grad for tensor in leaves(made, head)), counter.calls]
     with torch.no_grad(), CountReductions() as counter:
         made = small()
-        loss = vocab_parallel(made.hidden_TD, sharded(made, split(11)), made.targets_T, DFT()).loss_sum
+        loss = vocab_parallel(made.hidden_TD, sharded(made, split(11)), Targets(made.targets_T), DFT()).loss_sum
     seen["no grad"] = [loss.requires_grad, counter.calls]
     return seen
 
@@ -134,7 +139,7 @@ def frozen_case(split):
 def backward_case(split):
     made = small()
     head = sharded(made, split(11))
-    loss = vocab_parallel(made.hidden_TD, head, made.targets_T, DFT()).loss_sum / 12
+    loss = vocab_parallel(made.hidden_TD, head, Targets(made.targets_T), DFT()).loss_sum / 12
     upstreams = (-3.0, 1.0, 2.0)
     grads = [torch.autograd.grad(u * loss, leaves(made, head), retain_graph=True) for u in upstreams]
     return [[grad / u for grad in found] for u, found in zip(upstreams, grads, strict=True)]
@@ -144,7 +149,7 @@ def nothing_case(split):
     made = small()
     head = sharded(made, split(11))
     hidden = torch.empty(0, 5, requires_grad=True)
-    result = vocab_parallel(hidden, head, made.targets_T[:0], DFT(), needs=NEEDS)
+    result = vocab_parallel(hidden, head, Targets(made.targets_T[:0]), DFT(), needs=NEEDS)
     result.loss_sum.backward()
     grads = [hidden.grad, head.weight_LD.grad, head.bias_L.grad]
     return {"loss": result.loss_sum.detach(), "entropy": result.rows.entropy_T, "grads": grads}
@@ -154,7 +159,7 @@ def autocast_case(split):
     made = small()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         head = sharded(made, split(11))
-        result = vocab_parallel(made.hidden_TD, head, made.targets_T, DFT(), needs=NEEDS)
+        result = vocab_parallel(made.hidden_TD, head, Targets(made.targets_T), DFT(), needs=NEEDS)
     first = answer(result, leaves(made, head), 12, retain_graph=True)
     again = torch.autograd.grad(result.loss_sum / 12, leaves(made, head))
     return {**first, "again": again}
@@ -164,7 +169,7 @@ def strided_case(split):
     made = small()
     hidden = made.hidden_TD.detach().t().contiguous().t().requires_grad_()
     head = sharded(made, split(11))
-    loss = vocab_parallel(hidden, head, made.targets_T, DFT()).loss_sum / 12
+    loss = vocab_parallel(hidden, head, Targets(made.targets_T), DFT()).loss_sum / 12
     return torch.autograd.grad(loss, [hidden, head.weight_LD, head.bias_L])
 
 
@@ -212,7 +217,7 @@ def halves_case(split):
         for p in (*halves.PROBABILITIES, "all"):
             made = halves.problem(p, dtype=dtype, **halves.HEADS["vocab"])
             head = sharded(made, split(halves.V))
-            loss = vocab_parallel(made.hidden_TD, head, made.targets_T, DFT()).loss_sum / 64 * 65536.0
+            loss = vocab_parallel(made.hidden_TD, head, Targets(made.targets_T), DFT()).loss_sum / 64 * 65536.0
             seen[dtype, p] = torch.autograd.grad(loss, leaves(made, head))
     return seen
 

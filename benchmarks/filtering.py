@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demo.__main__ import MODEL
 from demo.model import prepare_model
-from dft_plugin.core.loss import LossPlan
+from dft_plugin.core.plan import LossPlan
 from dft_plugin.hf.attachment import attach_plan
 from dft_plugin.kernels import IDENTITY, Head, KernelResult, chunked
 from dft_plugin.kernels.results import as_outputs, from_outputs, join, weigh

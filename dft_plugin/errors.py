@@ -44,6 +44,10 @@ class LabelError(DftError, ValueError):
     """A label is neither the ignore index nor an index of the vocabulary."""
 
 
+class ClockError(DftError, RuntimeError):
+    """A loss changes during the run, and nobody says how far it is."""
+
+
 class ShardError(DftError, ValueError):
     """The ranks that share a vocabulary do not fit together. Says what each was given."""
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dft_plugin.config.plugins import Catalogue, build_catalogue
-from dft_plugin.core.loss import LossPlan, NumItems, hidden_loss, logits_loss
+from dft_plugin.core.loss import NumItems, hidden_loss, logits_loss
+from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import LabelError
 from dft_plugin.kernels import Head, ShardedHead, Transform, VocabShard

@@ -9,7 +9,8 @@ import torch
 from support import oracle, problems
 from torch.utils.flop_counter import FlopCounterMode
 
-from dft_plugin.core.loss import LossPlan, hidden_loss, logits_loss, normalise
+from dft_plugin.core.loss import hidden_loss, logits_loss, normalise
+from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.stats import Sum
 from dft_plugin.errors import LabelError
 from dft_plugin.kernels import Head, OpaqueHead, chunked

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dft_plugin.kernels import chunked, reference
-from dft_plugin.objectives import DFT, NLL, Objective, Targets
+from dft_plugin.objectives import DFT, NLL, Objective
 from dft_plugin.testing import check_kernel, check_objective
 
 

@@ -15,12 +15,14 @@ import pluggy
 
 from dft_plugin.config import builtin, hookspecs
 from dft_plugin.config.parsing import parse_settings
-from dft_plugin.config.settings import RESERVED_KERNELS, Settings
+from dft_plugin.config.schedules import ends, ramps
+from dft_plugin.config.settings import RESERVED_KERNELS, DataWeights, Settings
 from dft_plugin.errors import PluginError, SettingsError
+from dft_plugin.objectives.schedule import Schedule, Until
 
 if TYPE_CHECKING:
     from dft_plugin.config.hosts import Host
-    from dft_plugin.core.loss import LossPlan
+    from dft_plugin.core.plan import LossPlan
     from dft_plugin.kernels import Kernel
     from dft_plugin.objectives import Objective
 
@@ -68,16 +70,28 @@ class Catalogue:
 
     def plan(self, settings: Settings) -> LossPlan:
         """Resolve Settings to the objects that do the work."""
-        from dft_plugin.core.loss import LossPlan
+        from dft_plugin.core.plan import LossPlan, TokenRules
         from dft_plugin.kernels import auto
 
         named = self.kernels.get(settings.kernel)
+        objective = self.objectives[settings.name].item(**ends(settings.options, "to"))
+        weights = settings.weights or DataWeights()
         return LossPlan(
-            objective=self.objectives[settings.name].item(**settings.options),
+            objective=objective,
+            schedule=self._schedule(objective, settings),
+            rules=TokenRules(settings.always_learn, weights.column, weights.tokens),
             kernel=named.item if named else auto,
             path="lean" if named else settings.kernel,
             scratch_bytes=None if settings.scratch_mb is None else settings.scratch_mb << 20,
         )
+
+    def _schedule(self, objective: Objective, settings: Settings) -> Schedule | None:
+        if settings.first is None:
+            schedule = Schedule(objective, ramps(settings.options))
+        else:
+            first = self.objectives[settings.first.name].item(**settings.first.options)
+            schedule = Schedule(objective, ramps(settings.options), first, Until(settings.first.until))
+        return schedule if schedule.changes else None
 
 
 def build_manager(*, third_party: bool = True) -> pluggy.PluginManager:

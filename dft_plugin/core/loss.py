@@ -1,4 +1,4 @@
-"""LossPlan and LossResult: from hidden states or logits to the loss of a step. The only division.
+"""LossResult: from hidden states or logits to the loss of a step. The only division.
 
 Shapes: N positions (flattened), T scored ones, D hidden size, V vocabulary.
 """
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.stats import LossStats
 from dft_plugin.core.targets import IGNORE_INDEX, Selection, select
 from dft_plugin.core.transfer import send
 from dft_plugin.errors import LabelError
 from dft_plugin.kernels import (
     Head,
-    Kernel,
     KernelResult,
     OpaqueHead,
     ShardedHead,
@@ -27,29 +27,10 @@ from dft_plugin.kernels import (
     vocab_parallel,
 )
 from dft_plugin.kernels.results import pick
-from dft_plugin.objectives import RowStatistic, Targets, Weigher
+from dft_plugin.objectives import Clock, Targets
 
 NumItems = int | float | Tensor | None
 """Target tokens of the whole optimizer step (all micro-batches, all ranks); None: count here."""
-
-
-@dataclass(frozen=True)
-class LossPlan:
-    """What Settings became: objects, resolved once per run.
-
-    Attributes:
-        objective: gives each target token its weight.
-        kernel: scores hidden states behind a head that can be read.
-        path: `auto` (lean where the head allows it), `lean` (or refuse) or `logits`.
-        scratch_bytes: bound on the logits that exist at one time on the lean path; None: what suits the kernel.
-        needs: costly statistics that the host wants, beside those of the objective.
-    """
-
-    objective: Weigher
-    kernel: Kernel
-    path: str
-    scratch_bytes: int | None
-    needs: frozenset[RowStatistic] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -128,6 +109,7 @@ def hidden_loss(
     labels: Tensor,
     *,
     ignore_index: int = IGNORE_INDEX,
+    clock: Clock | None = None,
 ) -> LossResult:
     """Score hidden states [..., D] against aligned labels [...], never holding all logits.
 
@@ -137,17 +119,23 @@ def hidden_loss(
         head: the head: readable, this rank's part of one, or opaque.
         labels: aligned (already shifted) labels; positions with `ignore_index` never reach a GEMM.
         ignore_index: the label of positions that are not scored.
+        clock: how far the run is; None where nobody knows.
 
     Raises:
         LabelError: shapes do not match, or a label is outside the vocabulary.
+        ClockError: the plan changes during the run, and there is no clock.
     """
     _require_one_per_position(hidden, labels)
     chosen = select(labels, ignore_index)
-    return score_hidden(plan, chosen.rows(hidden), head, chosen)
+    return score_hidden(plan, chosen.rows(hidden), head, chosen, clock)
 
 
 def score_hidden(
-    plan: LossPlan, hidden_TD: Tensor, head: Head | ShardedHead | OpaqueHead, chosen: Selection
+    plan: LossPlan,
+    hidden_TD: Tensor,
+    head: Head | ShardedHead | OpaqueHead,
+    chosen: Selection,
+    clock: Clock | None = None,
 ) -> LossResult:
     """Score the hidden states of the positions that were chosen.
 
@@ -156,16 +144,17 @@ def score_hidden(
         hidden_TD: of these positions only.
         head: the head: readable, this rank's part of one, or opaque.
         chosen: the positions and their targets.
+        clock: how far the run is; None where nobody knows.
 
     Raises:
         LabelError: a target is outside the vocabulary.
     """
     chosen.require_within(head.vocab_size)
-    targets = Targets(send(chosen.ids_T, hidden_TD.device))
+    targets = chosen.targets(hidden_TD.device, clock)
     kernel: Callable[..., KernelResult] = plan.kernel
     if not isinstance(head, Head):
         kernel = vocab_parallel if isinstance(head, ShardedHead) else opaque
-    scored = kernel(hidden_TD, head, targets, plan.objective, needs=plan.needs, scratch_bytes=plan.scratch_bytes)
+    scored = kernel(hidden_TD, head, targets, plan.weigher(clock), needs=plan.needs, scratch_bytes=plan.scratch_bytes)
     return LossResult(scored, targets, chosen)
 
 
@@ -175,6 +164,7 @@ def logits_loss(
     labels: Tensor,
     *,
     ignore_index: int = IGNORE_INDEX,
+    clock: Clock | None = None,
     kernel: Callable[..., KernelResult] = score_logits,
 ) -> LossResult:
     """Score logits [..., V] against aligned labels [...].
@@ -184,6 +174,7 @@ def logits_loss(
         logits: transformed logits, as the model returns them.
         labels: aligned (already shifted) labels.
         ignore_index: the label of positions that are not scored.
+        clock: how far the run is; None where nobody knows.
         kernel: `score_logits`, or `score_logits_` where the logits may be overwritten.
 
     Raises:
@@ -192,9 +183,9 @@ def logits_loss(
     _require_one_per_position(logits, labels)
     chosen = select(labels, ignore_index)
     chosen.require_within(logits.shape[-1])
-    positions_T, targets = send(chosen.positions_T, logits.device), Targets(send(chosen.ids_T, logits.device))
+    positions_T, targets = send(chosen.positions_T, logits.device), chosen.targets(logits.device, clock)
     logits_NV = logits.reshape(-1, logits.shape[-1])
-    scored = kernel(logits_NV, positions_T, targets, plan.objective, needs=plan.needs)
+    scored = kernel(logits_NV, positions_T, targets, plan.weigher(clock), needs=plan.needs)
     return LossResult(scored, targets, chosen)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dft_plugin.core.transfer import Fetched, send
 from dft_plugin.errors import LabelError
+from dft_plugin.objectives import Clock, Targets
 
 IGNORE_INDEX = -100
 """The label that marks a position as no target, in every host (`torch.nn.CrossEntropyLoss`)."""
@@ -73,6 +74,15 @@ class Selection:
                 f"(allowed: 0 to {vocab_size - 1}, or {self.ignore_index} for positions to ignore). Check "
                 "that the tokenizer belongs to the model, and resize the embeddings after adding tokens."
             )
+
+    def targets(self, device: torch.device, clock: Clock | None = None) -> Targets:
+        """Return what a kernel gets, on a device.
+
+        Args:
+            device: of the hidden states, or the logits.
+            clock: how far the run is; None where nobody knows.
+        """
+        return Targets(send(self.ids_T, device), clock=clock)
 
     def rows(self, of: Tensor) -> Tensor:
         """Return [T, ...], the scored rows of a tensor that has one for each position: `shape`, then a dimension."""

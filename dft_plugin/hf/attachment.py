@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dft_plugin.core.loss import LossPlan, NumItems, normalise
+from dft_plugin.core.loss import NumItems, normalise
+from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.stats import LossStats, Tally
 from dft_plugin.core.targets import Selection
 from dft_plugin.hf import standing

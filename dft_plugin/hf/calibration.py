@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dft_plugin.core.loss import LossPlan
+from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.transfer import Fetched
 from dft_plugin.kernels import Head, Transform
 from dft_plugin.kernels.softmax import accumulation_dtype

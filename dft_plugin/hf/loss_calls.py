@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dft_plugin.core.loss import LossPlan
+from dft_plugin.core.plan import LossPlan
 from dft_plugin.errors import ConflictError
 from dft_plugin.hf.attachment import Attachment
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dft_plugin.core import targets
-from dft_plugin.core.loss import LossPlan, LossResult, logits_loss, score_hidden
+from dft_plugin.core.loss import LossResult, logits_loss, score_hidden
+from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import Selection
 from dft_plugin.core.transfer import Fetched
 from dft_plugin.errors import UnsupportedModelError

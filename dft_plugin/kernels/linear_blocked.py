@@ -133,7 +133,7 @@ class _Running:
     x_target_T1: Tensor
     slope_target_T1: Tensor
     grad_TD: Tensor | None
-    added: dict[str, Tensor]
+    added: dict[str, list[Tensor]]
 
     @classmethod
     def start(cls, passes: _Passes, hidden_TD: Tensor, *, with_grad: bool) -> _Running:
@@ -185,9 +185,7 @@ class _Running:
         """
         slope_TB = transform_(x_TB, self.passes.transform)
         for function in block_functions_in(self.passes.needs, "blocked"):
-            known = self.added.get(function.name)
-            block = function(x_TB, columns_T)
-            self.added[function.name] = block if known is None else function.combine([known, block])
+            self.added.setdefault(function.name, []).append(function(x_TB, columns_T))
         self._take_targets_out_(x_TB, slope_TB, columns_T)
 
         max_T1 = torch.maximum(self.max_T1, x_TB.amax(1, keepdim=True))
@@ -246,7 +244,18 @@ class _Running:
             e_y_T1=e_y_T1 if "entropy" in self.passes.needs else None,
             squares_T1=squares_T1 if "sum_p_squared" in self.passes.needs else None,
         ).statistics()
-        return replace(rows, added=self.added) if self.added else rows
+        functions = block_functions_in(self.passes.needs, "blocked")
+        return replace(rows, added={one.name: one.combine(_stacked(self.added[one.name])) for one in functions})
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    """Stack what functions made of blocks; the last block may be narrower, and what it gives too."""
+    widest = max(part.shape[-1] if part.dim() > 1 else 0 for part in parts)
+    padded = [
+        part if part.dim() == 1 else torch.nn.functional.pad(part, (0, widest - part.shape[-1]), value=-torch.inf)
+        for part in parts
+    ]
+    return torch.stack(padded)
 
 
 def _exponential_and_sum_e_y_(y_TB: Tensor) -> Tensor:

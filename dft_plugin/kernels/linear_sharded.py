@@ -166,7 +166,7 @@ def _added(needs: frozenset[RowStatistic], x_CL: Tensor, targets_C: Tensor, shar
         own = function(x_CL, targets_C).contiguous()
         parts = [own.new_empty(own.shape) for _ in shard.rows]
         dist.all_gather(parts, own, group=shard.group)
-        made[function.name] = function.combine(parts)
+        made[function.name] = function.combine(torch.stack(parts))
     return made
 
 

@@ -101,6 +101,19 @@ class Adjusted:
 
 
 def _among(ids_T: Tensor, wanted: tuple[int, ...]) -> Tensor:
-    import torch
+    """Compare with numbers: a tensor of the ids would have to be copied to the device, which waits for it."""
+    found_T = ids_T != ids_T
+    for first, last in _runs(wanted):
+        found_T = found_T | ((ids_T >= first) & (ids_T <= last))
+    return found_T
 
-    return torch.isin(ids_T, torch.tensor(wanted, device=ids_T.device))
+
+def _runs(ids: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return the first and last id of each run of neighbours: added tokens are mostly one run."""
+    runs: list[tuple[int, int]] = []
+    for token_id in sorted(set(ids)):
+        if runs and token_id == runs[-1][1] + 1:
+            runs[-1] = runs[-1][0], token_id
+        else:
+            runs.append((token_id, token_id))
+    return runs

@@ -5,7 +5,7 @@ Shapes: T scored tokens, C tokens of a chunk, V vocabulary, K most likely tokens
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -45,8 +45,8 @@ class BlockFunction(RowFunction, Protocol):
     It is then called with a block of columns, and must not look at the targets.
     """
 
-    def combine(self, parts: Sequence[Tensor]) -> Tensor:
-        """Make the statistic of several blocks from those of each."""
+    def combine(self, parts_PC: Tensor) -> Tensor:
+        """Make the statistic [C] or [C, anything] of P blocks from those of each, [P, C] or [P, C, anything]."""
         ...
 
 
@@ -73,11 +73,10 @@ class Top:
         del targets_C
         return logits_CV.topk(min(self.k, logits_CV.shape[1])).values
 
-    def combine(self, parts: Sequence[Tensor]) -> Tensor:
+    def combine(self, parts_PC: Tensor) -> Tensor:
         """Return the k largest of the k largest of each block."""
-        import torch
-
-        return self(torch.cat(list(parts), 1), parts[0])
+        every_CK = parts_PC.movedim(0, 1).flatten(1)
+        return self(every_CK, every_CK)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _DEFT_EPSILON = 1e-6
 """Beside the exponent in DEFT's divisor, as in its released code."""
 
+_LEAST = 1e-37
+"""A weight that is as good as 0, and says that the token was kept."""
+
 EAFT_TOP = Top(20)
 """The tokens that the entropy of EAFT looks at."""
 
@@ -147,7 +150,7 @@ class Thresholded(Objective):
         if self.of == "nll":
             return Weighed(kept_T)
         # 0 would say that it was not kept.
-        return Weighed(kept_T * p_T.clamp(min=_least(p_T)), kept_T * rows.one_minus_p_T)
+        return Weighed(kept_T * p_T.clamp(min=_LEAST), kept_T * rows.one_minus_p_T)
 
 
 class ChordPhi(Objective):
@@ -179,9 +182,3 @@ class Focal(Objective):
     def weight(self, rows: Rows) -> Tensor:
         """Return (1 - p) ** gamma [T]."""
         return rows.one_minus_p_T**self.gamma
-
-
-def _least(tensor: Tensor) -> float:
-    import torch
-
-    return torch.finfo(tensor.dtype).tiny

@@ -16,7 +16,7 @@ from llamafactory.v1.utils.callbacks import TrainerCallback
 from torch import Tensor
 
 from dft_plugin.config.hosts import Conflict
-from dft_plugin.core.loss import LossPlan
+from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import ConflictError
 from dft_plugin.hf.attachment import Attachment, attach_plan

@@ -16,7 +16,7 @@ from trl import SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from dft_plugin.config.handover import swapped
-from dft_plugin.core.loss import LossPlan
+from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.stats import Tally
 from dft_plugin.errors import ConflictError
 from dft_plugin.hf.counting import averaging_processes, with_number_of_items

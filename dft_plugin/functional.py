@@ -15,6 +15,7 @@ from torch import Tensor
 from dft_plugin.config.plugins import Catalogue, build_catalogue
 from dft_plugin.core.loss import LossPlan, NumItems, hidden_loss, logits_loss
 from dft_plugin.core.targets import IGNORE_INDEX
+from dft_plugin.errors import LabelError
 from dft_plugin.kernels import Head, ShardedHead, Transform, VocabShard
 from dft_plugin.objectives import Objective
 
@@ -92,6 +93,7 @@ def linear_token_loss(
         SettingsError: the objective is unknown, or an option of it is wrong.
         LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible.
     """
+    _require_width(hidden, weight)
     head = Head(weight, bias, Transform(logit_scale, softcap))
     plan = plan_for(objective, _installed())
     return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index).mean(num_items)
@@ -141,6 +143,18 @@ def vocab_parallel_token_loss(
     shard = VocabShard.gather(local_weight, labels, group)
     head = ShardedHead(local_weight, shard, local_bias, Transform(logit_scale, softcap))
     return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index).mean(num_items)
+
+
+def _require_width(hidden: Tensor, weight: Tensor) -> None:
+    width = hidden.shape[-1]
+    if weight.dim() == 2 and weight.shape[1] == width:
+        return
+    transposed = weight.dim() == 2 and weight.shape[0] == width
+    give = "its transpose" if transposed else "the weight of the head that follows these hidden states"
+    raise LabelError(
+        f"weight has shape {tuple(weight.shape)}, and hidden {tuple(hidden.shape)}: [V, H] is needed, with H = "
+        f"{width}. Give {give}."
+    )
 
 
 @cache

@@ -24,12 +24,17 @@ from dft_plugin.objectives import DFT, NLL, Objective
 _ROWS, _HIDDEN, _VOCAB = 150, 24, 301
 
 
-def check_objective(objective: Objective) -> None:
+def check_objective(objective: Objective | type[Objective]) -> None:
     """Check an objective: described, detached, finite, and the same for a token in any company.
+
+    Args:
+        objective: one with options set, or a class, which is taken with its defaults.
 
     Raises:
         AssertionError: says what does not hold.
     """
+    if isinstance(objective, type):
+        objective = objective()
     for attribute in ("name", "summary", "source"):
         assert getattr(objective, attribute, None), f"{type(objective).__name__} has no {attribute}"
     assert not hasattr(Settings, objective.name), f"the name {objective.name!r} is a setting"

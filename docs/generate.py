@@ -47,7 +47,7 @@ tiny random model of every class that asks for the next token, attaches `loss: n
 with those of the class itself; then `loss: dft`, and compares them with float64 by hand.
 
 - **lean**: scored from the hidden states; the logits never exist.
-- **opaque**: scored from the hidden states as well, by calling a head that cannot be read.
+- **opaque**: from the hidden states too, but the head is called, chunk by chunk, since its weight cannot be read.
 - **logits**: the model does more to its logits than to scale and cap them, so they are made and scored.
 - **refused**: with the reason, before anything is trained.
 - **not run**: a tiny random model could not be built or run here, for the reason given; nothing is claimed.

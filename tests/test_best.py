@@ -40,7 +40,7 @@ def test_what_is_not_ours_is_known_as_such(metric):
 
 def test_a_mistyped_statistic_is_said_to_be_none():
     (problem,), _ = advice("eval_dft/nlll", None, weighted=False)
-    assert problem.startswith("`metric_for_best_model: eval_dft/nlll` is no statistic of ours")
+    assert problem.startswith("`metric_for_best_model: eval_dft/nlll` is not a statistic of ours")
 
 
 @pytest.mark.parametrize("metric", ["dft/nll", "eval_dft/nll", "eval_math_dft/nll", "eval_a-set.1_dft/nll"])

@@ -235,7 +235,16 @@ def test_an_objective_of_ones_own_needs_no_plugin(loss):
 
 @every_way
 def test_an_unknown_objective_and_a_foreign_label_are_refused(loss):
-    with pytest.raises(SettingsError, match=r"`dtf` is no name\. Did you mean `dft`\?"):
+    with pytest.raises(SettingsError, match=r"`dtf` is not a known name\. Did you mean `dft`\?"):
         loss(torch.zeros(1, 4), torch.tensor([2]), objective="dtf")
     with pytest.raises(LabelError, match="labels hold 4, but the model has 4 logits"):
         loss(torch.zeros(1, 4), torch.tensor([4]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "next_step"),
+    [((8, 30), "Give its transpose."), ((30, 7), "Give the weight of"), ((8,), "Give the weight of")],
+)
+def test_a_weight_that_does_not_fit_is_refused_with_what_to_give(shape, next_step):
+    with pytest.raises(LabelError, match=r"\[V, H\] is needed, with H = 8\. " + next_step):
+        linear_token_loss(torch.zeros(4, 8), torch.zeros(shape), torch.zeros(4, dtype=torch.long))

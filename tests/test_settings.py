@@ -80,46 +80,47 @@ def test_what_is_neither_a_name_nor_a_mapping_is_refused(value, kind):
 
 
 def test_an_unknown_name_brings_the_closest_one():
-    assert problems("dtf") == ["`loss`: `dtf` is no name. Did you mean `dft`? Allowed: dft, nll."]
+    assert problems("dtf") == ["`loss`: `dtf` is not a known name. Did you mean `dft`? Allowed: dft, nll."]
     assert problems({"name": "nl", "alpha": 1}) == [
-        "`loss.name`: `nl` is no name. Did you mean `nll`? Allowed: dft, nll."
+        "`loss.name`: `nl` is not a known name. Did you mean `nll`? Allowed: dft, nll."
     ]
 
 
 def test_a_name_that_is_like_no_other_brings_the_list_alone():
-    assert problems("focal") == ["`loss`: `focal` is no name. Allowed: dft, nll."]
+    assert problems("focal") == ["`loss`: `focal` is not a known name. Allowed: dft, nll."]
 
 
 def test_an_unknown_kernel_brings_the_closest_one():
     assert problems({"kernel": "chunk"}) == [
-        "`loss.kernel`: `chunk` is no name. Did you mean `chunked`? Allowed: auto, logits, chunked, reference."
+        "`loss.kernel`: `chunk` is not a known name. Did you mean `chunked`? "
+        "Allowed: auto, logits, chunked, reference."
     ]
 
 
 def test_an_unknown_key_brings_the_closest_one():
     assert problems({"alpah": 0.5}) == [
-        f"`loss.alpah`: `alpah` is no option of `dft`. Did you mean `alpha`? Allowed: {DFT_KEYS}."
+        f"`loss.alpah`: `alpah` is not an option of `dft`. Did you mean `alpha`? Allowed: {DFT_KEYS}."
     ]
     assert problems({"kernal": "auto"}) == [
-        f"`loss.kernal`: `kernal` is no option of `dft`. Did you mean `kernel`? Allowed: {DFT_KEYS}."
+        f"`loss.kernal`: `kernal` is not an option of `dft`. Did you mean `kernel`? Allowed: {DFT_KEYS}."
     ]
 
 
 def test_an_option_of_another_objective_is_unknown():
     assert problems({"name": "nll", "alpha": 1}) == [
-        "`loss.alpha`: `alpha` is no option of `nll`. Allowed: name, kernel, scratch_mb."
+        "`loss.alpha`: `alpha` is not an option of `nll`. Allowed: name, kernel, scratch_mb."
     ]
 
 
 def test_options_cannot_be_nested():
     assert problems({"options": {"alpha": 1}}) == [
-        f"`loss.options`: `options` is no option of `dft`. Allowed: {DFT_KEYS}."
+        f"`loss.options`: `options` is not an option of `dft`. Allowed: {DFT_KEYS}."
     ]
 
 
 def test_a_key_that_is_no_string_is_an_unknown_key():
     # YAML 1.1 reads `on:` as True.
-    assert problems({True: 1}) == [f"`loss.True`: `True` is no option of `dft`. Allowed: {DFT_KEYS}."]
+    assert problems({True: 1}) == [f"`loss.True`: `True` is not an option of `dft`. Allowed: {DFT_KEYS}."]
 
 
 @pytest.mark.parametrize(
@@ -147,8 +148,8 @@ def test_all_problems_are_reported_at_once():
     given = {"alpha": True, "floor": 2, "kernal": "auto", "kernel": "fast", "scratch_mb": 0}
     assert problems(given) == [
         "`loss.scratch_mb: 0`: Input should be greater than or equal to 1.",
-        "`loss.kernel`: `fast` is no name. Allowed: auto, logits, chunked, reference.",
-        f"`loss.kernal`: `kernal` is no option of `dft`. Did you mean `kernel`? Allowed: {DFT_KEYS}.",
+        "`loss.kernel`: `fast` is not a known name. Allowed: auto, logits, chunked, reference.",
+        f"`loss.kernal`: `kernal` is not an option of `dft`. Did you mean `kernel`? Allowed: {DFT_KEYS}.",
         "`loss.alpha: True`: a number is needed, not a truth value.",
         "`loss.floor: 2`: Input should be less than or equal to 1.",
     ]
@@ -160,7 +161,7 @@ def test_an_unknown_objective_does_not_hide_the_other_problems():
 
 def test_a_problem_names_the_key_that_the_host_uses():
     assert problems("dtf", where="dft.loss") == [
-        "`dft.loss`: `dtf` is no name. Did you mean `dft`? Allowed: dft, nll."
+        "`dft.loss`: `dtf` is not a known name. Did you mean `dft`? Allowed: dft, nll."
     ]
     assert problems({"alpha": -1}, where="dft.loss") == [
         "`dft.loss.alpha: -1`: Input should be greater than or equal to 0."

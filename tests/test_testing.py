@@ -23,6 +23,10 @@ def test_shipped_kernels_conform(kernel):
     check_kernel(kernel)
 
 
+def test_a_class_is_taken_with_its_defaults():
+    check_objective(DFT)
+
+
 def test_a_weight_that_depends_on_other_tokens_is_found():
     class Ranked(Objective):
         name: ClassVar[str] = "ranked"

@@ -79,12 +79,16 @@ def losses() -> None:
 @app.command()
 def hosts() -> None:
     """List training frameworks: installed version, tested range, and the pip line that mends it."""
-    table = Table("host", "installed", "tested", "state", "from")
-    for name, entry in build_catalogue().hosts.items():
-        host = entry.item
-        state = host.version_problem() or "ok"
-        table.add_row(name, host.installed_version() or "no", host.tested, state, entry.owner)
+    table = Table("host", "installed", "tested", "from")
+    found = build_catalogue().hosts
+    for name, entry in found.items():
+        table.add_row(name, entry.item.installed_version() or "no", entry.item.tested, entry.owner)
     Console().print(table)
+    # Below the table, which would break a line that is to be copied.
+    for entry in found.values():
+        problem = entry.item.version_problem()
+        if problem:
+            typer.echo(problem)
 
 
 def main() -> None:

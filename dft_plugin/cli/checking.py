@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from dft_plugin.config.checks import choice_of_best
 from dft_plugin.config.hosts import Conflict, Host
 from dft_plugin.config.plugins import Catalogue, build_catalogue
-from dft_plugin.config.reading import RunConfig, load
+from dft_plugin.config.reading import LOSS, RunConfig, load
 from dft_plugin.config.settings import Settings
 from dft_plugin.errors import SettingsError, UnknownNameError
 
@@ -93,7 +94,9 @@ def check(path: Path, overrides: Sequence[str] = (), host_name: str | None = Non
 
 def _settings(config: RunConfig, catalogue: Catalogue) -> tuple[Settings | None, Sequence[str]]:
     if config.loss is None:
-        return None, [f"{config.path} has no `loss:`. Add the line `loss: dft`."]
+        close = difflib.get_close_matches(LOSS, config.host, n=1)
+        meant = f" Is `{close[0]}` meant to be `{LOSS}`?" if close else ""
+        return None, [f"{config.path} has no `loss:`.{meant} Add the line `loss: dft`."]
     try:
         return catalogue.settings(config.loss), []
     except SettingsError as error:

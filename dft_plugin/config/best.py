@@ -45,7 +45,7 @@ def advice(metric: str | None, asked: bool | None, *, weighted: bool) -> tuple[l
         return [], hints
     direction = DIRECTIONS.get(key)
     if direction is None:
-        why = "has no better or worse" if key in DIRECTIONS else "is no statistic of ours"
+        why = "has no better or worse" if key in DIRECTIONS else "is not a statistic of ours"
         usable = ", ".join(f"`{prefix}{name}`" for name, better in DIRECTIONS.items() if better)
         return [
             f"`metric_for_best_model: {metric}` {why}, so it cannot choose a checkpoint. Use `{prefix}dft/nll` with "

@@ -40,7 +40,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: `key=value`, the value in YAML; `loss=nll` and `loss.alpha=0.7` are ours.
 
     Raises:
-        SettingsError: the file cannot be read, is no mapping, or an override is not `key=value`.
+        SettingsError: the file cannot be read, is not a mapping, or an override is not `key=value`.
     """
     config = _read(path)
     host_overrides = []
@@ -85,6 +85,8 @@ def _read(path: Path) -> dict[str, Any]:
             [f"{path} cannot be read ({error.strerror}). Give the path of the config that you train with."]
         ) from error
     config = _parse(str(path), text)
+    if config is None:
+        raise SettingsError([f"{path} is empty. Give the path of the config that you train with."])
     if not isinstance(config, dict):
         raise SettingsError([f"{path} holds a {type(config).__name__}; a config is a mapping of keys to values."])
     return {str(key): value for key, value in config.items()}
@@ -94,7 +96,7 @@ def _parse(where: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SettingsError([f"{where} is no valid YAML: {error}"]) from error
+        raise SettingsError([f"{where} is not valid YAML: {error}"]) from error
 
 
 def _split(overrides: Sequence[str]) -> list[tuple[str, str]]:

@@ -100,7 +100,7 @@ def parse_settings(
     else:
         allowed = [*objective.model_fields, *_OWN_KEYS]
         for key in [key for key in options if key not in objective.model_fields]:
-            problems += _unknown(f"{where}.{key}", key, allowed, what=f"option of `{name}`")
+            problems += _unknown(f"{where}.{key}", key, allowed, what=f"an option of `{name}`")
             del options[key]
         problems += _problems(objective, options, where)
     if problems:
@@ -123,10 +123,10 @@ def _problems(model: type[BaseModel], values: Mapping[str, Any], where: str) -> 
     return []
 
 
-def _unknown(key: str, given: str, allowed: Collection[str], what: str = "name") -> list[str]:
+def _unknown(key: str, given: str, allowed: Collection[str], what: str = "a known name") -> list[str]:
     """Return a problem if `given` is not in `allowed`."""
     if given in allowed:
         return []
     close = difflib.get_close_matches(given, allowed, n=1)
     hint = f" Did you mean `{close[0]}`?" if close else ""
-    return [f"`{key}`: `{given}` is no {what}.{hint} Allowed: {', '.join(allowed)}."]
+    return [f"`{key}`: `{given}` is not {what}.{hint} Allowed: {', '.join(allowed)}."]

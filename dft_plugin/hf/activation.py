@@ -35,6 +35,9 @@ def attach(model: nn.Module, loss: LossLike = "dft") -> Attachment:
         SettingsError: `loss` cannot be used.
         UnsupportedModelError: the model cannot be attached to, or belongs to a trainer that would not ask for a loss.
     """
+    if is_trainer(model):
+        name = type(model).__name__
+        raise UnsupportedModelError(f"{name} is a trainer; attach takes a model. Use activate(trainer).")
     catalogue = build_catalogue()
     plan = plan_for(loss, catalogue)
     for entry in catalogue.hosts.values():
@@ -125,7 +128,7 @@ def _hook_class(trainer: Any, catalogue: Catalogue) -> type[TrainerHook]:
             return hook_class
     if not is_trainer(trainer):
         raise UnsupportedModelError(
-            f"{type(trainer).__name__} is no transformers Trainer. In a loop of your own, "
+            f"{type(trainer).__name__} is not a transformers Trainer. In a loop of your own, "
             "use dft_plugin.attach(model)."
         )
     return TrainerHook

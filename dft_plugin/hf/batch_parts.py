@@ -5,14 +5,11 @@ Shapes: B rows of a batch, S positions.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-
-logger = logging.getLogger(__name__)
 
 
 class BatchParts:
@@ -21,11 +18,13 @@ class BatchParts:
     Args:
         batch: as the loader gave it.
         counted: bool, which of its rows [B] (or positions [B, S]) statistics count at all; None: all.
+        warn: says what cannot be told.
     """
 
-    def __init__(self, batch: Any, counted: Tensor | None) -> None:
-        self._labels_BS = labels_of(batch)
+    def __init__(self, batch: Any, counted: Tensor | None, warn: Callable[[str], None]) -> None:
+        self._batch = batch
         self._counted = counted
+        self._warn = warn
         self._asked = 0
 
     def take(self, inputs: Any) -> tuple[bool, Tensor | None]:
@@ -37,24 +36,35 @@ class BatchParts:
         Returns:
             Whether these rows count, and which of them; None: all.
         """
-        given_BS, whole_BS = labels_of(inputs), self._labels_BS
-        rows = 0 if given_BS is None else given_BS.shape[0]
-        if given_BS is None or whole_BS is None or not rows < whole_BS.shape[0]:
-            first, self._asked = not self._asked, max(self._asked, 1, rows)
+        given_BS, whole_BS = labels_of(inputs), labels_of(self._batch)
+        if given_BS is None or whole_BS is None:
+            first, self._asked = not self._asked, max(self._asked, 1)
             return first, self._counted
+        rows, all_rows = given_BS.shape[0], whole_BS.shape[0]
+        if rows >= all_rows:
+            first, self._asked = not self._asked, rows
+            return first, self._mask(inputs, slice(0, all_rows))
         part = slice(self._asked, self._asked + rows)
-        if part.stop > whole_BS.shape[0]:
+        if part.stop > all_rows:
             return False, None
         self._asked = part.stop
+        return True, self._mask(inputs, part)
+
+    def _mask(self, inputs: Any, part: slice) -> Tensor | None:
+        """Return which of these rows count, where they are told by their place in the batch; None: all."""
         if self._counted is None or self._counted.all():
-            return True, None
-        if not _same(given_BS, whole_BS[part]):
-            logger.warning(
-                "dft: an evaluation step asks about parts of its batch that are no rows of it in their order, so that "
-                "rows which were repeated to fill it up cannot be told apart: dft/* of this evaluation count them."
-            )
-            return True, None
-        return True, self._counted[part]
+            return None
+        if any(_same(inputs[key], self._batch[key][part]) for key in _ROWS if key in inputs and key in self._batch):
+            return self._counted[part]
+        self._warn(
+            "dft: an evaluation step asks about rows that are not those of its batch in their order, so that rows "
+            "which were repeated to fill it up cannot be told apart: dft/* of this evaluation count them."
+        )
+        return None
+
+
+_ROWS = ("labels", "shift_labels", "input_ids")
+"""What tells a row of a batch. One of them is enough: a step may mask labels, or drop the tokens."""
 
 
 def labels_of(batch: Any) -> Tensor | None:
@@ -66,9 +76,9 @@ def labels_of(batch: Any) -> Tensor | None:
     return labels if isinstance(labels, Tensor) and labels.dim() else None
 
 
-def _same(given_BS: Tensor, part_BS: Tensor) -> bool:
-    """Whether two sets of labels agree, as far as both reach: a part may have been trimmed."""
-    if given_BS.dim() != part_BS.dim():
+def _same(given_BS: Any, part_BS: Any) -> bool:
+    """Whether the rows agree, as far as both reach: a part may have been trimmed."""
+    if not isinstance(given_BS, Tensor) or given_BS.shape[:-1] != part_BS.shape[:-1]:
         return False
     length = min(given_BS.shape[-1], part_BS.shape[-1])
     return torch.equal(given_BS[..., :length].cpu(), part_BS[..., :length].cpu())

@@ -43,6 +43,7 @@ class EvaluationRows:
         self._samples = samples
         self._seen: Any = None
         self._counted: Tensor | None = None
+        self._said: set[str] = set()
 
     def counted(self, batch: Any) -> Tensor | None:
         """Return the mask of the rows (or positions) that count, bool [B] or [B, S] on the CPU; None: all of them.
@@ -54,6 +55,12 @@ class EvaluationRows:
             self._seen = batch
             self._counted = self._ask(batch)
         return self._counted
+
+    def warn(self, text: str, *args: object) -> None:
+        """Log a warning, the first time in this pass: what holds for a batch mostly holds for the next."""
+        if text not in self._said:
+            self._said.add(text)
+            logger.warning(text, *args)
 
     def copies(self, accelerator: Any) -> int:
         """Return how many ranks were given exactly this rank's data. Every rank must call it."""
@@ -78,7 +85,7 @@ class EvaluationRows:
             flattened = _of_flattened(batch, labels, flags)
             if flattened is not None:
                 return flattened
-            logger.warning(
+            self.warn(
                 "dft: a batch of %d samples came as %d rows, so that the %d samples that were repeated to fill it up "
                 "cannot be told apart: dft/* of this evaluation count them.",
                 len(flags),

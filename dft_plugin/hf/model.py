@@ -56,7 +56,7 @@ def require_causal_lm(model: nn.Module) -> PreTrainedModel:
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
-            f"{name} is no transformers PreTrainedModel. For a model of your own use "
+            f"{name} is not a transformers PreTrainedModel. For a model of your own use "
             "dft_plugin.linear_token_loss or dft_plugin.token_loss."
         )
     if _is_encoder_decoder(model):
@@ -66,7 +66,7 @@ def require_causal_lm(model: nn.Module) -> PreTrainedModel:
         )
     if not _asks_for_tokens(model):
         raise UnsupportedModelError(
-            f"{name} is no causal language model; its loss is not the likelihood of the next token. Train it "
+            f"{name} is not a causal language model; its loss is not the likelihood of the next token. Train it "
             "without `loss:`."
         )
     if not _takes_labels(model):

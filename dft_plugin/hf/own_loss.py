@@ -72,7 +72,7 @@ def check_own_loss(model: Any, forward: Callable[..., Any], inputs: Mapping[str,
         Exception: what its forward raises for the caller's labels.
     """
     if labels_BS.dim() != 2 or labels_BS.shape[1] < 2:
-        raise _not_known(model, f"labels of shape {tuple(labels_BS.shape)} are no rows of tokens")
+        raise _not_known(model, f"labels of shape {tuple(labels_BS.shape)} are not rows of tokens")
     sample = _sample(inputs, labels_BS)
     seen = _ask_for_logits(model, forward, sample)
     labels_K = sample.labels_BS[sample.at_BS].to(seen.logits_KV.device).long()

@@ -145,7 +145,7 @@ class TrainerHook(Wrapper):
         if step is None or step.training:
             rows = self._pass.rows if self._pass is not None else None
             counted = rows.counted(inputs) if rows is not None else None
-            step = Step(False, calls, BatchParts(inputs, counted))
+            step = Step(False, calls, BatchParts(inputs, counted, rows.warn if rows is not None else logger.warning))
         want_logits = not prediction_loss_only or self._keeps_logits()
         how = {"want_logits": want_logits, "counted_B": counted, "mean_of_nothing": math.nan}
         with self._in_step(step), self.attachment.loss_call(grad=False, tally=self._tally(), **how):

@@ -175,15 +175,15 @@ def classifier():
 REFUSED = {
     t5: "T5ForConditionalGeneration is an encoder-decoder, whose labels are not shifted; only causal language models "
     "are supported. Train it without `loss:`.",
-    bert: "BertForMaskedLM is no causal language model; its loss is not the likelihood of the next token. "
+    bert: "BertForMaskedLM is not a causal language model; its loss is not the likelihood of the next token. "
     "Train it without `loss:`.",
-    classifier: "LlamaForSequenceClassification is no causal language model; its loss is not the likelihood of the "
+    classifier: "LlamaForSequenceClassification is not a causal language model; its loss is not the likelihood of the "
     "next token. Train it without `loss:`.",
-    lambda: nn.Linear(2, 2): "Linear is no transformers PreTrainedModel. For a model of your own use "
+    lambda: nn.Linear(2, 2): "Linear is not a transformers PreTrainedModel. For a model of your own use "
     "dft_plugin.linear_token_loss or dft_plugin.token_loss.",
     lambda: (
         tiny.llama().model
-    ): "LlamaModel is no causal language model; its loss is not the likelihood of the next token. Train it without "
+    ): "LlamaModel is not a causal language model; its loss is not the likelihood of the next token. Train it without "
     "`loss:`.",
     lambda: nn.DataParallel(
         tiny.llama()

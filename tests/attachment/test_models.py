@@ -103,7 +103,7 @@ def t5():
 ENCODER_DECODER = "ForConditionalGeneration is an encoder-decoder, whose labels are not shifted; only causal"
 
 
-NO_LANGUAGE_MODEL = " is no causal language model; its loss is not the likelihood of the next token. Train it without "
+NO_LANGUAGE_MODEL = " is not a causal language model; its loss is not the likelihood of the next token. Train it "
 REFUSED = {
     lambda: blip(t5(), "Blip2"): f"Blip2{ENCODER_DECODER}",
     lambda: blip(t5(), "InstructBlip"): f"InstructBlip{ENCODER_DECODER}",

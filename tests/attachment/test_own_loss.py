@@ -131,7 +131,7 @@ def test_another_loss_and_one_that_is_not_known_are_refused_every_time(cls, kern
 
 def test_labels_that_are_no_rows_of_tokens_are_refused():
     model = make(Own)
-    with pytest.raises(UnsupportedModelError, match=r"labels of shape \(3,\) are no rows of tokens"):
+    with pytest.raises(UnsupportedModelError, match=r"labels of shape \(3,\) are not rows of tokens"):
         check_own_loss(model, model.forward, {}, torch.zeros(3, dtype=torch.long))
 
 

@@ -16,13 +16,13 @@ TRL = "model_name_or_path: m\ndataset_name: d\n"
 
 @pytest.fixture
 def dft(tmp_path):
-    def run(*words):
+    def run(*words, columns=200):
         return subprocess.run(
             [sys.executable, "-m", "dft_plugin.cli", *words],
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env={**os.environ, "COLUMNS": "200"},
+            env={**os.environ, "COLUMNS": str(columns)},
             check=False,
         )
 
@@ -131,7 +131,7 @@ def test_an_override_may_name_another_loss(dft, config):
 def test_train_refuses_what_check_refuses(dft, config):
     done = dft("train", config(TRL + "loss: dfft\nlabel_smoothing_factor: 0.1\n"))
     assert done.returncode == 2
-    assert done.stderr.startswith("dft: 2 problems:\n  - `loss`: `dfft` is no name. Did you mean `dft`?")
+    assert done.stderr.startswith("dft: 2 problems:\n  - `loss`: `dfft` is not a known name. Did you mean `dft`?")
     assert "Traceback" not in done.stderr
 
 
@@ -139,6 +139,12 @@ def test_a_config_without_our_line_is_not_trained(dft, config):
     done = dft("train", config(TRL))
     assert done.returncode == 2
     assert done.stderr == "dft: sft.yaml has no `loss:`. Add the line `loss: dft`.\n"
+
+
+@pytest.mark.parametrize("key", ["los", "Loss", "losss"])
+def test_a_misspelt_line_is_named(dft, config, key):
+    says = f"sft.yaml has no `loss:`. Is `{key}` meant to be `loss`? Add the line `loss: dft`."
+    assert says in dft("train", config(TRL + f"{key}: dft\n")).stderr
 
 
 def test_a_config_that_no_host_recognises_is_an_error_that_lists_the_hosts(dft, config):
@@ -160,7 +166,9 @@ def test_host_chooses_where_the_keys_do_not_tell(dft, config):
     ("text", "says"),
     [
         ("- loss: dft\n", "sft.yaml holds a list; a config is a mapping of keys to values."),
-        ("loss: [\n", "sft.yaml is no valid YAML:"),
+        ("loss: [\n", "sft.yaml is not valid YAML:"),
+        ("", "sft.yaml is empty. Give the path of the config that you train with."),
+        ("# loss: dft\n", "sft.yaml is empty. Give the path of the config that you train with."),
     ],
 )
 def test_a_file_that_is_no_config_is_one_clear_error(dft, config, text, says):
@@ -198,3 +206,8 @@ def test_hosts_lists_versions_and_tested_range(dft):
     (row,) = [line for line in dft("hosts").stdout.splitlines() if " trl " in line]
     assert trl.__version__ in row
     assert ">=1.16,<1.17" in row
+
+
+def test_hosts_gives_the_line_that_mends_an_installation_in_one_piece(dft):
+    listed = dft("hosts", columns=40).stdout.splitlines()
+    assert "axolotl is not installed. Run: pip install 'axolotl>=0.19,<0.20'" in listed

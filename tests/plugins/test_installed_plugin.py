@@ -62,7 +62,7 @@ def test_its_options_are_checked_as_ours_are(site):
     code += "c().settings({'name': 'sqrt', 'scale': -1, 'alpha': 1})"
     done = run(site, "-c", code)
     assert "2 problems" in done.stderr
-    assert "`alpha` is no option of `sqrt`" in done.stderr
+    assert "`alpha` is not an option of `sqrt`" in done.stderr
 
 
 def test_a_second_owner_of_the_name_is_an_error_that_names_both(site, tmp_path):

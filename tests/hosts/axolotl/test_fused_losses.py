@@ -18,8 +18,8 @@ pytestmark = pytest.mark.host
 
 LIGER = "axolotl.integrations.liger.LigerPlugin"
 CCE = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
-# On the first batch only: what it makes of it, and whether its loss is the likelihood.
-ASKED = 2
+# On the first batch only: it asks for no loss function, so it is asked for its loss of a few positions and of all.
+ASKED = 3
 NO_FORK = importlib.util.find_spec("cut_cross_entropy") is None or (
     importlib.util.find_spec("cut_cross_entropy.transformers") is None
 )

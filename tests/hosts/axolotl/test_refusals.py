@@ -101,8 +101,8 @@ REFUSED = {
         "`plugins`: `dft_plugin.DFTPlugin` is not our plugin's name, and where a plugin cannot be imported Axolotl "
         f"prints it and trains cross-entropy. Write `{PLUGIN}`.",
     ),
-    "typo": ({"loss": "dff"}, "`loss`: `dff` is no name. Did you mean `dft`?"),
-    "typo in an option": ({"loss": {"name": "dft", "alhpa": 1.0}}, "`loss.alhpa`: `alhpa` is no option of `dft`."),
+    "typo": ({"loss": "dff"}, "`loss`: `dff` is not a known name. Did you mean `dft`?"),
+    "typo in an option": ({"loss": {"name": "dft", "alhpa": 1.0}}, "`loss.alhpa`: `alhpa` is not an option of `dft`."),
 }
 
 

@@ -236,5 +236,5 @@ def test_a_model_without_tokens_is_refused(home, tmp_path, monkeypatch):
     from dft_plugin.errors import UnsupportedModelError
 
     monkeypatch.setattr(conflicts_v1, "V1_RULES", ())
-    with pytest.raises(UnsupportedModelError, match="is no causal language model"):
+    with pytest.raises(UnsupportedModelError, match="is not a causal language model"):
         factory_v1.train(factory_v1.arguments(home, tmp_path, model_class="cls"), "dft")

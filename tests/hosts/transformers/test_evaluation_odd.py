@@ -95,7 +95,7 @@ def test_a_step_that_calls_itself_on_parts_of_its_batch_counts_each_row_once(tmp
 @pytest.mark.parametrize("real", [None, [True, True, True, False], [False] * 4])
 def test_parts_take_each_row_once(sizes, real):
     labels = torch.arange(12).reshape(4, 3)
-    parts = BatchParts({"labels": labels}, None if real is None else torch.tensor(real))
+    parts = BatchParts({"labels": labels}, None if real is None else torch.tensor(real), pytest.fail)
     counted, start = [], 0
     for size in sizes:
         start = 0 if start + size > 4 else start
@@ -108,11 +108,30 @@ def test_parts_take_each_row_once(sizes, real):
     assert counted == [row for row, is_real in zip(labels[:, 0].tolist(), kept, strict=True) if is_real]
 
 
-def test_parts_that_are_no_rows_in_order_are_counted_and_named(caplog):
-    labels = torch.arange(12).reshape(4, 3)
-    parts = BatchParts({"labels": labels}, torch.tensor([True, True, True, False]))
-    assert parts.take({"labels": labels[2:]}) == (True, None)
-    assert "are no rows of it in their order" in caplog.text
+ROWS = torch.arange(1, 13).reshape(4, 3)
+
+
+@pytest.mark.parametrize("order", [[2, 3], [3, 2, 1, 0], [0, 1, 2]], ids=["later part", "turned over", "one dropped"])
+def test_rows_out_of_their_order_are_counted_and_named(order):
+    said = []
+    parts = BatchParts({"labels": ROWS}, torch.tensor([True, False, True, False]), said.append)
+    assert parts.take({"labels": ROWS[order].flip(1)}) == (True, None)
+    assert "are not those of its batch in their order" in said[0]
+
+
+@pytest.mark.parametrize("change", ["labels masked", "tokens changed", "trimmed", "grown"])
+def test_rows_that_a_step_changes_are_still_the_rows_of_the_batch(change):
+    batch = {"input_ids": ROWS, "labels": ROWS.clone()}
+    given = {
+        "labels masked": {"input_ids": ROWS, "labels": torch.full_like(ROWS, -100)},
+        "tokens changed": {"input_ids": ROWS * 2, "labels": ROWS},
+        "trimmed": {"labels": ROWS[:, :2]},
+        "grown": {"labels": torch.cat([ROWS, torch.full_like(ROWS, -100)], 1)},
+    }[change]
+    real = torch.tensor([True, True, True, False])
+    counts, mask = BatchParts(batch, real, pytest.fail).take(given)
+    assert counts
+    assert mask.tolist() == real.tolist()
 
 
 class ReadsLogits:
@@ -154,7 +173,7 @@ def test_an_error_before_our_loss_is_the_users_own(tmp_path):
 def test_rows_of_a_dataset_without_labels_are_no_matter(tmp_path):
     trainer = training.trainer(tmp_path, tiny.llama())
     activate(trainer)
-    parts = BatchParts({"input_ids": torch.ones(2, 3)}, None)
+    parts = BatchParts({"input_ids": torch.ones(2, 3)}, None, pytest.fail)
     assert parts.take({"input_ids": torch.ones(2, 3)}) == (True, None)
     assert parts.take({"input_ids": torch.ones(2, 3)}) == (False, None)
     trainer.eval_dataset = Dataset.from_list(EVAL)

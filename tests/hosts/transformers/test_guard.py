@@ -12,7 +12,7 @@ from support import passes, tiny, training
 from transformers import Trainer
 
 from dft_plugin import activate, attach
-from dft_plugin.errors import NotActiveError
+from dft_plugin.errors import NotActiveError, UnsupportedModelError
 
 pytestmark = pytest.mark.host
 
@@ -174,6 +174,11 @@ def test_activate_on_top_of_attach_trains_the_loss(tmp_path):
     activate(trainer)
     trainer.train()
     assert tiny.max_gap(training.trained(plain.model), training.trained(model)) == 0
+
+
+def test_attach_to_a_trainer_says_what_to_call(tmp_path):
+    with pytest.raises(UnsupportedModelError, match=r"^Trainer is a trainer; attach takes a model\. Use activate\(tr"):
+        attach(training.trainer(tmp_path))
 
 
 def test_attach_alone_trains_the_loss_in_a_plain_trainer(tmp_path):

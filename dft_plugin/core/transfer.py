@@ -22,7 +22,7 @@ class Fetched:
         if tensor.device.type != "cuda" or not tensor.numel():
             self._copy = tensor.detach().to("cpu")
             return
-        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
         self._copy = pinned.copy_(tensor.detach(), non_blocking=True)
         self._arrived = torch.cuda.current_stream(tensor.device).record_event()
 

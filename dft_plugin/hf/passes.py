@@ -142,17 +142,20 @@ class Passes:
         if isinstance(seen, NotLean):
             return seen
         asked = judge(model, stand_in, seen, known)
-        # Later than on the first batch, it is read when the device has the kernel to work on.
-        verdict = agree(model, verdict_of(asked)) if known is None else known.transform
         if known is None:
+            verdict = agree(model, verdict_of(asked))
             self._checked, self._distrusted, self._apart = False, None, False
+        else:
+            # A transform that stays is read when the device has the kernel to work on.
+            verdict = known.transform if known.steady else verdict_of(asked)
         if isinstance(verdict, NotLean):
             return verdict
         if isinstance(asked, NotLean):
             return asked
         with_graph = torch.is_grad_enabled() or (known is not None and known.with_graph)
         reason = None if known is None else known.why_not_lean
-        self.route = Route("lean", verdict, reason, vocab_size, id(door.owner), with_graph)
+        steady = known is None or known.transform == verdict
+        self.route = Route("lean", verdict, reason, vocab_size, id(door.owner), with_graph, steady)
         hidden_BSD = stand_in.hidden
         if stand_in.calls != 1 or hidden_BSD is None:
             return called_often(stand_in)
@@ -192,7 +195,7 @@ class Passes:
             return result
         # Its gradients would stay beside those of the next.
         del result
-        self.route = replace(self.route, transform=found)
+        self.route = replace(self.route, transform=found, steady=False)
         return self._score_inside(reading, hidden_TD, chosen, project, asked)
 
     def _head_inside(self, reading: ReadableHead | str, hidden_TD: Tensor, project: CalledHead) -> Head | OpaqueHead:

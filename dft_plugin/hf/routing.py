@@ -28,6 +28,7 @@ class Route:
         vocab_size: number of logits per position.
         head: identity of the module that makes them.
         with_graph: whether a pass with a graph has been seen, which tells more.
+        steady: whether the last pass did what the one before did.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Route:
     vocab_size: int = 0
     head: int = 0
     with_graph: bool = False
+    steady: bool = True
 
     def still_fits(self, model: nn.Module, door: Door) -> bool:
         """Whether the head is the one that was looked at, and of the same size."""

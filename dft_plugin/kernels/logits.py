@@ -241,5 +241,6 @@ def _clear_others_(grad_NV: Tensor, index_T: Tensor) -> None:
     """Set the rows that are not in `index_T` to zero."""
     if index_T.numel() < grad_NV.shape[0]:
         others_N = torch.ones(grad_NV.shape[0], dtype=torch.bool, device=grad_NV.device)
-        others_N[index_T] = False
+        # Not by an assignment: the number would be copied to the device, and waited for.
+        others_N.index_fill_(0, index_T, False)
         grad_NV.masked_fill_(others_N[:, None], 0.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support import attached, tiny
@@ -61,6 +63,23 @@ def test_a_scale_that_changes_by_less_than_the_probe_tolerates_is_the_batchs_own
     for heat in (1.0, 1 / (1 + 2e-5)):
         model(**tiny.batch(), heat=heat)
         assert attachment.route.transform.scale == float(torch.tensor(1.0) / heat)
+
+
+def test_only_a_change_after_a_batch_without_one_is_scored_twice():
+    model, calls = build(Heated), []
+    attachment = attach(model, "nll")
+    kernel = attachment.plan.kernel
+    model(**tiny.batch())
+
+    def counting(*args, **kwargs):
+        calls[-1] += 1
+        return kernel(*args, **kwargs)
+
+    attachment.plan = replace(attachment.plan, kernel=counting)
+    for heat in (1.0, 1.5, 2.0, 2.5, 2.5, 1.0, 1.0):
+        calls.append(0)
+        model(**tiny.batch(), heat=heat)
+    assert calls == [1, 2, 1, 1, 1, 2, 1]
 
 
 def test_an_asked_for_kernel_stops_at_the_batch_that_cannot_be_scored_by_it():

@@ -96,7 +96,20 @@ def test_labels_are_fetched_again_only_if_they_are_others_by_now():
     assert ahead.fetch(labels_BS) is not first
 
 
-@pytest.mark.parametrize("wait", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.tolist(), torch.nonzero])
+WAITS = {
+    "item": lambda x: x.sum().item(),
+    "mask": lambda x: x[x > 0],
+    "tolist": lambda x: x.tolist(),
+    "cpu": lambda x: x.to("cpu"),
+    "nonzero": torch.nonzero,
+    "if": lambda x: 1 if x.all() else 0,
+    "allclose": lambda x: torch.allclose(x, x),
+    "unique": torch.unique,
+    "a number at indices": lambda x: x.__setitem__(torch.tensor([0, 1]), 2.0),
+}
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS.keys())
 def test_a_wait_is_seen(wait):
     with waits.watching() as found:
         wait(torch.ones(3))
@@ -109,9 +122,9 @@ def test_what_was_fetched_is_on_the_cpu_until_it_is_sent():
         copy = waits.transfer.Fetched(torch.ones(3)).read()
         (copy + 1).nonzero()
         assert found.seen.total() == 0
-        waits.transfer.send(copy, torch.device("cpu"))
+        waits.transfer.send(copy, torch.device("cpu")).nonzero()
         (copy + torch.ones(3)).nonzero()
-    assert found.seen.total() == 1
+    assert found.seen.total() == 2
     assert (found.fetched, found.read) == (1, 1)
 
 

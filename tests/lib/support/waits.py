@@ -30,6 +30,7 @@ _NUMBER_OR_SHAPE_FROM_DATA = {
         "item",
         "is_nonzero",
         "equal",
+        "allclose",
         "nonzero",
         "masked_select",
         "_unique2",
@@ -93,8 +94,10 @@ def _fetching(waits: Waits, on_cpu: dict[int, Tensor]) -> Iterator[None]:
         return copy
 
     def send_back(tensor: Tensor, device: torch.device) -> Tensor:
-        # Another tensor, which is on no list.
-        return send(tensor, device).clone()
+        # Another tensor: on a CPU `send` returns the same.
+        there = send(tensor, device).clone()
+        on_cpu.pop(id(there), None)
+        return there
 
     users = [module for name, module in sys.modules.items() if name.startswith("dft_") and hasattr(module, "send")]
     users = [module for module in users if module.send is send]
@@ -119,7 +122,7 @@ class _Operators(TorchDispatchMode):
         name = func._schema.name
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         on_cpu = bool(given) and all(id(tensor) in self.on_cpu for tensor in given)
-        if not on_cpu and (name in _NUMBER_OR_SHAPE_FROM_DATA or _shaped_by_data(name, args, kwargs)):
+        if not on_cpu and (name in _NUMBER_OR_SHAPE_FROM_DATA or _waits(name, args, kwargs)):
             self.waits.seen[name, _place()] += 1
         returned = func(*args, **kwargs)
         if on_cpu:
@@ -142,11 +145,14 @@ class _Calls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _shaped_by_data(name: str, args: Any, kwargs: Any) -> bool:
+def _waits(name: str, args: Any, kwargs: Any) -> bool:
     if name == "aten::repeat_interleave":
         return kwargs.get("output_size") is None
-    masks = args[1] if name in _INDEXING else ()
-    return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in masks)
+    if name not in _INDEXING:
+        return False
+    # A number that is written at indices is copied to the device from memory that is not pinned.
+    number = len(args) > 2 and args[2].dim() == 0
+    return number or any(isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1])
 
 
 def _place() -> str:
@@ -227,8 +233,8 @@ CASES = {
     "prompt tuning": Case(lambda: _adapted("PromptTuningConfig", num_virtual_tokens=4), _IN_CHUNKS),
     "loss of its own": Case(lambda: odd.build(own_losses.WithoutPadding)),
     "evaluation": Case(tiny.llama, training=False, counted=True),
-    "evaluation without logits": Case(tiny.llama, training=False, want_logits=False, counted=True),
-    "MoE, evaluation without logits": Case(tiny.mixtral, training=False, want_logits=False),
+    "evaluation without logits": Case(tiny.llama, _IN_CHUNKS, training=False, want_logits=False, counted=True),
+    "MoE, evaluation without logits": Case(tiny.mixtral, _IN_CHUNKS, training=False, want_logits=False),
     # The labels, and what the model did to its logits, which is read behind the kernel.
     "softcap": Case(lambda: attached.build("gemma2", final_logit_softcapping=5.0), fetched=2, read=2),
     # Labels that went ahead, for which nobody waits, and those that the model made of them.

@@ -158,5 +158,7 @@ def test_nothing_is_read_before_it_is_logged():
     # A tensor on `meta` has no value that could be read.
     tally, values_T = Tally(), torch.empty(4, device="meta")
     for _ in range(2):
-        tally.add(LossStats.of_tokens(values_T, values_T, torch.empty(4, dtype=torch.long, device="meta"), (EOS,)))
+        tally.add(
+            LossStats.of_tokens(tokens(values_T, values_T), torch.empty(4, dtype=torch.long, device="meta"), (EOS,))
+        )
     assert tally.take().sums_K.device.type == "meta"

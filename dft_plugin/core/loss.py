@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.stats import LossStats
-from dft_plugin.core.targets import IGNORE_INDEX, Selection, select
+from dft_plugin.core.targets import IGNORE_INDEX, Facts, Selection, select
 from dft_plugin.core.transfer import send
 from dft_plugin.errors import LabelError
 from dft_plugin.kernels import (
@@ -27,7 +27,7 @@ from dft_plugin.kernels import (
     vocab_parallel,
 )
 from dft_plugin.kernels.results import pick
-from dft_plugin.objectives import Clock, Targets
+from dft_plugin.objectives import Targets
 
 NumItems = int | float | Tensor | None
 """Target tokens of the whole optimizer step (all micro-batches, all ranks); None: count here."""
@@ -41,11 +41,13 @@ class LossResult:
         scored: the loss sum, and what is known of each of the T scored tokens.
         targets: these tokens, on the device of the loss.
         selection: where they stand; on the CPU.
+        names: values of the objective that are logged, in the whole run.
     """
 
     scored: KernelResult
     targets: Targets
     selection: Selection
+    names: tuple[str, ...] = ()
 
     @property
     def loss_sum(self) -> Tensor:
@@ -69,9 +71,9 @@ class LossResult:
             counted_T: bool, on the CPU, which tokens the log is to count; None: all.
         """
         if counted_T is None:
-            return LossStats.of_tokens(self.scored, self.targets.ids_T, eos_token_ids)
+            return LossStats.of_tokens(self.scored, self.targets.ids_T, eos_token_ids, self.names)
         index_C = send(counted_T.nonzero()[:, 0], self.scored.loss_T.device)
-        return LossStats.of_tokens(pick(self.scored, index_C), self.targets.ids_T[index_C], eos_token_ids)
+        return LossStats.of_tokens(pick(self.scored, index_C), self.targets.ids_T[index_C], eos_token_ids, self.names)
 
 
 def normalise(loss_sum: Tensor, num_items: float | Tensor) -> Tensor:
@@ -109,7 +111,7 @@ def hidden_loss(
     labels: Tensor,
     *,
     ignore_index: int = IGNORE_INDEX,
-    clock: Clock | None = None,
+    facts: Facts | None = None,
 ) -> LossResult:
     """Score hidden states [..., D] against aligned labels [...], never holding all logits.
 
@@ -119,15 +121,15 @@ def hidden_loss(
         head: the head: readable, this rank's part of one, or opaque.
         labels: aligned (already shifted) labels; positions with `ignore_index` never reach a GEMM.
         ignore_index: the label of positions that are not scored.
-        clock: how far the run is; None where nobody knows.
+        facts: what else is known of the positions, and how far the run is.
 
     Raises:
         LabelError: shapes do not match, or a label is outside the vocabulary.
-        ClockError: the plan changes during the run, and there is no clock.
+        ClockError: the plan changes during the run, and `facts` has no clock.
     """
     _require_one_per_position(hidden, labels)
-    chosen = select(labels, ignore_index)
-    return score_hidden(plan, chosen.rows(hidden), head, chosen, clock)
+    chosen = select(labels, ignore_index, facts)
+    return score_hidden(plan, chosen.rows(hidden), head, chosen)
 
 
 def score_hidden(
@@ -135,7 +137,6 @@ def score_hidden(
     hidden_TD: Tensor,
     head: Head | ShardedHead | OpaqueHead,
     chosen: Selection,
-    clock: Clock | None = None,
 ) -> LossResult:
     """Score the hidden states of the positions that were chosen.
 
@@ -144,18 +145,19 @@ def score_hidden(
         hidden_TD: of these positions only.
         head: the head: readable, this rank's part of one, or opaque.
         chosen: the positions and their targets.
-        clock: how far the run is; None where nobody knows.
 
     Raises:
         LabelError: a target is outside the vocabulary.
     """
     chosen.require_within(head.vocab_size)
-    targets = chosen.targets(hidden_TD.device, clock)
+    targets = chosen.targets(hidden_TD.device)
     kernel: Callable[..., KernelResult] = plan.kernel
     if not isinstance(head, Head):
         kernel = vocab_parallel if isinstance(head, ShardedHead) else opaque
-    scored = kernel(hidden_TD, head, targets, plan.weigher(clock), needs=plan.needs, scratch_bytes=plan.scratch_bytes)
-    return LossResult(scored, targets, chosen)
+    scored = kernel(
+        hidden_TD, head, targets, plan.weigher(targets.clock), needs=plan.needs, scratch_bytes=plan.scratch_bytes
+    )
+    return LossResult(scored, targets, chosen, plan.statistics)
 
 
 def logits_loss(
@@ -164,7 +166,7 @@ def logits_loss(
     labels: Tensor,
     *,
     ignore_index: int = IGNORE_INDEX,
-    clock: Clock | None = None,
+    facts: Facts | None = None,
     kernel: Callable[..., KernelResult] = score_logits,
 ) -> LossResult:
     """Score logits [..., V] against aligned labels [...].
@@ -174,19 +176,19 @@ def logits_loss(
         logits: transformed logits, as the model returns them.
         labels: aligned (already shifted) labels.
         ignore_index: the label of positions that are not scored.
-        clock: how far the run is; None where nobody knows.
+        facts: what else is known of the positions, and how far the run is.
         kernel: `score_logits`, or `score_logits_` where the logits may be overwritten.
 
     Raises:
         LabelError: shapes do not match, or a label is outside the vocabulary.
     """
     _require_one_per_position(logits, labels)
-    chosen = select(labels, ignore_index)
+    chosen = select(labels, ignore_index, facts)
     chosen.require_within(logits.shape[-1])
-    positions_T, targets = send(chosen.positions_T, logits.device), chosen.targets(logits.device, clock)
+    positions_T, targets = send(chosen.positions_T, logits.device), chosen.targets(logits.device)
     logits_NV = logits.reshape(-1, logits.shape[-1])
-    scored = kernel(logits_NV, positions_T, targets, plan.weigher(clock), needs=plan.needs)
-    return LossResult(scored, targets, chosen)
+    scored = kernel(logits_NV, positions_T, targets, plan.weigher(targets.clock), needs=plan.needs)
+    return LossResult(scored, targets, chosen, plan.statistics)
 
 
 def _require_one_per_position(scored: Tensor, labels: Tensor) -> None:

@@ -34,14 +34,22 @@ class LossStats:
         return cls(torch.zeros(entries, dtype=_sum_dtype(torch.device(device)), device=device), names)
 
     @classmethod
-    def of_tokens(cls, scored: KernelResult, ids_T: Tensor, eos_token_ids: tuple[int, ...] = ()) -> LossStats:
+    def of_tokens(
+        cls,
+        scored: KernelResult,
+        ids_T: Tensor,
+        eos_token_ids: tuple[int, ...] = (),
+        names: tuple[str, ...] | None = None,
+    ) -> LossStats:
         """Sum up T scored tokens.
 
         Args:
             scored: log-probabilities, weights, losses, and values of the objective.
             ids_T: token ids.
             eos_token_ids: the ids that end a sequence; their probability is summed apart.
+            names: values of the objective to sum, those of a whole run; None: all that were scored.
         """
+        names = tuple(scored.statistics) if names is None else names
         dtype = _sum_dtype(ids_T.device)
         logp_T, weight_T = scored.rows.logp_T.to(dtype), scored.weight_T.to(dtype)
         p_T = logp_T.exp()
@@ -60,10 +68,11 @@ class LossStats:
             Sum.EOS_PROB: eos_T * p_T,
         }
         terms = [columns[key] for key in Sum]
-        for value_T in scored.statistics.values():
+        for name in names:
+            value_T = scored.statistics.get(name, torch.full_like(scored.loss_T, torch.nan))
             there_T = ~value_T.isnan()
             terms += [torch.where(there_T, value_T, torch.zeros_like(value_T)).to(dtype), there_T.to(dtype)]
-        return cls(torch.stack([term.sum() for term in terms]), tuple(scored.statistics))
+        return cls(torch.stack([term.sum() for term in terms]), names)
 
     def __add__(self, other: LossStats) -> LossStats:
         """Merge the statistics of two sets of tokens, scored by one objective."""

@@ -5,7 +5,8 @@ Shapes: B batch, S sequence, N positions (flattened), T scored ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -39,6 +40,23 @@ def with_own_ignore_index(labels: Tensor, ignore_index: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What is known of a batch beside its labels; what is of positions is aligned with these.
+
+    Attributes:
+        sequence_BS: int64 on the CPU, which sequence of the batch the predicted token is in; None: nobody asks.
+        position_BS: int64 on the CPU, its position in its sequence; None: nobody asks.
+        columns: numbers of the data by the name of their column, [B, S].
+        clock: how far the run is; None where nobody knows.
+    """
+
+    sequence_BS: Tensor | None = None
+    position_BS: Tensor | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    clock: Clock | None = None
+
+
+@dataclass(frozen=True)
 class Selection:
     """What is scored of a batch. It is kept on the CPU, since its number is the shape of all that follows.
 
@@ -47,12 +65,14 @@ class Selection:
         positions_T: int64, the scored ones among the N flattened ones, ascending.
         ids_T: int64, their labels.
         ignore_index: what marked the others.
+        facts: what else is known of all N positions.
     """
 
     shape: torch.Size
     positions_T: Tensor
     ids_T: Tensor
     ignore_index: int = IGNORE_INDEX
+    facts: Facts = Facts()
 
     @property
     def count(self) -> int:
@@ -75,14 +95,20 @@ class Selection:
                 "that the tokenizer belongs to the model, and resize the embeddings after adding tokens."
             )
 
-    def targets(self, device: torch.device, clock: Clock | None = None) -> Targets:
-        """Return what a kernel gets, on a device.
+    def targets(self, device: torch.device) -> Targets:
+        """Return what a kernel gets, on the device of the hidden states or the logits."""
+        facts, places = self.facts, {}
+        if facts.sequence_BS is not None and facts.position_BS is not None:
+            sequence_T = facts.sequence_BS.reshape(-1)[self.positions_T]
+            # Those without targets are left out of the numbering.
+            places["sequence_T"] = send(torch.unique(sequence_T, return_inverse=True)[1], device)
+            places["position_T"] = send(facts.position_BS.reshape(-1)[self.positions_T], device)
+        columns = {name: self._column(column, device) for name, column in facts.columns.items()}
+        return Targets(send(self.ids_T, device), **places, columns=columns, clock=facts.clock)
 
-        Args:
-            device: of the hidden states, or the logits.
-            clock: how far the run is; None where nobody knows.
-        """
-        return Targets(send(self.ids_T, device), clock=clock)
+    def _column(self, column_BS: Tensor, device: torch.device) -> Tensor:
+        column_N = column_BS.to(device, non_blocking=True).reshape(-1)
+        return column_N.index_select(0, send(self.positions_T, device)).float()
 
     def rows(self, of: Tensor) -> Tensor:
         """Return [T, ...], the scored rows of a tensor that has one for each position: `shape`, then a dimension."""
@@ -95,12 +121,13 @@ class Selection:
         return mask_N.index_fill_(0, send(self.positions_T, device), True).view(self.shape)
 
 
-def select(labels: Tensor, ignore_index: int = IGNORE_INDEX) -> Selection:
+def select(labels: Tensor, ignore_index: int = IGNORE_INDEX, facts: Facts | None = None) -> Selection:
     """Find the positions that are scored and their targets.
 
     Args:
         labels: aligned labels of any shape and any integer dtype; those on a device are waited for.
         ignore_index: the label of positions that are not scored.
+        facts: what else is known of the positions.
 
     Raises:
         LabelError: labels of another dtype.
@@ -110,4 +137,4 @@ def select(labels: Tensor, ignore_index: int = IGNORE_INDEX) -> Selection:
     # int64 first: in uint8, -100 is compared as 156.
     labels_N = Fetched(labels).read().reshape(-1).long()
     positions_T = (labels_N != ignore_index).nonzero()[:, 0]
-    return Selection(labels.shape, positions_T, labels_N.index_select(0, positions_T), ignore_index)
+    return Selection(labels.shape, positions_T, labels_N.index_select(0, positions_T), ignore_index, facts or Facts())

@@ -25,6 +25,7 @@ from dft_plugin.hf import standing
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
 from dft_plugin.hf.passes import Pass, Passes
 from dft_plugin.hf.routing import Route
+from dft_plugin.objectives import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Attachment:
         calls: labelled forward passes answered so far.
         trainer_only: answer only inside `answering()`; other callers of `model(..., labels=...)` get the
             model's own loss, as Axolotl's perplexity metric expects.
+        clock: how far the run is, for a loss that changes during it: a trainer's hook sets it, your own loop may.
         active: False once it is detached; then it hands every call on.
         undo: what `detach()` is to put back besides, the last first.
     """
@@ -73,11 +75,12 @@ class Attachment:
         self.__name__ = "forward"
         self.calls = 0
         self.trainer_only = False
+        self.clock: Clock | None = None
         self.active = True
         self.undo: list[Callable[[], None]] = []
         self._passes = Passes(plan)
         self._answering: Answering | None = None
-        self._tallies = {mode: Tally(plan.objective.statistics) for mode in (True, False)}
+        self._tallies = {mode: Tally(plan.statistics) for mode in (True, False)}
         # generate() validates its kwargs against the signature, and Trainer drops unused columns by it.
         self.__signature__ = inspect.signature(self.original)
         self.level = standing.put(model, self)
@@ -228,7 +231,8 @@ class Attachment:
             UnsupportedModelError: the plan insists on a kernel and the model does not allow it.
             LabelError: labels that do not fit the model.
         """
-        done = self._passes.score(module, functools.partial(self.original_of(module), *unnamed), inputs, want_logits)
+        forward = functools.partial(self.original_of(module), *unnamed)
+        done = self._passes.score(module, forward, inputs, want_logits, self.clock)
         self.calls += 1
         how = self._answering or Answering()
         counted_T = None

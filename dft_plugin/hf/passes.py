@@ -18,13 +18,14 @@ from torch.nn.utils import parametrize
 from dft_plugin.core import targets
 from dft_plugin.core.loss import LossResult, logits_loss, score_hidden
 from dft_plugin.core.plan import LossPlan
-from dft_plugin.core.targets import Selection
+from dft_plugin.core.targets import Facts, Selection
 from dft_plugin.core.transfer import Fetched
 from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf import calibration
 from dft_plugin.hf.calibration import Reading
 from dft_plugin.hf.called import CalledHead, MixedHeadError
 from dft_plugin.hf.entry import enter
+from dft_plugin.hf.facts import facts_of
 from dft_plugin.hf.head import ReadableHead, find_door, read_head, vocab_size_of
 from dft_plugin.hf.interception import (
     HeadStandIn,
@@ -41,6 +42,7 @@ from dft_plugin.hf.own_loss import OwnLoss, asks_for_loss, check_own_loss, is_ou
 from dft_plugin.hf.routing import NotLean, Route, agree, all_or_none, called_often, is_sharded, judge, verdict_of
 from dft_plugin.hf.untouched import Undisturbed, untouched
 from dft_plugin.kernels import Head, OpaqueHead, score_logits, score_logits_
+from dft_plugin.objectives import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +94,9 @@ class Passes:
         # It is made anew, and as large as a few rows of logits.
         return {**self.__dict__, "_probe": None}
 
-    def score(self, model: nn.Module, forward: Forward, inputs: dict[str, Any], want_logits: bool) -> Pass:
+    def score(
+        self, model: nn.Module, forward: Forward, inputs: dict[str, Any], want_logits: bool, clock: Clock | None
+    ) -> Pass:
         """Run the model on labelled inputs and score them; nothing is divided.
 
         Args:
@@ -100,22 +104,25 @@ class Passes:
             forward: its own forward.
             inputs: keyword arguments of it, `labels` or `shift_labels` among them.
             want_logits: whether the output must carry logits.
+            clock: how far the run is; None where nobody knows.
 
         Raises:
             UnsupportedModelError: the plan insists on the lean path and the model does not allow it.
             LabelError: labels that do not fit the model.
+            ConflictError: the plan reads a column that is not there.
         """
         inputs = self._prepared(model, forward, inputs)
+        facts = facts_of(self.plan, inputs, clock)
         if want_logits or (self.route is not None and self.route.path == "logits"):
-            return self._logits_pass(model, forward, inputs, keep_logits=want_logits)
+            return self._logits_pass(model, forward, inputs, facts, keep_logits=want_logits)
         first = self.route is None
         kept = Undisturbed(model, inputs) if first else None
-        done = self._lean_pass(model, forward, inputs)
+        done = self._lean_pass(model, forward, inputs, facts)
         if isinstance(done, Pass):
             return done
         self._leave_lean(model, done, first)
         inputs = inputs if kept is None else kept.again()
-        return self._logits_pass(model, forward, inputs, keep_logits=False)
+        return self._logits_pass(model, forward, inputs, facts, keep_logits=False)
 
     def _prepared(self, model: nn.Module, forward: Forward, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = {key: value for key, value in inputs.items() if key not in _OURS_TO_SAY}
@@ -127,7 +134,7 @@ class Passes:
             inputs.setdefault("use_cache", False)
         return inputs
 
-    def _lean_pass(self, model: Any, forward: Forward, inputs: dict[str, Any]) -> Pass | NotLean:
+    def _lean_pass(self, model: Any, forward: Forward, inputs: dict[str, Any], facts: Facts) -> Pass | NotLean:
         """Score from hidden states, or say why that is not possible."""
         head = model.get_output_embeddings()
         if head is None:
@@ -164,7 +171,7 @@ class Passes:
             return NotLean(
                 f"its head gets hidden states {tuple(hidden_BSD.shape)} for labels {tuple(labels_BS.shape)}"
             )
-        chosen, reading = targets.select(labels_BS), read_head(door)
+        chosen, reading = targets.select(labels_BS, facts=facts), read_head(door)
 
         def score(hidden_TD: Tensor, project: CalledHead) -> LossResult:
             return self._score_inside(reading, hidden_TD, chosen, project, asked)
@@ -244,7 +251,9 @@ class Passes:
         self._checked = True
         return reason
 
-    def _logits_pass(self, model: Any, forward: Forward, inputs: dict[str, Any], *, keep_logits: bool) -> Pass:
+    def _logits_pass(
+        self, model: Any, forward: Forward, inputs: dict[str, Any], facts: Facts, *, keep_logits: bool
+    ) -> Pass:
         """Score the logits that the model makes."""
         seen = self._run(model, forward, inputs)
         assert isinstance(seen, Seen)
@@ -254,7 +263,8 @@ class Passes:
             logits = logits.view(*labels_BS.shape, logits.shape[-1])
         # Logits that nobody reads again make room for their gradient.
         spare = not keep_logits and seen.auxiliary is None and logits_are_spare(model, logits)
-        result = logits_loss(self.plan, logits, labels_BS, kernel=score_logits_ if spare else score_logits)
+        kernel = score_logits_ if spare else score_logits
+        result = logits_loss(self.plan, logits, labels_BS, facts=facts, kernel=kernel)
         if not keep_logits:
             seen.output["logits"] = None
         return Pass(seen.output, result, seen.auxiliary)

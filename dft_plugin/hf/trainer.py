@@ -31,6 +31,7 @@ from dft_plugin.hf.guard import not_active
 from dft_plugin.hf.in_the_way import in_the_way
 from dft_plugin.hf.loss_calls import TrainerAttachment, naming_missing_logits
 from dft_plugin.hf.wrapping import Wrapper, wrapped
+from dft_plugin.objectives import Clock
 
 __all__ = ["TrainerHook", "is_trainer", "not_active", "warn_of_weak_prior"]
 
@@ -157,6 +158,8 @@ class TrainerHook(Wrapper):
     @wrapped
     def compute_loss(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer the trainer's own call for a loss, and nobody else's."""
+        state = self.trainer.state
+        self.attachment.clock = Clock(state.global_step, state.max_steps, float(state.epoch or 0))
         with naming_missing_logits(lambda: self.attachment.calls):
             if self._step is not None and self._step.training:
                 return self._compute_training_loss(self._step, inner, *args, **kwargs)
@@ -256,7 +259,7 @@ class TrainerHook(Wrapper):
             self._step = before
 
     def _new_tally(self) -> Tally:
-        return Tally(self.plan.objective.statistics)
+        return Tally(self.plan.statistics)
 
     def _tally(self) -> Tally:
         """The pass's; a step outside of a pass, or a loss outside of a step, is in no log."""

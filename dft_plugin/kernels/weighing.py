@@ -33,6 +33,7 @@ class Fixed:
     name: ClassVar[str] = "fixed"
     needs: ClassVar[frozenset[RowStatistic]] = frozenset()
     columns: ClassVar[frozenset[str]] = frozenset()
+    places: ClassVar[bool] = False
     scope: ClassVar[Scope] = "token"
     divisor: ClassVar[Divisor] = "tokens"
     statistics: ClassVar[tuple[str, ...]] = ()

@@ -52,6 +52,11 @@ class Adjusted:
         return self.inner.columns | ({self.column} if self.column else set())
 
     @property
+    def places(self) -> bool:
+        """That of the objective."""
+        return self.inner.places
+
+    @property
     def scope(self) -> Scope:
         """That of the objective."""
         return self.inner.scope

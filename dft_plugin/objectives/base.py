@@ -68,6 +68,9 @@ class Weigher(Protocol):
     def columns(self) -> frozenset[str]: ...  # noqa: D102 - as `needs`
 
     @property
+    def places(self) -> bool: ...  # noqa: D102 - as `needs`
+
+    @property
     def scope(self) -> Scope: ...  # noqa: D102 - as `needs`
 
     @property
@@ -107,6 +110,9 @@ class Objective(BaseModel):
 
     columns: ClassVar[frozenset[str]] = frozenset()
     """Which per-token columns of the data it reads."""
+
+    places: ClassVar[bool] = False
+    """Whether it reads `position_T` or `sequence_T` of the targets; always so where `scope` is not `token`."""
 
     scope: ClassVar[Scope] = "token"
     """What a weight looks at."""

@@ -39,8 +39,8 @@ class Targets:
 
     Attributes:
         ids_T: int64 ids in [0, V).
-        position_T: int64, the position in its sequence of the token that is predicted; None where nobody asked.
-        sequence_T: int64, which sequence of the batch it is in, 0, 1 ...; None where nobody asked.
+        position_T: int64, its position in its sequence; None where nobody asked.
+        sequence_T: int64, which sequence of the batch it is in, 0, 1 ... below T; None where nobody asked.
         columns: per-token numbers by the name of their column, float32 [T]; those that the objective declares.
         clock: how far the run is; None where nobody knows (a loop of one's own that does not say).
     """

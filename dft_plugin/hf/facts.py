@@ -1,0 +1,115 @@
+"""What a batch says of its tokens beside their labels: columns of numbers, and which sequence each is in.
+
+Shapes: B batch, S sequence length of a row, P packed sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dft_plugin.core.plan import LossPlan
+from dft_plugin.core.targets import Facts, shift
+from dft_plugin.core.transfer import Fetched
+from dft_plugin.errors import ConflictError
+from dft_plugin.objectives import Clock
+
+COLUMN = "dft_column_"
+"""What stands before the name of a column in a batch: float [B, S], aligned with the tokens as `labels` are."""
+
+
+def facts_of(plan: LossPlan, inputs: dict[str, Any], clock: Clock | None) -> Facts:
+    """Take the columns out of the arguments of a labelled call, and find what the plan wants to know besides.
+
+    Args:
+        plan: says what is wanted.
+        inputs: keyword arguments of the model's forward; the columns are taken out of them.
+        clock: how far the run is; None where nobody knows.
+
+    Raises:
+        ConflictError: a column is missing, or does not fit the labels.
+    """
+    given = {key.removeprefix(COLUMN): inputs.pop(key) for key in list(inputs) if key.startswith(COLUMN)}
+    missing = sorted(plan.columns - given.keys())
+    if missing:
+        raise ConflictError(
+            [
+                f"the loss reads the column `{name}`, which is not in this batch. The dataset, or a step of its way "
+                f"here, has dropped it: a batch must hold `{COLUMN}{name}`, one number for each token."
+                for name in missing
+            ]
+        )
+    aligned = inputs.get("labels") is None or inputs.get("shift_labels") is not None
+    labels: Tensor = inputs["shift_labels"] if aligned else inputs["labels"]
+    columns = {name: given[name] for name in sorted(plan.columns)}
+    for name, column in columns.items():
+        if column.shape != labels.shape:
+            raise ConflictError(
+                [
+                    f"the column `{name}` has shape {tuple(column.shape)} and the labels {tuple(labels.shape)}: one "
+                    "number for each token is needed. A step of their way here has changed one and not the other."
+                ]
+            )
+    align = (lambda tensor: tensor) if aligned else (lambda tensor: shift(tensor, 0))
+    columns = {name: align(column) for name, column in columns.items()}
+    if not any(one.places or one.scope != "token" for one in plan.every):
+        return Facts(columns=columns, clock=clock)
+    sequence_BS = sequences(inputs, labels.shape)
+    return Facts(align(sequence_BS), align(positions(sequence_BS)), columns, clock)
+
+
+def sequences(inputs: Mapping[str, Any], shape: torch.Size) -> Tensor:
+    """Return which sequence of the batch each token is in, int64 [B, S] on the CPU, ascending along the tokens.
+
+    A row is a sequence, unless the batch says that several are packed into it: by `seq_idx`, by `cu_seqlens` (or
+    `cu_seq_lens_q`), by an attention mask of numbers above 1, or by position ids that begin again.
+
+    Args:
+        inputs: keyword arguments of the model's forward.
+        shape: of the labels, [B, S].
+    """
+    begins_BS = _begins(inputs, shape)
+    begins_BS[:, 0] = True
+    return begins_BS.flatten().cumsum(0).view(shape) - 1
+
+
+def positions(sequence_BS: Tensor) -> Tensor:
+    """Return the position of each token in its sequence, int64 [B, S], given which sequence it is in."""
+    sequence_N = sequence_BS.reshape(-1)
+    first_P = torch.full((int(sequence_N.max()) + 1,), sequence_N.numel()) if sequence_N.numel() else sequence_N
+    at_N = torch.arange(sequence_N.numel())
+    return (at_N - first_P.scatter_reduce(0, sequence_N, at_N, "amin")[sequence_N]).view(sequence_BS.shape)
+
+
+def _begins(inputs: Mapping[str, Any], shape: torch.Size) -> Tensor:
+    """Return where a new sequence begins inside a row, bool [B, S]."""
+    begins_BS = torch.zeros(shape, dtype=torch.bool)
+    for name in ("seq_idx", "attention_mask"):
+        index_BS = _fetched(inputs.get(name), shape)
+        if index_BS is not None and (name == "seq_idx" or int(index_BS.max()) > 1):
+            begins_BS[:, 1:] = index_BS[:, 1:] != index_BS[:, :-1]
+            return begins_BS
+    for name in ("cu_seqlens", "cu_seq_lens_q"):
+        ends_P = inputs.get(name)
+        if isinstance(ends_P, Tensor):
+            at_P = Fetched(ends_P).read().long().flatten()
+            begins_BS.view(-1)[at_P[at_P < begins_BS.numel()]] = True
+            return begins_BS
+    positions = inputs.get("position_ids")
+    if isinstance(positions, Tensor) and positions.dim() == 3:
+        # Of a multimodal model, one for each of three axes.
+        positions = positions[0]
+    position_BS = _fetched(positions, shape)
+    if position_BS is not None:
+        begins_BS[:, 1:] = position_BS[:, 1:] < position_BS[:, :-1]
+        begins_BS |= position_BS == 0
+    return begins_BS
+
+
+def _fetched(tensor: Any, shape: torch.Size) -> Tensor | None:
+    if not isinstance(tensor, Tensor) or tensor.shape != shape:
+        return None
+    return Fetched(tensor).read()

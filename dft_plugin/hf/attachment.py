@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from dft_plugin.core.loss import LossPlan, NumItems, normalise
 from dft_plugin.core.stats import LossStats, Tally
 from dft_plugin.hf import standing
+from dft_plugin.hf.capturing import require_no_capture
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
 from dft_plugin.hf.passes import Pass, Passes
 from dft_plugin.hf.routing import Route
@@ -222,9 +223,11 @@ class Attachment:
             unnamed: positional arguments of a forward that gives them no names.
 
         Raises:
-            UnsupportedModelError: the plan insists on a kernel and the model does not allow it.
+            UnsupportedModelError: the plan insists on a kernel and the model does not allow it, or a CUDA graph is
+                captured.
             LabelError: labels that do not fit the model.
         """
+        require_no_capture(module)
         done = self._passes.score(module, functools.partial(self.original_of(module), *unnamed), inputs, want_logits)
         self.calls += 1
         how = self._answering or Answering()

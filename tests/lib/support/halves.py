@@ -128,4 +128,4 @@ def table(dtype: torch.dtype, scale: float = 65536.0, T: int = 4096) -> list[str
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for chosen in (torch.float16, torch.bfloat16):
-        print(chosen, *table(chosen), sep="\n")
+        sys.stdout.write("\n".join([str(chosen), *table(chosen), ""]))

@@ -15,8 +15,8 @@ nox.options.reuse_venv = "yes"
 nox.options.tags = ["ci"]
 
 TORCH = os.environ.get("TORCH") or "torch==2.13.0"
-# The oldest that pyproject.toml admits is 2.8.0. Its only build on PyPI for Linux on x86 is that for CUDA, 6.5 GB when it
-# is installed, so it is taken where it is asked for: TORCH_FLOOR=torch==2.8.0 nox -s floor.
+# The oldest that pyproject.toml admits is 2.8.0. PyPI has one build of it for Linux on x86, that for CUDA: 6.5 GB once
+# installed. So it is taken where it is asked for: TORCH_FLOOR=torch==2.8.0 nox -s floor.
 TORCH_FLOOR = os.environ.get("TORCH_FLOOR") or TORCH
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 

@@ -14,9 +14,13 @@ from support import attached, tiny
 from torch import nn
 
 from dft_plugin import attach
+from dft_plugin.core.loss import LossResult
 from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf.called import CalledHead
+from dft_plugin.hf.entry import enter
 from dft_plugin.hf.head import find_door
+from dft_plugin.kernels import Head, reference
+from dft_plugin.objectives import DFT
 
 GPU = pytest.param("cuda:0", marks=pytest.mark.gpu)
 DEVICES = ["cpu", GPU]
@@ -70,6 +74,26 @@ def test_a_head_on_another_device_than_hidden_states_and_labels(body, head, back
         attachment = attach(model)
         assert_trains_as_on_one_device(model, {**batch, "labels": batch["labels"].to(labels)}, theirs)
         attachment.detach()
+
+
+def test_the_loss_stays_where_the_head_is_and_the_upstream_factor_goes_there():
+    # On `meta`, a second device that every machine has; nothing on it has a value.
+    model = tiny.llama().train()
+    runs_on(model.lm_head, "meta")
+    arrived = []
+
+    def score(hidden_TD, project):
+        arrived.append(hidden_TD.device.type)
+        labels_T = torch.arange(6, device=hidden_TD.device)
+        head = Head(model.lm_head.weight)
+        scored = reference(hidden_TD, head, labels_T, DFT(), needs=frozenset(), scratch_bytes=None)
+        return LossResult(scored.loss_sum, scored.rows, scored.weight_T, labels_T)
+
+    loss = enter(find_door(model.lm_head), score, torch.randn(6, 32)).mean(torch.tensor(6))
+    assert arrived == [loss.device.type] == ["meta"]
+    loss.backward()
+    assert model.lm_head.weight.grad.device.type == "meta"
+    assert "forward" in model.lm_head.__dict__, "accelerate's hook is back in its place"
 
 
 @pytest.mark.parametrize(("first", "last"), PAIRS)

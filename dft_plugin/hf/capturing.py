@@ -14,6 +14,9 @@ def require_no_capture(model: nn.Module) -> None:
     Raises:
         UnsupportedModelError: the current stream captures a CUDA graph.
     """
+    if torch.compiler.is_compiling():
+        # torch.compile captures what it compiles by itself, and is not to trace the question.
+        return
     # Where nothing has run on CUDA there may be no driver to ask.
     ready = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     if ready and torch.cuda.is_current_stream_capturing():

@@ -62,9 +62,11 @@ def _add_widened_(total_VN: Tensor, left_VC: Tensor, right_CN: Tensor, undo_N: T
     for start in range(0, V, _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
         total_BN, product_BN = total_VN[rows], _product(left_VC[rows], right_CN, buffer_BN)
-        if undo_N is not None:
-            product_BN = product_BN * undo_N
-        if first:
+        if undo_N is not None and first:
+            torch.mul(product_BN, undo_N, out=total_BN)
+        elif undo_N is not None:
+            total_BN.addcmul_(product_BN.to(total_BN.dtype), undo_N)
+        elif first:
             total_BN.copy_(product_BN)
         else:
             total_BN += product_BN

@@ -183,7 +183,9 @@ class Attachment:
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """All arguments of a call that have names, by these."""
         names = [name for name, p in self.__signature__.parameters.items() if p.kind is not p.VAR_POSITIONAL]
-        return {**dict(zip(names, () if self._takes_any else args, strict=False)), **kwargs}
+        given = () if self._takes_any else args
+        # No zip(strict=False): torch.compile of 2.8 fails on it.
+        return {**{name: given[index] for index, name in enumerate(names[: len(given)])}, **kwargs}
 
     @property
     def _takes_any(self) -> bool:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from dft_plugin.core.loss import LossPlan, NumItems, normalise
 from dft_plugin.core.stats import LossStats, Tally
 from dft_plugin.hf import standing
+from dft_plugin.hf.capturing import require_no_capture
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
 from dft_plugin.hf.passes import Pass, Passes
 from dft_plugin.hf.routing import Route
@@ -182,7 +183,9 @@ class Attachment:
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """All arguments of a call that have names, by these."""
         names = [name for name, p in self.__signature__.parameters.items() if p.kind is not p.VAR_POSITIONAL]
-        return {**dict(zip(names, () if self._takes_any else args, strict=False)), **kwargs}
+        given = () if self._takes_any else args
+        # No zip(strict=False): torch.compile of 2.8 fails on it.
+        return {**{name: given[index] for index, name in enumerate(names[: len(given)])}, **kwargs}
 
     @property
     def _takes_any(self) -> bool:
@@ -222,9 +225,11 @@ class Attachment:
             unnamed: positional arguments of a forward that gives them no names.
 
         Raises:
-            UnsupportedModelError: the plan insists on a kernel and the model does not allow it.
+            UnsupportedModelError: the plan insists on a kernel and the model does not allow it, or a CUDA graph is
+                captured.
             LabelError: labels that do not fit the model.
         """
+        require_no_capture(module)
         done = self._passes.score(module, functools.partial(self.original_of(module), *unnamed), inputs, want_logits)
         self.calls += 1
         how = self._answering or Answering()

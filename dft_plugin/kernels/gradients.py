@@ -6,19 +6,14 @@ Shapes: T scored tokens, C tokens of a chunk, D hidden size, V vocabulary, R LoR
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from dft_plugin.kernels.products import add_product_
 from dft_plugin.kernels.rows import scale_rows
-from dft_plugin.kernels.softmax import HALF_PEAK, accumulation_dtype
-
-_BLOCK_ROWS = 8192
-"""Rows of a weight's gradient that are added at a time where a product and a sum have different dtypes."""
-
-_FLOAT16_EXPONENT = 15
-"""Sums of float16 are kept below 2 to this power, half of what they may be."""
+from dft_plugin.kernels.softmax import accumulation_dtype
 
 Inputs = Sequence[Tensor | None]
 """What a kernel is given; the first are the hidden states [T, D].
@@ -63,23 +58,25 @@ class Gradients:
 
     A token's own gradient is kept apart from a factor in the dtype of sums: its weight w may be so small that half
     precision would lose the product before a loss scale meets it. What is summed over tokens is kept in the dtype of
-    sums.
+    sums. Memory is written by what comes first, not by zeros: those of a large head cost as much as a chunk's product.
 
     Attributes:
         of: one for each input, None where nobody wants one.
         per_token: which of them are rows of tokens, to be multiplied by `factor_T1`.
         factor_T1: of the dtype of sums.
+        begun: those of the others that hold a sum already.
     """
 
     of: list[Tensor | None]
     per_token: tuple[int, ...]
     factor_T1: Tensor
+    begun: set[int] = field(default_factory=set)
 
     @classmethod
     def like(
         cls, inputs: Inputs, wanted: Sequence[bool], dtype: torch.dtype, per_token: tuple[int, ...] = (0,)
     ) -> Gradients:
-        """Start with zeros for the inputs that want a gradient, and factors of one.
+        """Start with memory for the inputs that want a gradient, nothing written yet, and factors of one.
 
         Args:
             inputs: what the gradients belong to; the first are hidden states [T, D].
@@ -90,12 +87,33 @@ class Gradients:
         hidden_TD = inputs[0]
         assert hidden_TD is not None
         grads = [
-            torch.zeros_like(tensor, dtype=dtype if index in per_token else accumulation_dtype(tensor.dtype))
+            torch.empty_like(tensor, dtype=dtype if index in per_token else accumulation_dtype(tensor.dtype))
             if tensor is not None and want
             else None
             for index, (tensor, want) in enumerate(zip(inputs, wanted, strict=True))
         ]
         return cls(grads, per_token, hidden_TD.new_ones(hidden_TD.shape[0], 1, dtype=accumulation_dtype(dtype)))
+
+    def add_(self, index: int, gradient: Tensor) -> None:
+        """Add to one that is summed over tokens."""
+        total = self.of[index]
+        assert total is not None
+        if self._begins(index):
+            total.copy_(gradient)
+        else:
+            total += gradient
+
+    def add_product_(self, index: int, grad_CV: Tensor, right_CN: Tensor) -> None:
+        """Add `grad_CV.T @ right_CN` to one that is summed over tokens, a vector where N is 1."""
+        total = self.of[index]
+        assert total is not None
+        total_VN = total if total.dim() == 2 else total[:, None]
+        add_product_(total_VN, grad_CV, right_CN, first=self._begins(index))
+
+    def _begins(self, index: int) -> bool:
+        first = index not in self.begun
+        self.begun.add(index)
+        return first
 
     def times(self, upstream: Tensor, inputs: Inputs) -> Iterator[Tensor | None]:
         """Multiply by the upstream factor, in place where the dtypes allow; each in the dtype of its input."""
@@ -104,8 +122,11 @@ class Gradients:
                 yield None
             elif index in self.per_token:
                 yield scale_rows(grad, self.factor_T1 * upstream, tensor.dtype)
-            else:
+            elif grad.is_cpu or grad.dtype == tensor.dtype:
                 yield grad.mul_(upstream).to(tensor.dtype)
+            else:
+                # In one pass; on a CPU it would take a copy in the dtype of sums.
+                yield torch.mul(grad, upstream, out=torch.empty_like(grad, dtype=tensor.dtype))
 
 
 def add_chunk_(
@@ -134,40 +155,13 @@ def add_chunk_(
     if hidden_TD is not None:
         torch.mm(grad_CV, projection.weight_VD, out=hidden_TD[chunk])
     if weight_VD is not None:
-        _add_product_(weight_VD, grad_CV, hidden_CD * factor_C1)
+        grads.add_product_(1, grad_CV, hidden_CD * factor_C1)
     if bias_V is not None:
-        _add_product_(bias_V[:, None], grad_CV, factor_C1.clone())
+        grads.add_product_(2, grad_CV, factor_C1.clone())
     if input_TR is not None and projection.weight_VR is not None:
         torch.mm(grad_CV, projection.weight_VR, out=input_TR[chunk])
     if weight_VR is not None and input_CR is not None:
-        _add_product_(weight_VR, grad_CV, input_CR * factor_C1)
-
-
-def _add_product_(total_VN: Tensor, grad_CV: Tensor, right_CN: Tensor) -> None:
-    """Add `grad_CV.T @ right_CN`; the right factor, in the dtype of sums, is overwritten."""
-    dtype = grad_CV.dtype
-    if total_VN.dtype == dtype:
-        total_VN.addmm_(grad_CV.t(), right_CN)
-        return
-    undo_N = _fit_float16_(right_CN) if dtype == torch.float16 else None
-    right_CN = right_CN.to(dtype)
-    for start in range(0, total_VN.shape[0], _BLOCK_ROWS):
-        rows = slice(start, start + _BLOCK_ROWS)
-        product_BN = grad_CV[:, rows].t() @ right_CN
-        total_VN[rows] += product_BN if undo_N is None else product_BN * undo_N
-
-
-def _fit_float16_(right_CN: Tensor) -> Tensor:
-    """Multiply each column by a power of two, which rounds nothing: as large as no sum over the rows can overflow.
-
-    Returns:
-        What undoes it in the product, [N].
-    """
-    bound_N = HALF_PEAK * right_CN.abs().sum(0)
-    exponent_N = torch.frexp(bound_N).exponent.clamp(min=-100) - _FLOAT16_EXPONENT
-    one_N = torch.ones_like(bound_N)
-    right_CN.mul_(torch.ldexp(one_N, -exponent_N))
-    return torch.ldexp(one_N, exponent_N)
+        grads.add_product_(4, grad_CV, input_CR * factor_C1)
 
 
 def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

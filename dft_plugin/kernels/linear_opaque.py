@@ -112,19 +112,18 @@ class _Calls:
         """Add what a chunk gives to the gradients that are wanted."""
         wanted = [index for index, grad in enumerate(grads.of) if grad is not None]
         scale = self._loss_scale(part, inputs) if part.weight_T.numel() else None
-        found: Sequence[Tensor | None] = torch.autograd.grad(
-            part.loss_sum, [inputs[index] for index in wanted], scale, allow_unused=True
+        found: Sequence[Tensor] = torch.autograd.grad(
+            part.loss_sum, [inputs[index] for index in wanted], scale, allow_unused=True, materialize_grads=True
         )
         if scale is not None:
             grads.factor_T1[chunk] = 1 / scale
         for index, gradient in zip(wanted, found, strict=True):
             total = grads.of[index]
-            if gradient is None or total is None:
-                continue
+            assert total is not None
             if index == 0:
                 total[chunk] = gradient
             else:
-                total += gradient if scale is None else gradient.to(total.dtype) / scale
+                grads.add_(index, gradient if scale is None else gradient.to(total.dtype) / scale)
 
     def _loss_scale(self, part: KernelResult, inputs: Sequence[Tensor]) -> Tensor | None:
         """Return the power of two at which a chunk's gradients fill float16, or None where no float16 is.

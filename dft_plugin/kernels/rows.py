@@ -24,8 +24,10 @@ _ACCELERATOR_ELEMENTS = 1 << 24
 
 def block_rows(device_type: str, vocab_size: int) -> int:
     """Return how many rows of logits are worked on at a time."""
-    elements = _CACHE_ELEMENTS if device_type == "cpu" else _ACCELERATOR_ELEMENTS
-    return max(1, elements // max(vocab_size, 1))
+    if device_type == "cpu":
+        return max(1, _CACHE_ELEMENTS // max(vocab_size, 1))
+    # By eights, so that each block starts on 16 bytes, whatever the vocabulary: see `allocation.new_rows`.
+    return max(8, _ACCELERATOR_ELEMENTS // max(vocab_size, 1) // 8 * 8)
 
 
 def score_rows_(

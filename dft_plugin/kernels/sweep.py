@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dft_plugin.kernels.allocation import new_rows
 from dft_plugin.kernels.gradients import LINEAR_PER_TOKEN, Gradients, Inputs, Projection, add_chunk_
 from dft_plugin.kernels.results import as_outputs, from_outputs, join, weigh
 from dft_plugin.kernels.softmax import Scored
@@ -94,7 +95,7 @@ class Sweep:
         T = hidden_TD.shape[0]
         projection = Projection.of(inputs, self.dtype)
         grads = Gradients.like(inputs, wanted, self.dtype, LINEAR_PER_TOKEN)
-        buffer_CV = projection.weight_VD.new_empty(min(self.rows, T), projection.weight_VD.shape[0])
+        buffer_CV = new_rows(projection.weight_VD, min(self.rows, T))
         parts: list[KernelResult] = []
         for start in range(0, max(T, 1), self.rows):
             chunk = slice(start, min(start + self.rows, T))

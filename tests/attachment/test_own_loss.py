@@ -219,6 +219,7 @@ def test_the_check_leaves_nothing_behind():
 def test_the_random_state_of_any_kind_of_device_is_kept(kind, which, monkeypatch):
     states, module = [torch.tensor(1)], getattr(torch, kind)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
     monkeypatch.setattr(module, "is_initialized", lambda: True, raising=False)
     monkeypatch.setattr(module, "get_rng_state", lambda *args: states[-1] if args == which else None)
@@ -226,3 +227,11 @@ def test_the_random_state_of_any_kind_of_device_is_kept(kind, which, monkeypatch
     with untouched.untouched(nn.Linear(1, 1)):
         states.append(torch.tensor(2))
     assert states[-1] == (torch.tensor(1), which)
+
+
+def test_a_build_for_an_accelerator_runs_without_one(monkeypatch):
+    # What torch of PyPI says on a machine that has no GPU; to ask for the current device would fail.
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with untouched.untouched(nn.Linear(1, 1)):
+        pass

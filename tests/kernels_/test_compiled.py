@@ -191,5 +191,5 @@ def test_a_call_that_ran_before_fails_for_another_reason_and_raises(monkeypatch,
 
 def test_blocks_of_an_accelerator_are_larger():
     assert rows.block_rows("cpu", 151_936) == 3
-    assert rows.block_rows("cuda", 151_936) == 110
+    assert rows.block_rows("cuda", 151_936) == 104
     assert rows.block_rows("cpu", 1 << 22) == 1

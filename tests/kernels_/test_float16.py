@@ -1,4 +1,4 @@
-"""float16 under a loss scale: each kernel as near to float64 as autograd's textbook in float16, or nearer.
+"""Half precision under a loss scale: each kernel as near to float64 as autograd's textbook in it, or nearer.
 
 The loss scale of a GradScaler comes after the forward pass in which the kernels make their gradients.
 """
@@ -10,98 +10,29 @@ import sys
 import pytest
 import torch
 from support import oracle, problems
+from support.halves import (
+    A_LITTLE,
+    HEADS,
+    PROBABILITIES,
+    SCALES,
+    D,
+    V,
+    called,
+    gaps,
+    head_of,
+    in_dtype,
+    problem,
+    read,
+    textbook,
+    through_blocks,
+    truths_of,
+)
 from torch.nn import functional as F
 
-from dft_plugin.kernels import (
-    Head,
-    LowRank,
-    OpaqueHead,
-    Transform,
-    blocked,
-    chunked,
-    gemm,
-    opaque,
-    score_logits,
-    score_logits_,
-)
+from dft_plugin.kernels import chunked, gemm, score_logits, score_logits_
 from dft_plugin.objectives import DFT, NLL
 
-D, V = 64, 101
-SCALES = (1.0, 1024.0, 65536.0)
-PROBABILITIES = (1e-7, 1e-4, 0.5, 1 - 1e-4)
-A_LITTLE = 4e-4
-"""Under half a unit in the last place of float16: the textbook rounds twice, a kernel a third time."""
-
-
-def problem(p, *, T=64, **changes):
-    """float16 tensors whose targets have about probability `p`, or all from 1e-7 to 0.8."""
-    made = problems.problem((T, D, V), **changes)
-    wanted_T = torch.logspace(-7, -0.1, T, dtype=torch.float64) if p == "all" else torch.full((T,), p).double()
-    with torch.no_grad():
-        made.weight_VD.mul_(0.1)
-        made.hidden_TD.mul_(0.5)
-        along_TD = made.weight_VD[made.targets_T]
-        along_TD = along_TD / along_TD.square().sum(1, keepdim=True)
-        for _ in range(60):
-            logp_T = oracle.log_probabilities(made.logits(), made.targets_T)
-            missing_T = torch.logit(wanted_T) - logp_T + (-logp_T.expm1()).log()
-            made.hidden_TD.add_(missing_T.clamp(-1, 1).float()[:, None] * along_TD)
-    assert missing_T.abs().max() < 0.5
-    return in_dtype(made, torch.float16)
-
-
-def in_dtype(made, dtype):
-    leaves = iter([tensor.detach().to(dtype).requires_grad_() for tensor in made.inputs])
-    hidden_TD, weight_VD = next(leaves), next(leaves)
-    bias_V = None if made.bias_V is None else next(leaves)
-    low_rank = None if made.low_rank is None else (next(leaves), next(leaves))
-    return problems.Problem(hidden_TD, made.targets_T, weight_VD, bias_V, low_rank, made.scale, made.softcap)
-
-
-def head_of(made):
-    low_rank = LowRank(*made.low_rank) if made.low_rank else None
-    return Head(made.weight_VD, made.bias_V, Transform(made.scale, made.softcap), low_rank)
-
-
-def raw_logits(made, hidden_TD):
-    logits_TV = F.linear(hidden_TD, made.weight_VD, made.bias_V)
-    return logits_TV if made.low_rank is None else logits_TV + made.low_rank[0] @ made.low_rank[1].t()
-
-
-def read(made, objective):
-    return chunked(made.hidden_TD, head_of(made), made.targets_T, objective).loss_sum
-
-
-def called(made, objective):
-    transform, inputs = Transform(made.scale, made.softcap), tuple(made.inputs[1:])
-    head = OpaqueHead(lambda hidden_TD: raw_logits(made, hidden_TD), V, transform, inputs)
-    return opaque(made.hidden_TD, head, made.targets_T, objective).loss_sum
-
-
-def textbook(made, objective):
-    """As hosts write it: logits in float16, the softmax in float32, everything else left to autograd."""
-    logits_TV = raw_logits(made, made.hidden_TD)
-    nll_T = F.cross_entropy(Transform(made.scale, made.softcap)(logits_TV.float()), made.targets_T, reduction="none")
-    return ((-objective.alpha * nll_T.detach()).exp() * nll_T).sum()
-
-
-def gaps(loss_sum, made, truths, scale, num_items):
-    """How far gradients are from the truth, as a part of it; those that float16 cannot hold are left out."""
-    gradients = torch.autograd.grad(loss_sum / num_items * scale, made.inputs)
-    truths = [truth * (scale / num_items) for truth in truths]
-    return [
-        oracle.gap(ours, truth) if truth.abs().max() < 65504 else 0.0
-        for ours, truth in zip(gradients, truths, strict=True)
-    ]
-
-
-def truths_of(made, weight=oracle.dft):
-    """Gradients of the sum, in float64."""
-    _, *means = in_dtype(made, torch.float64).truth(weight)
-    return [made.targets_T.numel() * mean for mean in means]
-
-
-HEADS = {"plain": {}, "all": {"bias": True, "rank": 2, "scale": 0.5, "softcap": 30.0}}
+HALVES = [torch.float16, torch.bfloat16]
 
 
 @pytest.mark.parametrize("way", [read, called])
@@ -109,45 +40,48 @@ HEADS = {"plain": {}, "all": {"bias": True, "rank": 2, "scale": 0.5, "softcap": 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("alpha", [1.0, 2.0])
 @pytest.mark.parametrize("p", [*PROBABILITIES, "all"])
-def test_a_trained_head_is_as_near_to_the_truth_as_the_textbook(p, alpha, scale, head, way):
-    made = problem(p, **HEADS[head])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_trained_head_is_as_near_to_the_truth_as_the_textbook(dtype, p, alpha, scale, head, way):
+    made = problem(p, dtype=dtype, **HEADS[head])
     truths = truths_of(made, oracle.family(alpha))
     for num_items in (1, 64, 4096):
         ours = gaps(way(made, DFT(alpha=alpha)), made, truths, scale, num_items)
         theirs = gaps(textbook(made, DFT(alpha=alpha)), made, truths, scale, num_items)
-        assert all(one <= other + A_LITTLE for one, other in zip(ours, theirs, strict=True)), (num_items, ours, theirs)
-
-
-def through_blocks(made, objective):
-    return blocked(made.hidden_TD, head_of(made), made.targets_T, objective).loss_sum
+        assert all(one <= other + A_LITTLE[dtype] for one, other in zip(ours, theirs, strict=True)), (
+            num_items,
+            ours,
+            theirs,
+        )
 
 
 @pytest.mark.parametrize("way", [read, called, through_blocks])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("p", [*PROBABILITIES, "all"])
-def test_so_is_a_frozen_one(monkeypatch, p, scale, way):
-    made = problem(p)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_so_is_a_frozen_one(monkeypatch, dtype, p, scale, way):
+    made = problem(p, dtype=dtype)
     truth = truths_of(made)[0] * (scale / 64)
     made.weight_VD.requires_grad_(False)
     (theirs,) = torch.autograd.grad(textbook(made, DFT()) / 64 * scale, made.hidden_TD)
     for faster in (True, False):
         monkeypatch.setattr(gemm, "half_is_faster", lambda dtype, faster=faster: faster)
         (ours,) = torch.autograd.grad(way(made, DFT()) / 64 * scale, made.hidden_TD)
-        assert oracle.gap(ours, truth) <= oracle.gap(theirs, truth) + A_LITTLE
+        assert oracle.gap(ours, truth) <= oracle.gap(theirs, truth) + A_LITTLE[dtype]
 
 
 @pytest.mark.parametrize("scorer", [score_logits, score_logits_])
 @pytest.mark.parametrize("p", [1e-7, 1e-4, 0.5, 1 - 1e-4, 1 - 1e-7])
-def test_so_are_logits_that_exist(p, scorer):
+@pytest.mark.parametrize("dtype", HALVES)
+def test_so_are_logits_that_exist(dtype, p, scorer):
     raw_TV, targets_T = problems.logits_with_probability(p, T=40, V=97)
-    raw_TV = raw_TV.half().requires_grad_()
+    raw_TV = raw_TV.to(dtype).requires_grad_()
     kept_T = torch.ones_like(targets_T, dtype=torch.bool)
     for scale in SCALES:
         truth_TV = scale * oracle.logits_gradient(raw_TV.detach(), targets_T)
         (ours,) = torch.autograd.grad(scorer(raw_TV * 1, kept_T, targets_T, DFT()).loss_sum / 40 * scale, raw_TV)
         nll_T = F.cross_entropy(raw_TV.float(), targets_T, reduction="none")
         (theirs,) = torch.autograd.grad(((-nll_T.detach()).exp() * nll_T).mean() * scale, raw_TV)
-        assert oracle.gap(ours, truth_TV) <= oracle.gap(theirs, truth_TV) + A_LITTLE
+        assert oracle.gap(ours, truth_TV) <= oracle.gap(theirs, truth_TV) + A_LITTLE[dtype]
 
 
 @pytest.mark.parametrize("way", [read, called])
@@ -186,6 +120,21 @@ def test_a_sum_over_many_rows_does_not_overflow(monkeypatch, scale, rows, way):
     assert max(of_head) < 1e-3
 
 
+@pytest.mark.parametrize("way", [read, called])
+@pytest.mark.parametrize("alpha", [1.0, 2.0])
+@pytest.mark.parametrize("p", [1e-7, 0.5, "all"])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_nor_does_a_chunk_of_4096_rows_lose_what_the_textbook_keeps(monkeypatch, dtype, p, alpha, way):
+    for name in ("linear_chunked", "linear_opaque"):
+        monkeypatch.setattr(sys.modules[f"dft_plugin.kernels.{name}"], "chunk_rows", lambda *_, **__: 4096)
+    made = problem(p, T=4096, dtype=dtype)
+    truths = truths_of(made, oracle.family(alpha))
+    ours = gaps(way(made, DFT(alpha=alpha)), made, truths, 65536.0, 4096)
+    theirs = gaps(textbook(made, DFT(alpha=alpha)), made, truths, 65536.0, 4096)
+    # The rounding of a factor for each token comes on top of that of the logits' gradient.
+    assert all(one <= 1.5 * other + A_LITTLE[dtype] / 4 for one, other in zip(ours, theirs, strict=True))
+
+
 def test_a_large_activation_does_not_push_the_others_below_float16():
     # One coordinate of 30000 beside others of 1e-3, as the last layer of some models has.
     made = problem("all")
@@ -209,3 +158,26 @@ def test_a_large_weight_does_not_overflow_the_product():
     )
     assert gradient.isfinite().all()
     assert oracle.gap(gradient[:, 1:], truth[:, 1:]) < 2e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", [read, called, through_blocks])
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_on_a_gpu_too(dtype, head, way):
+    # An odd vocabulary, whose rows are padded there.
+    for p in (*PROBABILITIES, "all"):
+        here = problem(p, dtype=dtype, **HEADS[head])
+        truths = [truth.cuda() for truth in truths_of(here)]
+        made = on_gpu(here)
+        ours = gaps(way(made, DFT()), made, truths, 65536.0, 64)
+        theirs = gaps(textbook(made, DFT()), made, truths, 65536.0, 64)
+        assert all(one <= other + A_LITTLE[dtype] for one, other in zip(ours, theirs, strict=True)), (p, ours, theirs)
+
+
+def on_gpu(made):
+    tensors = iter([tensor.detach().cuda().requires_grad_() for tensor in made.inputs])
+    hidden_TD, weight_VD = next(tensors), next(tensors)
+    bias_V = None if made.bias_V is None else next(tensors)
+    low_rank = None if made.low_rank is None else (next(tensors), next(tensors))
+    return problems.Problem(hidden_TD, made.targets_T.cuda(), weight_VD, bias_V, low_rank, made.scale, made.softcap)

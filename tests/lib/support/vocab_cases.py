@@ -14,7 +14,7 @@ from dft_plugin import vocab_parallel_token_loss
 from dft_plugin.errors import LabelError, ShardError
 from dft_plugin.kernels import Head, ShardedHead, Transform, VocabShard, chunked, vocab_parallel
 from dft_plugin.objectives import DFT, NLL
-from support import problems
+from support import halves, problems
 
 NEEDS = frozenset({"entropy", "sum_p_squared"})
 EXTREMES = (1e-30, 1e-9, 0.5, 1 - 1e-6, 1 - 1e-9)
@@ -205,6 +205,18 @@ def errors_case(split):
     return seen
 
 
+def halves_case(split):
+    """Gradients under a loss scale, of each probability and dtype of `halves`."""
+    seen = {}
+    for dtype in HALF.values():
+        for p in (*halves.PROBABILITIES, "all"):
+            made = halves.problem(p, dtype=dtype, **halves.HEADS["vocab"])
+            head = sharded(made, split(halves.V))
+            loss = vocab_parallel(made.hidden_TD, head, made.targets_T, DFT()).loss_sum / 64 * 65536.0
+            seen[dtype, p] = torch.autograd.grad(loss, leaves(made, head))
+    return seen
+
+
 def even_case(split):
     return [VocabShard.even(V).rows for V in (5, 8, 31)]
 
@@ -218,6 +230,7 @@ SPECIAL = {
     "function": function_case,
     "errors": errors_case,
     "even": even_case,
+    "halves": halves_case,
 }
 
 

@@ -1,0 +1,31 @@
+"""Memory for rows of logits. Shapes: C rows, V vocabulary."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 16
+"""Bytes that an accelerator loads at once."""
+
+
+def new_rows(like_VD: Tensor, rows: int) -> Tensor:
+    """Allocate rows of logits, [C, V]; on an accelerator each starts on 16 bytes, whatever V.
+
+    So a kernel can load them by 16 bytes and GEMMs take their fast ways, also for a vocabulary of 50,257. And so does
+    every block of them: up to 2.7 torch lost what a compiled function wrote into a view that starts elsewhere
+    (pytorch#152425). The columns that fill a row up are never seen: what is returned is a view without them. A CPU
+    gains nothing, and its GEMMs into contiguous memory are the better known.
+
+    Args:
+        like_VD: gives V, dtype and device.
+        rows: C.
+    """
+    V = like_VD.shape[0]
+    return like_VD.new_empty(rows, V if like_VD.is_cpu else padded(V, like_VD.dtype))[:, :V]
+
+
+def padded(width: int, dtype: torch.dtype) -> int:
+    """Return the least width, no smaller than `width`, whose rows all start on 16 bytes."""
+    multiple = max(_ALIGNMENT // dtype.itemsize, 1)
+    return -(-width // multiple) * multiple

@@ -1,8 +1,8 @@
 """The Triton kernel compiled ahead of time for GPUs that are not here: `python -m benchmarks.aot`.
 
-Prints what each variant takes of a GPU, and fails where registers spill. Nothing runs: what it costs in time, a GPU has
-to say. Below sm_80 there is no arithmetic on bfloat16; a variant of it is compiled there as everywhere, since the
-kernel widens what it loads to float32, which takes integer instructions, and rounds when it stores.
+Prints what each variant takes of a GPU, and fails where registers spill. Nothing runs: what it costs in time, a GPU
+has to say. Below sm_80 there is no arithmetic on bfloat16; a variant of it is compiled there as everywhere, since the
+kernel widens what it loads to float32 and rounds what it stores, for both of which integer instructions will do.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def test_a_spill_is_seen(monkeypatch, name):
 
 def test_a_spill_fails_the_report(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["aot", "sm_90"])
-    monkeypatch.setattr(aot, "compile_for", lambda target, variant: aot.Resources(255, int(variant.entropy), 0, 32, 32))
+    monkeypatch.setattr(aot, "compile_for", lambda _, variant: aot.Resources(255, int(variant.entropy), 0, 32, 32))
     with pytest.raises(SystemExit, match="registers spill: sm_90 bf16 entropy, sm_90 bf16 entropy squares, "):
         aot.main()
     assert "| sm_90 | bf16 softcap | 255 | 0 | 0 | 32 | 32 |" in capsys.readouterr().out

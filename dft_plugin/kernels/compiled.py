@@ -41,6 +41,7 @@ class CompiledScorer:
         *,
         peak: float = HALF_PEAK,
     ) -> Scored:
+        """Score a block; arguments as those of `score_block_`."""
         if self._failed:
             return score_block_(logits_TV, targets_T, transform, needs, peak=peak)
         call = (logits_TV.device, logits_TV.dtype, logits_TV.shape, transform, needs, peak)

@@ -59,7 +59,7 @@ def score_rows_(
 
 @cache
 def row_scorer(device_type: str) -> RowScorer:
-    """Return the scorer for a kind of device, e.g. `cpu` or `cuda`: one for the process, which learns what works there.
+    """Return the scorer for a kind of device, e.g. `cpu` or `cuda`: one a process, which learns what works there.
 
     A CPU runs the plain code as it is, on blocks that stay in its cache. On an accelerator each of its passes would be
     a kernel that reads and writes the block, so there it is one kernel, or at least compiled.
@@ -108,6 +108,7 @@ class RowScorer:
         *,
         peak: float = HALF_PEAK,
     ) -> Scored:
+        """Score one row at least; arguments as those of `score_rows_`."""
         failure = None
         if self._fused and not torch.compiler.is_compiling():
             try:

@@ -129,9 +129,7 @@ class Sums:
         return rows, norm_T1
 
 
-def store_(
-    out_TV: Tensor, e_TV: Tensor, rest_T1: Tensor, norm_T1: Tensor, peak: float = HALF_PEAK
-) -> Tensor:
+def store_(out_TV: Tensor, e_TV: Tensor, rest_T1: Tensor, norm_T1: Tensor, peak: float = HALF_PEAK) -> Tensor:
     """Write the gradient of rows in terms of e, in which the target's entry is -R, to where the logits were.
 
     Half precision gets it relative to R: so neither a sum of many e leaves the range of float16, nor the gradient of

@@ -169,7 +169,7 @@ def _transformed(raw, scale, cap, inverse_cap, CAP: tl.constexpr):
 @triton.jit
 def _without(raw_B, left_out_B, scale, cap, inverse_cap, CAP: tl.constexpr):
     """Return transformed logits, with -inf where a column is left out."""
-    x_B, slope_B = _transformed(raw_B, scale, cap, inverse_cap, CAP)
+    x_B, _slope_B = _transformed(raw_B, scale, cap, inverse_cap, CAP)
     return tl.where(left_out_B, -float("inf"), x_B)
 
 
@@ -224,7 +224,7 @@ def score_row(
     # What is no target of this vocabulary makes the loss NaN, and reads nobody's memory.
     is_there = (target >= 0) & (target < V)
     raw_target = tl.load(x_ptr + target, mask=is_there, other=float("nan")).to(tl.float32)
-    x_target, slope_target = _transformed(raw_target, scale, cap, inverse_cap, CAP)
+    x_target, _slope_target = _transformed(raw_target, scale, cap, inverse_cap, CAP)
 
     # A finite lowest maximum: -inf less -inf would be NaN.
     max_B = tl.full([BLOCK], _LOWEST, tl.float32)

@@ -91,9 +91,7 @@ def test_rows_may_stand_in_a_wider_buffer_and_leave_the_rest_of_it_alone(device,
 def test_the_launch_changes_no_number(device, launch):
     logits_TV, targets_T = rows_of(5, 1003, torch.float32, device)
     other_TV = logits_TV.clone()
-    ours = triton_rows.score_whole_(
-        logits_TV, targets_T, Transform(), EVERYTHING, launch=triton_rows.Launch(*launch)
-    )
+    ours = triton_rows.score_whole_(logits_TV, targets_T, Transform(), EVERYTHING, launch=triton_rows.Launch(*launch))
     theirs = softmax.score_block_(other_TV, targets_T, Transform(), EVERYTHING)
     for name in STATISTICS:
         torch.testing.assert_close(getattr(ours.rows, name), getattr(theirs.rows, name), rtol=5e-6, atol=1e-6)

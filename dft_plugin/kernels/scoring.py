@@ -135,13 +135,16 @@ class RowScorer:
         needs: frozenset[RowStatistic],
         peak: float,
     ) -> Scored | None:
-        """Score all rows at once; None if the kernel is not for such logits (float64)."""
+        """Score all rows at once; None if the kernel is not for such logits (float64), or not yet."""
         from dft_plugin.kernels import triton_rows
 
         if not triton_rows.takes(logits_TV):
             return None
         kind = (logits_TV.device, logits_TV.dtype, transform.softcap is None, needs)
         if kind not in self._trusted:
+            if logits_TV.is_cuda and torch.cuda.is_current_stream_capturing():
+                # A CUDA graph cannot wait for a comparison.
+                return None
             compare_on_sample(triton_rows.score_whole_, logits_TV, targets_T, transform, needs)
             self._trusted.add(kind)
         return triton_rows.score_whole_(logits_TV, targets_T, transform, needs, peak=peak)

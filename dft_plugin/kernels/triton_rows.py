@@ -111,6 +111,9 @@ def score_whole_(
             BLOCK=launch.block,
             num_warps=launch.warps,
         )
+    if not logits_TV.is_inference():
+        # Or autograd would not notice that logits which a node has saved were overwritten.
+        torch.autograd.graph.increment_version(logits_TV)
     logp_T, one_minus_p_T, inverse_norm_T, entropy_T, squares_T = found_ST.unbind()
     rows = Rows(
         logp_T=logp_T,

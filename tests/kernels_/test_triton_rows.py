@@ -9,7 +9,17 @@ import pytest
 import torch
 from support import fused, oracle, problems
 
-from dft_plugin.kernels import Head, OpaqueHead, Transform, chunked, opaque, score_logits, score_logits_, softmax
+from dft_plugin.kernels import (
+    Head,
+    OpaqueHead,
+    Transform,
+    chunked,
+    opaque,
+    score_logits,
+    score_logits_,
+    scoring,
+    softmax,
+)
 from dft_plugin.objectives import DFT, Objective
 
 triton_rows = pytest.importorskip("dft_plugin.kernels.triton_rows", reason="needs triton", exc_type=ImportError)
@@ -71,6 +81,22 @@ def test_it_stores_what_the_plain_code_stores(device, dtype, V):
     tiny = 0.0 if dtype == torch.bfloat16 else torch.finfo(torch.float16).tiny / 512
     torch.testing.assert_close(logits_TV, plain_TV, rtol=1.01 * torch.finfo(dtype).eps + 1e-5, atol=tiny)
     assert ours.rows.entropy_T is ours.rows.sum_p_squared_T is None
+
+
+def test_autograd_notices_that_saved_logits_were_overwritten(device):
+    logits_TV, targets_T = rows_of(4, 37, torch.float32, device)
+    saved_TV = logits_TV.requires_grad_().tanh()
+    triton_rows.score_whole_(saved_TV.detach(), targets_T, Transform())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved_TV.sum().backward()
+
+
+def test_logits_of_an_evaluation_in_inference_mode_are_scored(device):
+    logits_TV, targets_T = rows_of(4, 37, torch.float32, device)
+    expected = softmax.score_block_(logits_TV.clone(), targets_T, Transform())
+    with torch.inference_mode():
+        scored = triton_rows.score_whole_(logits_TV * 1, targets_T, Transform())
+    torch.testing.assert_close(scored.rows.logp_T, expected.rows.logp_T)
 
 
 @pytest.mark.parametrize("width", [1003, 1008, 2048])
@@ -251,7 +277,7 @@ WAYS = {
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("way", WAYS)
 def test_loss_and_gradients_of_each_kernel_come_from_it(monkeypatch, device, way, dtype, softcap, objective):
-    made = problems.problem((67, 16, 517), dtype=dtype, scale=0.5, softcap=softcap)
+    made = problems.problem((23, 16, 517), dtype=dtype, scale=0.5, softcap=softcap)
     logits_TV = made.logits()
     logp_T = oracle.log_probabilities(logits_TV, made.targets_T)
     entropy_T = torch.special.entr(logits_TV.detach().softmax(1)).sum(1)
@@ -260,7 +286,7 @@ def test_loss_and_gradients_of_each_kernel_come_from_it(monkeypatch, device, way
     true_gradients = torch.autograd.grad(truth, [made.hidden_TD, made.weight_VD])
 
     scorer = fused.scorer_for(device, monkeypatch)
-    there = problems.problem((67, 16, 517), dtype=dtype, scale=0.5, softcap=softcap)
+    there = problems.problem((23, 16, 517), dtype=dtype, scale=0.5, softcap=softcap)
     for name in ("hidden_TD", "weight_VD", "targets_T"):
         tensor = getattr(there, name).detach().to(device)
         object.__setattr__(there, name, tensor.requires_grad_(tensor.is_floating_point()))
@@ -289,3 +315,24 @@ def test_nothing_waits_for_the_device_once_it_is_trusted(monkeypatch, device):
         scorer(logits_TV, targets_T, Transform(), EVERYTHING)
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_cuda_graph_holds_the_kernel_once_it_is_trusted(monkeypatch, caplog, device, trusted):
+    if device == "cpu":
+        pytest.skip("a CPU has no graphs of kernels")
+    scorer = fused.scorer_for(device, monkeypatch, softmax.score_block_)
+    logits_TV, targets_T = rows_of(6, 1003, torch.float32, device)
+    expected = softmax.score_block_(logits_TV.clone(), targets_T, Transform())
+    warm, side = scoring.RowScorer(device, softmax.score_block_, fused=trusted), torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        (scorer if trusted else warm)(logits_TV.clone(), targets_T, Transform())
+    torch.cuda.synchronize()
+    graph, static_TV = torch.cuda.CUDAGraph(), logits_TV.clone()
+    with torch.cuda.graph(graph):
+        scored = scorer(static_TV, targets_T, Transform())
+    static_TV.copy_(logits_TV)
+    graph.replay()
+    torch.testing.assert_close(scored.rows.logp_T, expected.rows.logp_T, rtol=5e-6, atol=0)
+    assert bool(scorer._trusted) is trusted
+    assert not caplog.records

@@ -150,10 +150,10 @@ ROWS = {
 @pytest.mark.parametrize("name", ROWS)
 def test_at_the_ends_of_numbers_it_says_what_the_plain_code_says(device, name, dtype, softcap):
     row, target = ROWS[name]
-    # A row of several blocks, and one within a block.
-    for filler in (0, 300):
-        logits_TV = torch.tensor([row + [row[-1]] * filler], device=device).to(dtype)
-        targets_T, other_TV = torch.tensor([target], device=device), logits_TV.clone()
+    # A row within a block, and one that comes before, or after, blocks of others.
+    for before, after in ((0, 0), (300, 0), (0, 300)):
+        logits_TV = torch.tensor([[row[0]] * before + row + [row[-1]] * after], device=device).to(dtype)
+        targets_T, other_TV = torch.tensor([before + target], device=device), logits_TV.clone()
         transform, launch = Transform(1.0, softcap), triton_rows.Launch(64, 1)
         ours = triton_rows.score_whole_(logits_TV, targets_T, transform, EVERYTHING, launch=launch)
         theirs = softmax.score_block_(other_TV, targets_T, transform, EVERYTHING)
@@ -186,8 +186,9 @@ def test_a_softcap_and_its_slope_keep_their_digits(device, value):
     x_TV = 1e3 * truth_TV.tanh()
     (x_TV[0, 0] - x_TV[0, 2]).backward()
     scored = triton_rows.score_whole_(raw_TV, torch.tensor([2], device=device), Transform(1e3, 1e3))
-    # exp(x - m) is 1 for the first, and nothing for the third, unless the cap is not reached.
     p_TV = x_TV.detach().softmax(1)
+    logp = oracle.log_probabilities(x_TV.detach(), torch.tensor([2], device=device)).item()
+    assert scored.rows.logp_T.item() == pytest.approx(logp, rel=2e-6)
     slope = 1 / math.cosh(value) ** 2
     expected = 1e3 * slope * p_TV[0, 0].item()
     assert gradient(raw_TV, scored)[0, 0].item() == pytest.approx(expected, rel=1e-3 if value < 1 else 1e-5, abs=1e-36)
@@ -300,6 +301,39 @@ def test_loss_and_gradients_of_each_kernel_come_from_it(monkeypatch, device, way
     assert result.loss_sum.item() == pytest.approx(truth.item(), rel=max(4 * eps, 2e-6))
     assert oracle.gap(result.weight_T.cpu(), weight_T) < max(8 * eps, 1e-5)
     assert oracle.gap(gradients, true_gradients[: len(gradients)]) < max(8 * eps, 1e-5)
+
+
+@pytest.mark.parametrize("score_chunk", [score_logits, score_logits_])
+def test_the_tail_of_a_row_with_a_small_weight_keeps_its_digits_in_float16(monkeypatch, device, score_chunk):
+    # Relative to 1 - p the tail is below 2e-7: with a row's peak at 8, float16 would hold 4 bits of it.
+    logits_TV, targets_T = torch.zeros(2, 2000, dtype=torch.float16), torch.tensor([7, 1999])
+    logits_TV[:, 1000:] = -9.0
+    logits_TV.scatter_(1, targets_T[:, None], 2.0)
+    truth_TV = 2**20 * 2 * oracle.logits_gradient(logits_TV, targets_T)
+    fused.scorer_for(device, monkeypatch)
+    leaf_TV, targets_T = logits_TV.to(device).requires_grad_(), targets_T.to(device)
+    loss = (
+        2**20 * score_chunk(leaf_TV.clone(), torch.ones_like(targets_T, dtype=torch.bool), targets_T, DFT()).loss_sum
+    )
+    (gradient_TV,) = torch.autograd.grad(loss, leaf_TV)
+    assert oracle.gap(gradient_TV.cpu()[:, 1000:1999], truth_TV[:, 1000:1999]) < 2e-3
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_logits_that_may_be_overwritten_are_scored_in_one_launch_whatever_their_number(monkeypatch, device, dtype):
+    heights, score_whole_ = [], triton_rows.score_whole_
+
+    def count(logits_TV, *arguments, **options):
+        heights.append(len(logits_TV))
+        return score_whole_(logits_TV, *arguments, **options)
+
+    fused.scorer_for(device, monkeypatch)
+    monkeypatch.setattr(triton_rows, "score_whole_", count)
+    # A block of a CPU holds a quarter of them.
+    logits_TV = torch.zeros(4, 1 << 19, dtype=dtype, device=device, requires_grad=True)
+    targets_T = torch.arange(4, device=device)
+    score_logits_(logits_TV * 1, targets_T >= 0, targets_T, DFT())
+    assert heights == [4, 4], "the comparison, and all"
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")

@@ -179,7 +179,7 @@ def test_log_p_and_1_minus_p_keep_their_digits_in_every_single_row(device, p):
     assert rows.one_minus_p_T.tolist() == pytest.approx((-truth_T.expm1()).tolist(), rel=5e-6, abs=0)
 
 
-@pytest.mark.parametrize("value", [1e-6, 1e-3, 0.624, 0.626, 3.0, 8.0, 40.0])
+@pytest.mark.parametrize("value", [1e-6, 7e-4, 1.3e-3, 3.1e-3, 0.624, 0.626, 3.0, 8.0, 40.0])
 def test_a_softcap_and_its_slope_keep_their_digits(device, value):
     raw_TV = torch.tensor([[value, -value, 0.0]], device=device)
     truth_TV = raw_TV.double().requires_grad_()

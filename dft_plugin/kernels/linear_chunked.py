@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dft_plugin.kernels.budget import chunk_rows
 from dft_plugin.kernels.gemm import compute_dtype
-from dft_plugin.kernels.rows import score_rows_
+from dft_plugin.kernels.scoring import score_rows_
 from dft_plugin.kernels.sweep import Sweep, score
 from dft_plugin.kernels.types import Head, KernelResult
 from dft_plugin.objectives import Objective, RowStatistic

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from dft_plugin.kernels.results import as_outputs, from_outputs, join, weigh
-from dft_plugin.kernels.rows import block_rows, scale_rows, score_rows_
+from dft_plugin.kernels.rows import block_rows, scale_rows
+from dft_plugin.kernels.scoring import row_scorer, score_rows_
 from dft_plugin.kernels.softmax import accumulation_dtype
 from dft_plugin.kernels.types import IDENTITY, KernelResult, refuse_second_derivative
 from dft_plugin.objectives import Objective, RowStatistic
@@ -167,16 +168,21 @@ def _sweep(run: _Run, logits_NV: Tensor, grad_NV: Tensor | None) -> tuple[Kernel
     (N, V), T = logits_NV.shape, run.index_T.numel()
     dtype = accumulation_dtype(logits_NV.dtype)
     factor_N1 = logits_NV.new_zeros(N, 1, dtype=dtype)
+    keeps_dtype = row_scorer(logits_NV.device.type).keeps_dtype
+    if keeps_dtype:
+        dtype = logits_NV.dtype
     in_place = grad_NV is not None and grad_NV.dtype == dtype and T == N
+    # What needs no buffer is scored whole.
+    step = max(N, 1) if keeps_dtype and in_place else block_rows(logits_NV.device.type, V)
     # One for all blocks: an allocator that gives each its own may not find their memory again.
-    buffer_BV = logits_NV.new_empty(0 if in_place else min(T, block_rows(logits_NV.device.type, V)), V, dtype=dtype)
+    buffer_BV = logits_NV.new_empty(0 if in_place else min(T, step), V, dtype=dtype)
     parts: list[KernelResult] = []
-    for block, positions in _blocks(logits_NV, run.index_T):
+    for block, positions in _blocks(N, run.index_T, step):
         rows_BV = logits_NV[positions]
         work_BV = grad_NV[positions] if grad_NV is not None and in_place else buffer_BV[: len(rows_BV)]
         if not in_place or grad_NV is not logits_NV:
             work_BV.copy_(rows_BV)
-        scored = score_rows_(work_BV, run.targets_T[block], IDENTITY, run.needs)
+        scored = score_rows_(work_BV, run.targets_T[block], IDENTITY, run.needs, peak=2.0**_HALF_EXPONENT)
         part = weigh(run.objective, scored.rows)
         parts.append(part)
         factor_B = part.weight_T * scored.inverse_norm_T
@@ -213,11 +219,9 @@ def _put_(grad_NV: Tensor, positions: slice | Tensor, work_BV: Tensor) -> None:
         grad_NV[positions] = work_BV.to(grad_NV.dtype)
 
 
-def _blocks(logits_NV: Tensor, index_T: Tensor) -> Iterator[tuple[slice, slice | Tensor]]:
+def _blocks(N: int, index_T: Tensor, step: int) -> Iterator[tuple[slice, slice | Tensor]]:
     """Yield `(slice of T, its positions in N)`; one empty block if nothing is scored."""
-    N, V = logits_NV.shape
     T = index_T.numel()
-    step = block_rows(logits_NV.device.type, V)
     for start in range(0, max(T, 1), step):
         block = slice(start, min(start + step, T))
         yield block, block if T == N else index_T[block]

@@ -5,13 +5,14 @@ Shapes: T rows, V vocabulary, N any width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.softmax import Scored, block_scorer, score_block_
+from dft_plugin.kernels.softmax import Scored
 from dft_plugin.kernels.types import Transform
 from dft_plugin.objectives import Rows, RowStatistic
 
@@ -30,28 +31,28 @@ def block_rows(device_type: str, vocab_size: int) -> int:
     return max(8, _ACCELERATOR_ELEMENTS // max(vocab_size, 1) // 8 * 8)
 
 
-def score_rows_(
+def by_blocks(
+    score_: Callable[..., Scored],
     logits_TV: Tensor,
     targets_T: Tensor,
     transform: Transform,
-    needs: frozenset[RowStatistic] = frozenset(),
+    needs: frozenset[RowStatistic],
+    peak: float,
 ) -> Scored:
-    """Score rows of raw logits, block by block, and overwrite them with their unnormalised gradient.
+    """Score rows of raw logits by code that makes copies of what it is given: one row at least.
 
     Args:
-        logits_TV: raw logits of any float dtype; overwritten, see `softmax.score_block_`.
+        score_: does what `softmax.score_block_` does.
+        logits_TV: raw logits of any float dtype; overwritten.
         targets_T: int64 targets in [0, V).
         transform: what the model does to raw logits.
         needs: costly statistics to compute as well.
+        peak: largest entry of a row of gradients in half precision.
     """
     T, V = logits_TV.shape
-    if not T:
-        # Nothing to compile for.
-        return score_block_(logits_TV, targets_T, transform, needs)
-    score_ = block_scorer(logits_TV.device.type)
     step = block_rows(logits_TV.device.type, V)
     parts = [
-        score_(logits_TV[start : start + step], targets_T[start : start + step], transform, needs)
+        score_(logits_TV[start : start + step], targets_T[start : start + step], transform, needs, peak=peak)
         for start in range(0, T, step)
     ]
     return Scored(

@@ -5,12 +5,8 @@ Shapes: T rows of the block, V vocabulary.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,18 +14,16 @@ from torch import Tensor
 from dft_plugin.kernels.types import Transform
 from dft_plugin.objectives import Rows, RowStatistic
 
-logger = logging.getLogger(__name__)
-
 _LOG2_E = math.log2(math.e)
 """exp(y) is taken as exp2(y * log2 e): torch has a vector form of exp2 on every CPU, of exp only on some."""
 
 HALF_PEAK = 8.0
-"""The largest entry of a row of gradients in half precision.
+"""The largest entry of a row of gradients in half precision, on its way into a product.
 
 In float16, what is a hundred thousand times smaller keeps its digits, and the product with a weight of 4000 is finite.
 """
 
-_LEAST_REST = 2.0**-100
+LEAST_REST = 2.0**-100
 """Beyond, R counts as zero: what is divided by it must stay finite."""
 
 
@@ -51,78 +45,19 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@cache
-def block_scorer(device_type: str) -> Callable[..., Scored]:
-    """Return `score_block_` as it runs best on a kind of device, e.g. `cpu` or `cuda`.
-
-    A CPU runs it as it is, on blocks that stay in its cache. On an accelerator each of its passes would be a kernel
-    that reads and writes the block, so there it is compiled.
-    """
-    return score_block_ if device_type == "cpu" else _Compiled(device_type)
-
-
-class _Compiled:
-    """`score_block_`, compiled until the compiler fails (no Triton, no C compiler, a dtype that it does not know).
-
-    From then on it runs as it is, which is slower and gives the same numbers. A compiler may fail at any call that it
-    has to compile for: at a new shape, dtype or option.
-    """
-
-    def __init__(self, device_type: str) -> None:
-        self._device_type = device_type
-        self._compiled: Callable[..., Scored] | None = None
-        self._failed = False
-        self._ran: set[tuple[Any, ...]] = set()
-
-    def __call__(
-        self,
-        logits_TV: Tensor,
-        targets_T: Tensor,
-        transform: Transform,
-        needs: frozenset[RowStatistic] = frozenset(),
-    ) -> Scored:
-        if self._failed:
-            return score_block_(logits_TV, targets_T, transform, needs)
-        call = (logits_TV.device, logits_TV.dtype, logits_TV.shape, transform, needs)
-        # A compiler may fail as late as when one kernel of many is launched: the others may have written.
-        kept_TV = None if call in self._ran else logits_TV.clone()
-        try:
-            if self._compiled is None:
-                self._compiled = torch.compile(score_block_, dynamic=True)
-            scored = self._compiled(logits_TV, targets_T, transform, needs)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as error:
-            if kept_TV is not None:
-                logits_TV.copy_(kept_TV)
-            elif not isinstance(error, torch._dynamo.exc.TorchDynamoException):
-                # It was compiled already. (What dynamo raises comes before anything runs.)
-                raise
-            # What is wrong with the inputs or the device raises here again, and is not the compiler's.
-            scored = score_block_(logits_TV, targets_T, transform, needs)
-            self._give_up(error)
-        else:
-            self._ran.add(call)
-        return scored
-
-    def _give_up(self, error: Exception) -> None:
-        self._failed, self._compiled = True, None
-        first, *others = str(error).splitlines() or [type(error).__name__]
-        reason = " ".join([first, *others[:1]]) if first.endswith(":") else first
-        logger.warning("dft: torch.compile does not work on %s, going on without it: %s", self._device_type, reason)
-
-
 def score_block_(
     logits_TV: Tensor,
     targets_T: Tensor,
     transform: Transform,
     needs: frozenset[RowStatistic] = frozenset(),
+    *,
+    peak: float = HALF_PEAK,
 ) -> Scored:
     """Score rows of raw logits, and overwrite them with their unnormalised gradient.
 
     With x the transformed logits, m their maximum, e_j = exp(x_j - m) and R the sum of e_j over
     all j but the target y, the buffer becomes e_j for j != y and -R for y, times the derivative of the
-    transform, and in half precision times a factor that makes the target's -8. R is summed without the target, so
+    transform, and in half precision times a factor that makes the target's -`peak`. R is summed without the target, so
     that 1 - p = R / (R + e_y) keeps its digits where p is near 1, and log p = -log1p(R / e_y); where p is small,
     log p = x_y - m - log(R + e_y), which does not underflow.
 
@@ -131,6 +66,7 @@ def score_block_(
         targets_T: int64 targets in [0, V).
         transform: what the model does to raw logits.
         needs: costly statistics to compute as well.
+        peak: largest entry of a row of gradients in half precision.
     """
     work_dtype = accumulation_dtype(logits_TV.dtype)
     x_TV = logits_TV if logits_TV.dtype == work_dtype else logits_TV.to(work_dtype)
@@ -152,7 +88,7 @@ def score_block_(
     e_TV.scatter_(1, target_T1, -sums.rest_T1)
     if slope_TV is not None:
         e_TV.mul_(slope_TV)
-    return Scored(rows, store_(logits_TV, e_TV, sums.rest_T1, norm_T1)[:, 0] * transform.scale)
+    return Scored(rows, store_(logits_TV, e_TV, sums.rest_T1, norm_T1, peak)[:, 0] * transform.scale)
 
 
 @dataclass(frozen=True)
@@ -193,7 +129,7 @@ class Sums:
         return rows, norm_T1
 
 
-def store_(out_TV: Tensor, e_TV: Tensor, rest_T1: Tensor, norm_T1: Tensor) -> Tensor:
+def store_(out_TV: Tensor, e_TV: Tensor, rest_T1: Tensor, norm_T1: Tensor, peak: float = HALF_PEAK) -> Tensor:
     """Write the gradient of rows in terms of e, in which the target's entry is -R, to where the logits were.
 
     Half precision gets it relative to R: so neither a sum of many e leaves the range of float16, nor the gradient of
@@ -206,9 +142,9 @@ def store_(out_TV: Tensor, e_TV: Tensor, rest_T1: Tensor, norm_T1: Tensor) -> Te
         if out_TV is not e_TV:
             out_TV.copy_(e_TV)
         return 1 / norm_T1
-    rest_T1 = rest_T1.clamp(min=_LEAST_REST)
-    out_TV.copy_(e_TV.mul_(HALF_PEAK / rest_T1))
-    return rest_T1 / (HALF_PEAK * norm_T1)
+    rest_T1 = rest_T1.clamp(min=LEAST_REST)
+    out_TV.copy_(e_TV.mul_(peak / rest_T1))
+    return rest_T1 / (peak * norm_T1)
 
 
 def transform_(x_TV: Tensor, transform: Transform) -> Tensor | None:

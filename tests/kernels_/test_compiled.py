@@ -9,7 +9,8 @@ import pytest
 import torch
 from support import problems
 
-from dft_plugin.kernels import Head, Transform, chunked, rows, softmax
+from dft_plugin.kernels import Head, Transform, chunked, rows, scoring, softmax
+from dft_plugin.kernels.compiled import CompiledScorer
 from dft_plugin.objectives import DFT
 
 EVERYTHING = frozenset({"entropy", "sum_p_squared"})
@@ -19,13 +20,6 @@ def compiling(test):
     """Mark a test that runs the compiler, which warns of torch's own deprecated internals."""
     test = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")(test)
     return pytest.mark.slow(pytest.mark.filterwarnings("ignore::DeprecationWarning")(test))
-
-
-@pytest.fixture(autouse=True)
-def forget():
-    softmax.block_scorer.cache_clear()
-    yield
-    softmax.block_scorer.cache_clear()
 
 
 @compiling
@@ -46,15 +40,15 @@ def test_compiled_it_gives_the_same_numbers(transform, dtype):
         torch.testing.assert_close(ours, theirs, rtol=8 * torch.finfo(dtype).eps, atol=1e-9)
 
 
-def test_an_accelerator_gets_one_scorer_for_all_calls():
-    assert softmax.block_scorer("cuda") is not softmax.score_block_
-    assert softmax.block_scorer("cuda") is softmax.block_scorer("cuda")
+def test_a_kind_of_device_gets_one_scorer_for_all_calls():
+    assert scoring.row_scorer("meta") is not scoring.row_scorer("cpu")
+    assert scoring.row_scorer("meta") is scoring.row_scorer("meta")
 
 
 @compiling
 def test_it_is_compiled_also_where_the_model_around_it_must_not_be(caplog):
     # An attachment scores under torch.compiler.disable. The `meta` device stands for one that is no CPU.
-    scorer = softmax.block_scorer("meta")
+    scorer = CompiledScorer("meta")
     counters = torch._dynamo.utils.counters
     counters.clear()
     torch.compiler.disable(lambda: scorer(torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64), Transform()))()
@@ -73,7 +67,7 @@ def test_what_has_to_be_compiled_again_may_fail_as_well(monkeypatch, caplog):
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=backend, **options))
-    scorer = softmax.block_scorer("meta")
+    scorer = CompiledScorer("meta")
     logits, targets = problems.logits_with_probability(0.3)
     expected = scorer(logits.clone(), targets, Transform())
     # The same call, but autocast is something that is compiled for.
@@ -84,8 +78,11 @@ def test_what_has_to_be_compiled_again_may_fail_as_well(monkeypatch, caplog):
     assert "going on without it: backend='backend' raised: RuntimeError: no room in shared memory" in caplog.text
 
 
-def test_a_cpu_gets_it_as_it_is():
-    assert softmax.block_scorer("cpu") is softmax.score_block_
+def test_a_cpu_gets_it_as_it_is(monkeypatch):
+    monkeypatch.setattr(torch, "compile", None)
+    logits, targets = problems.logits_with_probability(0.3)
+    expected = softmax.score_block_(logits.clone(), targets, Transform())
+    assert torch.equal(scoring.row_scorer("cpu")(logits, targets, Transform()).rows.logp_T, expected.rows.logp_T)
 
 
 NO_KERNEL = RuntimeError("PassManager::run failed\nfor sm_70")
@@ -96,19 +93,19 @@ def compiler(monkeypatch, fails, error=NO_KERNEL):
     calls = []
 
     def compile_(function, **options):
-        def call(logits, targets, transform, needs):
+        def call(logits, targets, transform, needs, **options):
             calls.append(tuple(logits.shape))
             if fails(logits, transform, needs):
                 logits[:, ::2] = 7.0
                 raise error
-            return function(logits, targets, transform, needs)
+            return function(logits, targets, transform, needs, **options)
 
         return call
 
     monkeypatch.setattr(torch, "compile", compile_)
     # On tensors of the CPU: what follows is about the compiler, not about the device.
-    scorer = softmax.block_scorer("meta")
-    monkeypatch.setattr(rows, "block_scorer", lambda device_type: scorer)
+    scorer = scoring.RowScorer("meta", CompiledScorer("meta"), fused=False)
+    monkeypatch.setattr(scoring, "row_scorer", lambda device_type: scorer)
     return calls
 
 
@@ -152,7 +149,7 @@ def test_where_there_is_no_compiler_at_all_it_runs_as_it_is(monkeypatch, caplog)
     monkeypatch.setattr(torch, "compile", refuse)
     logits, targets = problems.logits_with_probability(0.3)
     expected = softmax.score_block_(logits.clone(), targets, Transform())
-    ours = softmax.block_scorer("meta")(logits, targets, Transform())
+    ours = CompiledScorer("meta")(logits, targets, Transform())
     assert torch.equal(ours.rows.logp_T, expected.rows.logp_T)
     assert "not supported on this Python" in caplog.text
 
@@ -170,7 +167,7 @@ def test_running_out_of_memory_is_no_failure_of_the_compiler(monkeypatch, caplog
 
 def test_a_failure_that_the_plain_code_has_as_well_is_raised_and_not_the_compilers(monkeypatch, caplog):
     calls = compiler(monkeypatch, lambda *_: False)
-    scorer = softmax.block_scorer("meta")
+    scorer = scoring.row_scorer("meta")
     logits, _ = problems.logits_with_probability(0.3, T=3, V=11)
     with pytest.raises(RuntimeError, match="index 11 is out of bounds"):
         scorer(logits.clone(), torch.tensor([0, 11, 1]), Transform())

@@ -10,7 +10,8 @@ from support import oracle, problems
 
 from dft_plugin.kernels import Transform
 from dft_plugin.kernels.results import weigh
-from dft_plugin.kernels.rows import concatenate, score_rows_
+from dft_plugin.kernels.rows import concatenate
+from dft_plugin.kernels.scoring import score_rows_
 from dft_plugin.objectives import DFT, NLL, Rows
 
 PLAIN = Transform()

@@ -67,7 +67,7 @@ def logits_overwritten() -> Callable[[LogitsInputs], Tensor]:
     score: Any = getattr(kernels, "score_logits_", kernels.score_logits)
 
     def loss(inputs: LogitsInputs) -> Tensor:
-        kept_N, targets_T = targets.select(inputs.labels_N, inputs.shape.vocab)
-        return normalise(score(inputs.logits_NV, kept_N, targets_T, DFT()).loss_sum, targets_T.numel())
+        chosen = targets.select(inputs.labels_N)
+        return normalise(score(inputs.logits_NV, chosen.positions_T, chosen.ids_T, DFT()).loss_sum, chosen.count)
 
     return loss

@@ -164,6 +164,13 @@ def test_dividing_by_no_token_leaves_the_sum(zero):
     assert normalise(torch.tensor(3.0), zero) == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_a_number_of_tokens_on_a_device_is_not_waited_for(dtype):
+    # A tensor on `meta` has no value that could be read.
+    mean = normalise(torch.empty((), device="meta"), torch.empty(1, dtype=dtype, device="meta"))
+    assert (mean.device.type, mean.shape, mean.dtype) == ("meta", (), torch.float32)
+
+
 @pytest.mark.parametrize(("number", "shown"), [(-1, "-1"), (-0.5, "-0.5"), (math.nan, "nan"), (math.inf, "inf")])
 @pytest.mark.parametrize("form", [float, torch.tensor])
 def test_a_number_of_tokens_that_cannot_be_is_refused(form, number, shown):
@@ -217,6 +224,17 @@ def test_the_statistics_are_those_of_the_scored_tokens(score):
     assert sums[Sum.PROB].item() == pytest.approx(p_T.sum().item(), rel=1e-6)
     assert sums[Sum.LOSS].item() == pytest.approx(-(p_T * p_T.log()).sum().item(), rel=1e-6)
     assert sums[Sum.EOS_PROB].item() == pytest.approx(p_T[1].item(), rel=1e-6)
+
+
+@every_way
+def test_the_statistics_may_count_some_tokens_only(score):
+    hidden = hidden_states(2, 4)
+    counted_T = torch.tensor([True, False, True, True, False])
+    fewer = LABELS.clone()
+    fewer[LABELS != IGNORED] = torch.where(counted_T, LABELS[LABELS != IGNORED], IGNORED)
+    sums_K = score(hidden, LABELS).stats(counted_T=counted_T).sums_K
+    assert torch.allclose(sums_K, score(hidden, fewer).stats().sums_K)
+    assert sums_K[Sum.TOKENS] == 3
 
 
 def test_a_plan_can_ask_for_statistics_that_its_objective_does_not_need():

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dft_plugin.core.stats import LOW_WEIGHT, LossStats, Sum
+from dft_plugin.core.stats import LOW_WEIGHT, LossStats, Sum, Tally
 
 EOS = 2
 
@@ -151,3 +151,11 @@ def test_sums_of_half_precision_tokens_are_float64():
         stats = LossStats.of_tokens(-ones_T, ones_T, torch.zeros(2049).long())
         assert stats.sums_K.dtype == torch.float64
         assert stats.sums_K[Sum.NLL] == 2049
+
+
+def test_nothing_is_read_before_it_is_logged():
+    # A tensor on `meta` has no value that could be read.
+    tally, values_T = Tally(), torch.empty(4, device="meta")
+    for _ in range(2):
+        tally.add(LossStats.of_tokens(values_T, values_T, torch.empty(4, dtype=torch.long, device="meta"), (EOS,)))
+    assert tally.take().sums_K.device.type == "meta"

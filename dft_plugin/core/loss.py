@@ -14,6 +14,8 @@ from torch import Tensor
 
 from dft_plugin.core import targets
 from dft_plugin.core.stats import LossStats
+from dft_plugin.core.targets import Targets
+from dft_plugin.core.transfer import send
 from dft_plugin.errors import LabelError
 from dft_plugin.kernels import (
     Head,
@@ -59,17 +61,19 @@ class LossResult:
         rows: statistics of the T tokens.
         weight_T: their weights.
         targets_T: their ids.
+        targets: the same on the CPU, and where they stand.
     """
 
     loss_sum: Tensor
     rows: Rows
     weight_T: Tensor
     targets_T: Tensor
+    targets: Targets
 
     @property
     def count(self) -> int:
         """T, the number of scored tokens."""
-        return self.targets_T.numel()
+        return self.targets.count
 
     def mean(self, num_items: NumItems = None) -> Tensor:
         """Divide by the number of target tokens of the optimizer step, or by `count` if None."""
@@ -80,12 +84,12 @@ class LossResult:
 
         Args:
             eos_token_ids: the ids that end a sequence; their probability is summed apart.
-            counted_T: bool, which tokens the log is to count; None: all.
+            counted_T: bool, on the CPU, which tokens the log is to count; None: all.
         """
         logp_T, weight_T, targets_T = self.rows.logp_T, self.weight_T, self.targets_T
         if counted_T is not None:
-            counted_T = counted_T.to(logp_T.device)
-            logp_T, weight_T, targets_T = logp_T[counted_T], weight_T[counted_T], targets_T[counted_T]
+            index = send(counted_T.nonzero()[:, 0], logp_T.device)
+            logp_T, weight_T, targets_T = logp_T[index], weight_T[index], targets_T[index]
         return LossStats.of_tokens(logp_T, weight_T, targets_T, eos_token_ids)
 
 
@@ -112,8 +116,7 @@ def normalise(loss_sum: Tensor, num_items: float | Tensor) -> Tensor:
         number = float(num_items)
         if not (math.isfinite(number) and number >= 0):
             raise LabelError(f"num_items is {number:g}; it counts target tokens, so 0 or more is allowed.")
-    if not isinstance(num_items, Tensor):
-        return loss_sum / (num_items or 1)
+        return loss_sum / (number or 1.0)
     divisor = num_items.reshape(()).to(loss_sum)
     return loss_sum / torch.where(divisor == 0, torch.ones_like(divisor), divisor)
 
@@ -138,16 +141,32 @@ def hidden_loss(
     Raises:
         LabelError: shapes do not match, or a label is outside the vocabulary.
     """
-    _check(hidden, labels)
-    kept_N, targets_T = targets.select(labels, head.vocab_size, ignore_index)
-    hidden_TD = hidden.reshape(-1, hidden.shape[-1])
-    if targets_T.numel() < kept_N.numel():
-        hidden_TD = hidden_TD[kept_N]
+    _require_one_per_position(hidden, labels)
+    chosen = targets.select(labels, ignore_index)
+    return score_hidden(plan, chosen.rows(hidden), head, chosen)
+
+
+def score_hidden(
+    plan: LossPlan, hidden_TD: Tensor, head: Head | ShardedHead | OpaqueHead, chosen: Targets
+) -> LossResult:
+    """Score the hidden states of the positions that were chosen.
+
+    Args:
+        plan: objective, kernel, scratch memory.
+        hidden_TD: of these positions only.
+        head: the head: readable, this rank's part of one, or opaque.
+        chosen: the positions and their targets.
+
+    Raises:
+        LabelError: a target is outside the vocabulary.
+    """
+    chosen.require_within(head.vocab_size)
+    targets_T = send(chosen.ids_T, hidden_TD.device)
     kernel: Callable[..., KernelResult] = plan.kernel
     if not isinstance(head, Head):
         kernel = vocab_parallel if isinstance(head, ShardedHead) else opaque
     scored = kernel(hidden_TD, head, targets_T, plan.objective, needs=plan.needs, scratch_bytes=plan.scratch_bytes)
-    return LossResult(scored.loss_sum, scored.rows, scored.weight_T, targets_T)
+    return LossResult(scored.loss_sum, scored.rows, scored.weight_T, targets_T, chosen)
 
 
 def logits_loss(
@@ -170,18 +189,18 @@ def logits_loss(
     Raises:
         LabelError: shapes do not match, or a label is outside the vocabulary.
     """
-    _check(logits, labels)
-    kept_N, targets_T = targets.select(labels, logits.shape[-1], ignore_index)
+    _require_one_per_position(logits, labels)
+    chosen = targets.select(labels, ignore_index)
+    chosen.require_within(logits.shape[-1])
+    positions_T, targets_T = (send(tensor, logits.device) for tensor in (chosen.positions_T, chosen.ids_T))
     logits_NV = logits.reshape(-1, logits.shape[-1])
-    scored = kernel(logits_NV, kept_N, targets_T, plan.objective, needs=plan.needs)
-    return LossResult(scored.loss_sum, scored.rows, scored.weight_T, targets_T)
+    scored = kernel(logits_NV, positions_T, targets_T, plan.objective, needs=plan.needs)
+    return LossResult(scored.loss_sum, scored.rows, scored.weight_T, targets_T, chosen)
 
 
-def _check(scored: Tensor, labels: Tensor) -> None:
+def _require_one_per_position(scored: Tensor, labels: Tensor) -> None:
     if scored.shape[:-1] != labels.shape:
         raise LabelError(
             f"labels have shape {tuple(labels.shape)}, but {tuple(scored.shape[:-1])} positions are to be "
             "scored; give one label per position."
         )
-    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-        raise LabelError(f"labels have dtype {labels.dtype}; an integer dtype is needed.")

@@ -1,10 +1,16 @@
-"""Labels to targets: the ignore index, the shift, the count. The only module that knows them."""
+"""Labels to targets: the ignore index, the shift, the count. The only module that knows them.
+
+Shapes: B batch, S sequence, N positions (flattened), T scored ones.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dft_plugin.core.transfer import Fetched, send
 from dft_plugin.errors import LabelError
 
 IGNORE_INDEX = -100
@@ -31,31 +37,67 @@ def with_own_ignore_index(labels: Tensor, ignore_index: int) -> Tensor:
     return labels if ignore_index == IGNORE_INDEX else labels.masked_fill(labels == ignore_index, IGNORE_INDEX)
 
 
-def select(labels: Tensor, vocab_size: int, ignore_index: int = IGNORE_INDEX) -> tuple[Tensor, Tensor]:
-    """Find the positions that are scored and their targets.
+@dataclass(frozen=True)
+class Targets:
+    """What is scored of a batch. It is kept on the CPU, since its number is the shape of all that follows.
 
-    Args:
-        labels: aligned labels of any shape and any integer dtype.
-        vocab_size: number of logits per position.
-        ignore_index: the label of positions that are not scored.
-
-    Returns:
-        `(kept_N, targets_T)`: a bool mask over the flattened positions, and the int64 targets of the
-        kept ones.
-
-    Raises:
-        LabelError: a label that is neither `ignore_index` nor in `[0, vocab_size)`.
+    Attributes:
+        shape: of the labels; N positions in all.
+        positions_T: int64, the scored ones among the N flattened ones, ascending.
+        ids_T: int64, their labels.
+        ignore_index: what marked the others.
     """
-    # int64 first: in uint8, -100 is compared as 156.
-    labels_N = labels.reshape(-1).long()
-    kept_N = labels_N != ignore_index
-    targets_T = labels_N[kept_N]
-    if targets_T.numel():
-        low, high = int(targets_T.min()), int(targets_T.max())
+
+    shape: torch.Size
+    positions_T: Tensor
+    ids_T: Tensor
+    ignore_index: int = IGNORE_INDEX
+
+    @property
+    def count(self) -> int:
+        """T, the number of scored positions."""
+        return self.ids_T.numel()
+
+    def require_within(self, vocab_size: int) -> None:
+        """Check the labels against the number of logits per position.
+
+        Raises:
+            LabelError: one is neither `ignore_index` nor in `[0, vocab_size)`.
+        """
+        if not self.count:
+            return
+        low, high = (int(end) for end in self.ids_T.aminmax())
         if low < 0 or high >= vocab_size:
             raise LabelError(
                 f"labels hold {low if low < 0 else high}, but the model has {vocab_size} logits "
-                f"(allowed: 0 to {vocab_size - 1}, or {ignore_index} for positions to ignore). Check "
+                f"(allowed: 0 to {vocab_size - 1}, or {self.ignore_index} for positions to ignore). Check "
                 "that the tokenizer belongs to the model, and resize the embeddings after adding tokens."
             )
-    return kept_N, targets_T
+
+    def rows(self, of: Tensor) -> Tensor:
+        """Return [T, ...], the scored rows of a tensor that has one for each position: `shape`, then a dimension."""
+        rows = of.reshape(-1, of.shape[-1])
+        return rows if rows.shape[0] == self.count else rows.index_select(0, send(self.positions_T, of.device))
+
+    def mask(self, device: torch.device) -> Tensor:
+        """Return which positions are scored: bool, of the labels' shape, on a device."""
+        mask_N = torch.zeros(self.shape.numel(), dtype=torch.bool, device=device)
+        return mask_N.index_fill_(0, send(self.positions_T, device), True).view(self.shape)
+
+
+def select(labels: Tensor, ignore_index: int = IGNORE_INDEX) -> Targets:
+    """Find the positions that are scored and their targets.
+
+    Args:
+        labels: aligned labels of any shape and any integer dtype; those on a device are waited for.
+        ignore_index: the label of positions that are not scored.
+
+    Raises:
+        LabelError: labels of another dtype.
+    """
+    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+        raise LabelError(f"labels have dtype {labels.dtype}; an integer dtype is needed.")
+    # int64 first: in uint8, -100 is compared as 156.
+    labels_N = Fetched(labels).read().reshape(-1).long()
+    positions_T = (labels_N != ignore_index).nonzero()[:, 0]
+    return Targets(labels.shape, positions_T, labels_N.index_select(0, positions_T), ignore_index)

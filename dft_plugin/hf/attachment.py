@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from dft_plugin.core.loss import LossPlan, NumItems, normalise
 from dft_plugin.core.stats import LossStats, Tally
+from dft_plugin.core.targets import Targets
 from dft_plugin.hf import standing
 from dft_plugin.hf.capturing import require_no_capture
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
@@ -35,7 +36,8 @@ class Answering:
     Attributes:
         tally: gets the statistics of each answered call; None: the attachment keeps them by mode, see `drain`.
         want_logits: whether outputs must carry logits; None: in eval mode only.
-        counted_B: bool, which rows [B] or positions [B, S] the statistics count; None: all. The loss is of all rows.
+        counted_B: bool, on the CPU, which rows [B] or positions [B, S] the statistics count; None: all. The loss is
+            of all rows.
         num_items: divisor for a call that carries no `num_items_in_batch`.
         mean_of_nothing: the loss of a batch without targets: NaN in an evaluation, as that of cross-entropy is, and
             `eval_loss` does with it what the installed Trainer does.
@@ -210,7 +212,7 @@ class Attachment:
             loss = loss + how.mean_of_nothing
         if done.auxiliary is not None:
             # Token-weighted over micro-batches and ranks; the model alone would add it once for each.
-            share = 1.0 if num_items is None else normalise(loss.new_tensor(float(done.result.count)), num_items)
+            share = 1.0 if num_items is None else normalise(loss.new_full((), float(done.result.count)), num_items)
             loss = loss + (done.auxiliary.to(loss.device) * share)
         done.output["loss"] = loss
         return done.output if return_dict else done.output.to_tuple()
@@ -235,23 +237,27 @@ class Attachment:
         how = self._answering or Answering()
         counted_T = None
         if how.counted_B is not None:
-            counted_T = _of_tokens(how.counted_B, done.scored_BS)
+            counted_T = _of_tokens(how.counted_B, done.result.targets)
         tally = self._tallies[module.training] if how.tally is None else how.tally
         tally.add(done.result.stats(eos_token_ids(module), counted_T))
         return done
 
 
-def _of_tokens(counted: Tensor, scored_BS: Tensor) -> Tensor | None:
-    """Return which of the scored tokens a mask of rows or positions counts; None if it was made for another batch."""
-    counted = counted.to(scored_BS.device)
+def _of_tokens(counted: Tensor, scored: Targets) -> Tensor | None:
+    """Return which of the scored tokens a mask of rows or positions counts; None if it was made for another batch.
+
+    Args:
+        counted: on the CPU.
+        scored: what was scored.
+    """
     counted_BS = counted if counted.dim() == 2 else counted[:, None]
-    if counted_BS.shape[0] != scored_BS.shape[0] or counted_BS.shape[1] not in (1, scored_BS.shape[1]):
+    if counted_BS.shape[0] != scored.shape[0] or counted_BS.shape[1] not in (1, scored.shape[1]):
         logger.warning(
             "dft: the rows of an evaluation batch were changed before the model saw them, so that those which were "
             "repeated to fill it up cannot be told apart: dft/* of this evaluation count them."
         )
         return None
-    return counted_BS.expand_as(scored_BS)[scored_BS]
+    return counted_BS.expand(scored.shape).reshape(-1)[scored.positions_T]
 
 
 def attach_plan(model: torch.nn.Module, plan: LossPlan, attachment_class: type[Attachment] = Attachment) -> Attachment:

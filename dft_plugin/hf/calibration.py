@@ -1,6 +1,6 @@
 """What a model does to the logits of its head, found out by asking its own forward.
 
-On the first batch the head's stand-in returns known numbers, and the model's forward transforms them. Names in a
+In each pass the head's stand-in returns known numbers, and the model's forward transforms them. Names in a
 config do not tell every quirk; this does. Shapes: K checked positions, D hidden size, V vocabulary.
 """
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dft_plugin.core.loss import LossPlan
+from dft_plugin.core.transfer import Fetched
 from dft_plugin.kernels import Head, Transform
 from dft_plugin.kernels.softmax import accumulation_dtype
 from dft_plugin.objectives import NLL
@@ -19,6 +20,9 @@ CHECKED_POSITIONS = 8
 
 _PROBE = (1e-3, 1.0, -8.0, 1e6)
 """Raw logits of the probe row: nearly linear under any softcap, unit, negative, saturated."""
+
+_ROUNDING = 1e-5
+"""A scale this near to one is one, which the capped probe has rounded."""
 
 _SPREADS = (0.1, 1.0, 10.0, 100.0)
 """Standard deviations of the rows that are compared, whatever a model takes for likely."""
@@ -39,34 +43,62 @@ def probe_logits(vocab_size: int) -> Tensor:
     return torch.cat([random_KV, probe_V[None]])[None]
 
 
-def find_transform(probed: Tensor, seen: Tensor) -> Transform | str:
-    """Compare what the stand-in returned with what the model made of it.
+class Reading:
+    """What a pass says of the transform, as soon as the device has got that far.
+
+    Args:
+        found: the transform; a reason why there is none; or, of `_numbers`, what tells which of these it is.
+    """
+
+    def __init__(self, found: Transform | str | Fetched) -> None:
+        self._found = found
+
+    def read(self) -> Transform | str:
+        """Return the transform, or a reason why the model does something else to its logits. May wait."""
+        if isinstance(self._found, Fetched):
+            self._found = _transform_of(self._found.read())
+        return self._found
+
+
+def ask(probed: Tensor, seen: Tensor) -> Reading:
+    """Compare what the stand-in returned with what the model made of it, without waiting for the device.
 
     Args:
         probed: what `probe_logits` gave, [1, K, V].
         seen: the same after the model's forward, whatever its shape.
-
-    Returns:
-        The transform, or a reason why the model does something else to its logits.
     """
     if seen.shape != probed.shape:
-        return f"the model changes the shape of its logits ({probed.shape[-1]} to {seen.shape[-1]} columns)"
-    seen, probed = seen.detach().to(probed.dtype), probed.detach().to(seen.device)
-    small, one, _, huge = (float(seen[0, -1, i]) if i < seen.shape[-1] else 0.0 for i in range(len(_PROBE)))
+        return Reading(f"the model changes the shape of its logits ({probed.shape[-1]} to {seen.shape[-1]} columns)")
     if seen.shape[-1] < len(_PROBE):
-        return "the vocabulary is too small to probe"
-    linear = Transform(scale=one)
-    if _agree(linear(probed), seen):
-        return linear
+        return Reading("the vocabulary is too small to probe")
+    with torch.no_grad():
+        return Reading(Fetched(_numbers(probed.detach().to(seen.device), seen.detach().to(probed.dtype))))
+
+
+def _numbers(probed: Tensor, seen: Tensor) -> Tensor:
+    """Return [5]: three logits of the probe row, and whether a scale alone, or scale and cap, explain all others."""
+    small, one, _, huge = seen[0, -1, : len(_PROBE)].unbind()
+    scale = _near_one(small / _PROBE[0])
+    capped = (probed * scale / huge.abs()).tanh() * huge.abs()
+    return torch.stack([small, one, huge, _agree(probed * one, seen), _agree(capped, seen)])
+
+
+def _near_one(scale: Tensor) -> Tensor:
+    return torch.where((scale - 1).abs() < _ROUNDING, torch.ones_like(scale), scale)
+
+
+def _transform_of(numbers: Tensor) -> Transform | str:
+    small, one, huge, is_scaled, is_capped = numbers.tolist()
+    if is_scaled:
+        return Transform(scale=one)
     scale = small / _PROBE[0]
-    capped = Transform(scale=1.0 if abs(scale - 1.0) < 1e-5 else scale, softcap=abs(huge))
-    if huge and _agree(capped(probed), seen):
-        return capped
+    if huge and is_capped:
+        return Transform(scale=1.0 if abs(scale - 1.0) < _ROUNDING else scale, softcap=abs(huge))
     return "the model does more to its logits than to scale and cap them"
 
 
-def _agree(ours: Tensor, theirs: Tensor) -> bool:
-    return bool(torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5))
+def _agree(ours: Tensor, theirs: Tensor) -> Tensor:
+    return torch.isclose(ours, theirs, rtol=1e-4, atol=1e-5).all().to(theirs.dtype)
 
 
 def check_head(plan: LossPlan, head: Head, hidden_KD: Tensor, real_KV: Tensor) -> str | None:

@@ -28,6 +28,35 @@ def reaches_behind(tensor: Tensor, start: Tensor, known: Iterable[Any] = ()) -> 
     return any(node._sequence_nr() < begin for node in nodes)
 
 
+def is_sum_with(tensor: Tensor, part: Any) -> bool:
+    """Whether a tensor is a sum in which another stands once, by itself, and none of the other terms is made of it.
+
+    Args:
+        tensor: the sum.
+        part: the node that made the other one.
+    """
+    waiting, others, times = [tensor.grad_fn], list[Any](), 0
+    while waiting:
+        node: Any = waiting.pop()
+        if node is part:
+            times += 1
+        elif node is not None and node.name() == "AddBackward0" and node._saved_alpha == 1:
+            waiting += [following for following, _ in node.next_functions]
+        else:
+            others.append(node)
+    # What is older was not made of it, and need not be looked behind: a router's loss has the whole model there.
+    older = {part}
+    while others:
+        node = others.pop()
+        if node is part:
+            return False
+        if node is None or node in older or hasattr(node, "variable") or node._sequence_nr() < part._sequence_nr():
+            continue
+        older.add(node)
+        others += [following for following, _ in node.next_functions]
+    return times == 1
+
+
 def is_compiled(tensor: Tensor) -> bool:
     """Whether a compiled region made a tensor, or what it was made from."""
     return any("CompiledFunction" in node.name() for node in _nodes(tensor, ()))

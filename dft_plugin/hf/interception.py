@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dft_plugin.core import targets
+from dft_plugin.core.transfer import version_of
 from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf import graph
 from dft_plugin.hf.head import head_slots
+from dft_plugin.hf.labels import Labels, SentAhead
 from dft_plugin.kernels import may_overwrite
 
 
@@ -24,13 +26,14 @@ class Seen:
     Attributes:
         output: what the model returned.
         logits: what its loss would have been made from; the stand-in's, where one stood in.
-        labels_BS: aligned labels.
-        auxiliary: what the model adds to any loss (a router's), scaled by the model; or None.
+        labels: what is scored.
+        auxiliary: what the model adds to any loss (a router's), scaled by the model; or None. Without a graph it may
+            be zero.
     """
 
     output: Any
     logits: Tensor
-    labels_BS: Tensor
+    labels: Labels
     auxiliary: Tensor | None
 
 
@@ -51,6 +54,7 @@ class HeadStandIn(nn.Module):
         self.training = head.training
         self.calls = 0
         self.hidden: Tensor | None = None
+        self.answer: Tensor | None = None
         self.probe = probe.detach().requires_grad_(torch.is_grad_enabled())
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -60,7 +64,12 @@ class HeadStandIn(nn.Module):
         if self.probe.device != hidden.device:
             self.probe = self.probe.detach().to(hidden.device).requires_grad_(self.probe.requires_grad)
         # A copy, since some forwards change their logits in place.
-        return self.probe.clone()
+        self.answer = self.probe.clone()
+        return self.answer
+
+    def left_alone(self, logits: Tensor) -> bool:
+        """Whether `logits` are what was returned here, and nobody has written into them."""
+        return logits is self.answer and version_of(logits) == 0
 
     def led_to(self, value: Tensor) -> bool:
         """Whether `value` was computed from the probe; asked with a graph."""
@@ -82,7 +91,7 @@ class HeadStandIn(nn.Module):
 
     def release(self) -> None:
         """Forget the pass before."""
-        self.calls, self.hidden = 0, None
+        self.calls, self.hidden, self.answer = 0, None, None
 
     def __getattr__(self, name: str) -> Any:
         # Some forwards read `lm_head.weight.dtype`.
@@ -102,8 +111,11 @@ class LossRecorder:
         self.calls = 0
         self.logits: Tensor | None = None
         self.labels: Tensor | None = None
+        self.shifted = False
+        self.ignore_index = targets.IGNORE_INDEX
         self._zero: Tensor | None = None
         self._answer: Tensor | None = None
+        self._node: Any = None
 
     def __call__(
         self,
@@ -115,14 +127,15 @@ class LossRecorder:
         shift_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Record logits and aligned labels, in the signature of transformers' loss functions."""
+        """Record logits and labels, in the signature of transformers' loss functions."""
         self.calls += 1
         self.logits = logits
-        aligned = shift_labels if shift_labels is not None else targets.shift(labels, ignore_index)
-        self.labels = targets.with_own_ignore_index(aligned, ignore_index)
+        self.labels, self.shifted = (labels, False) if shift_labels is None else (shift_labels, True)
+        self.ignore_index = ignore_index
         self._zero = torch.zeros((), dtype=torch.float32, device=logits.device, requires_grad=torch.is_grad_enabled())
         # No leaf: some forwards add to it in place.
         self._answer = self._zero.clone()
+        self._node = self._answer.grad_fn
         return self._answer
 
     def added_to(self, loss: Tensor) -> Tensor | None:
@@ -132,11 +145,10 @@ class LossRecorder:
             ValueError: it multiplied the answer, too; carries the factor.
         """
         assert self._zero is not None
-        assert self._answer is not None
-        if loss is self._answer and loss._version == 0:
+        if loss is self._answer and version_of(loss) == 0:
             return None
-        if not loss.requires_grad:
-            return loss if bool(loss != 0) else None
+        if not loss.requires_grad or graph.is_sum_with(loss, self._node):
+            return loss
         factors: Sequence[Tensor | None] = torch.autograd.grad(loss, self._zero, retain_graph=True, allow_unused=True)
         factor = factors[0]
         if factor is not None and float(factor) != 1.0:
@@ -160,6 +172,8 @@ def run_asking(
     """
     recorder = LossRecorder()
     name = type(model).__name__
+    shift_labels = inputs.get("shift_labels")
+    ahead = SentAhead(inputs["labels"] if shift_labels is None else shift_labels)
     with standing_in(model, stand_in), recording(model, recorder):
         output = require_mapping(model, forward(**inputs, return_dict=True))
     if recorder.calls > 1:
@@ -169,15 +183,17 @@ def run_asking(
         )
     if recorder.logits is None or recorder.labels is None:
         return None
-    shift_labels = inputs.get("shift_labels")
-    aligned = recorder.labels if shift_labels is None else shift_labels
+    labels = Labels(ahead.fetch(recorder.labels), recorder.shifted, recorder.ignore_index)
+    if shift_labels is not None:
+        # The caller's own, whatever the class does with its labels.
+        labels = Labels(ahead.fetch(shift_labels), aligned=True)
     try:
         added = recorder.added_to(output.loss)
     except ValueError as factor:
         raise UnsupportedModelError(
             f"{name} multiplies the loss that it asks for by {factor}, which would be lost. Train it without `loss:`."
         ) from None
-    return Seen(output, recorder.logits, aligned, added)
+    return Seen(output, recorder.logits, labels, added)
 
 
 def require_mapping(model: nn.Module, output: Any) -> Any:

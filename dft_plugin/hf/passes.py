@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dft_plugin.core import targets
-from dft_plugin.core.loss import LossPlan, LossResult, hidden_loss, logits_loss
+from dft_plugin.core.loss import LossPlan, LossResult, logits_loss, score_hidden
+from dft_plugin.core.targets import Targets
+from dft_plugin.core.transfer import Fetched
 from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf import calibration
+from dft_plugin.hf.calibration import Reading
 from dft_plugin.hf.called import CalledHead, MixedHeadError
 from dft_plugin.hf.entry import enter
 from dft_plugin.hf.head import ReadableHead, find_door, read_head, vocab_size_of
@@ -31,9 +34,10 @@ from dft_plugin.hf.interception import (
     standing_in,
     without_dropout,
 )
+from dft_plugin.hf.labels import Labels
 from dft_plugin.hf.model import auxiliary_loss
 from dft_plugin.hf.own_loss import OwnLoss, asks_for_loss, check_own_loss, is_out_of_memory
-from dft_plugin.hf.routing import NotLean, Route, agree, all_or_none, called_often, is_sharded, judge
+from dft_plugin.hf.routing import NotLean, Route, agree, all_or_none, called_often, is_sharded, judge, verdict_of
 from dft_plugin.hf.untouched import Undisturbed, untouched
 from dft_plugin.kernels import Head, OpaqueHead, score_logits, score_logits_
 
@@ -55,13 +59,12 @@ class Pass:
     Attributes:
         output: what the model returned, its `loss` not yet ours.
         result: what was scored.
-        scored_BS: bool, which positions are scored.
-        auxiliary: what the model adds to any loss (a router's), scaled by the model; or None.
+        auxiliary: what the model adds to any loss (a router's), scaled by the model; or None. Without a graph it may
+            be zero.
     """
 
     output: Any
     result: LossResult
-    scored_BS: Tensor
     auxiliary: Tensor | None
 
 
@@ -137,46 +140,62 @@ class Passes:
         self._probe = stand_in.probe.detach()
         if isinstance(seen, NotLean):
             return seen
-        verdict = judge(model, stand_in, seen, seen_with_graph=known is not None and known.with_graph)
+        asked = judge(model, stand_in, seen, known)
         if known is None:
-            verdict = agree(model, verdict)
+            verdict = agree(model, verdict_of(asked))
             self._checked, self._distrusted, self._apart = False, None, False
+        else:
+            # A transform that stays is read when the device has the kernel to work on.
+            verdict = known.transform if known.steady else verdict_of(asked)
         if isinstance(verdict, NotLean):
             return verdict
+        if isinstance(asked, NotLean):
+            return asked
         with_graph = torch.is_grad_enabled() or (known is not None and known.with_graph)
         reason = None if known is None else known.why_not_lean
-        self.route = Route("lean", verdict, reason, vocab_size, id(door.owner), with_graph)
+        steady = known is None or known.transform == verdict
+        self.route = Route("lean", verdict, reason, vocab_size, id(door.owner), with_graph, steady)
         hidden_BSD = stand_in.hidden
         if stand_in.calls != 1 or hidden_BSD is None:
             return called_often(stand_in)
-        labels_BS = seen.labels_BS.to(hidden_BSD.device)
+        labels_BS = seen.labels.read()
         if hidden_BSD.shape[:-1] != labels_BS.shape:
             return NotLean(
                 f"its head gets hidden states {tuple(hidden_BSD.shape)} for labels {tuple(labels_BS.shape)}"
             )
-        scored_BS = labels_BS != targets.IGNORE_INDEX
-        labels_T, reading = labels_BS[scored_BS], read_head(door)
+        chosen, reading = targets.select(labels_BS), read_head(door)
 
         def score(hidden_TD: Tensor, project: CalledHead) -> LossResult:
-            return self._score_inside(reading, hidden_TD, labels_T, project)
+            return self._score_inside(reading, hidden_TD, chosen, project, asked)
 
         try:
             with parametrize.cached():
-                result = enter(door, score, hidden_BSD[scored_BS])
+                result = enter(door, score, chosen.rows(hidden_BSD))
         except MixedHeadError as mixed:
             return NotLean(str(mixed))
+        late = verdict_of(asked)
+        if isinstance(late, NotLean):
+            return late
         seen.output["logits"] = None
-        return Pass(seen.output, result, scored_BS, seen.auxiliary)
+        return Pass(seen.output, result, seen.auxiliary)
 
     def _score_inside(
-        self, reading: ReadableHead | str, hidden_TD: Tensor, labels_T: Tensor, project: CalledHead
+        self, reading: ReadableHead | str, hidden_TD: Tensor, chosen: Targets, project: CalledHead, asked: Reading
     ) -> LossResult:
-        """Score inside the head's forward."""
+        """Score inside the head's forward, once more if the model did not do what it did to the logits before."""
         head = self._head_inside(reading, hidden_TD, project)
         if isinstance(head, Head) and head.weight_VD.device != hidden_TD.device:
             # A tied head is where the embeddings are.
             hidden_TD = hidden_TD.to(head.weight_VD.device)
-        return hidden_loss(self.plan, hidden_TD, head, labels_T.to(hidden_TD.device))
+        result = score_hidden(self.plan, hidden_TD, head, chosen)
+        found = asked.read()
+        assert self.route is not None
+        if isinstance(found, str) or found == self.route.transform:
+            return result
+        # Its gradients would stay beside those of the next.
+        del result
+        self.route = replace(self.route, transform=found, steady=False)
+        return self._score_inside(reading, hidden_TD, chosen, project, asked)
 
     def _head_inside(self, reading: ReadableHead | str, hidden_TD: Tensor, project: CalledHead) -> Head | OpaqueHead:
         assert self.route is not None
@@ -228,8 +247,7 @@ class Passes:
         """Score the logits that the model makes."""
         seen = self._run(model, forward, inputs)
         assert isinstance(seen, Seen)
-        labels_BS = seen.labels_BS.to(seen.logits.device)
-        logits = seen.logits
+        labels_BS, logits = seen.labels.read(), seen.logits
         if logits.shape[:-1] != labels_BS.shape and logits[..., 0].numel() == labels_BS.numel():
             # Some classes flatten them, as transformers' losses do.
             logits = logits.view(*labels_BS.shape, logits.shape[-1])
@@ -238,7 +256,7 @@ class Passes:
         result = logits_loss(self.plan, logits, labels_BS, kernel=score_logits_ if spare else score_logits)
         if not keep_logits:
             seen.output["logits"] = None
-        return Pass(seen.output, result, labels_BS != targets.IGNORE_INDEX, seen.auxiliary)
+        return Pass(seen.output, result, seen.auxiliary)
 
     def _run(
         self, model: Any, forward: Forward, inputs: dict[str, Any], stand_in: HeadStandIn | None = None
@@ -262,12 +280,11 @@ class Passes:
             # A fused forward (Liger, Cut Cross-Entropy), or a class with a loss of its own.
             self._own_loss = check_own_loss(model, forward, unlabelled, labels)
             self._asks[model.training] = False
+        scored_BS = self._own_loss.scored(labels, unlabelled) if shift_labels is None else shift_labels
+        ahead = Labels(Fetched(scored_BS), aligned=shift_labels is not None)
         with standing_in(model, stand_in):
             output = require_mapping(model, forward(**unlabelled, return_dict=True))
-        aligned = shift_labels
-        if aligned is None:
-            aligned = targets.shift(self._own_loss.scored(labels, unlabelled))
-        return Seen(output, output.logits, aligned, auxiliary_loss(model, output))
+        return Seen(output, output.logits, ahead, auxiliary_loss(model, output))
 
     def _run_asking(
         self,

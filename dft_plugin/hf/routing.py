@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dft_plugin.hf import calibration
+from dft_plugin.hf.calibration import Reading
 from dft_plugin.hf.called import Door
 from dft_plugin.hf.head import vocab_size_of
 from dft_plugin.hf.interception import HeadStandIn, Seen
@@ -27,6 +28,7 @@ class Route:
         vocab_size: number of logits per position.
         head: identity of the module that makes them.
         with_graph: whether a pass with a graph has been seen, which tells more.
+        steady: whether the last pass did what the one before did.
     """
 
     path: str
@@ -35,6 +37,7 @@ class Route:
     vocab_size: int = 0
     head: int = 0
     with_graph: bool = False
+    steady: bool = True
 
     def still_fits(self, model: nn.Module, door: Door) -> bool:
         """Whether the head is the one that was looked at, and of the same size."""
@@ -54,28 +57,43 @@ class NotLean:
     final: bool = True
 
 
-def judge(model: nn.Module, stand_in: HeadStandIn, seen: Seen, *, seen_with_graph: bool) -> Transform | NotLean:
+def judge(model: nn.Module, stand_in: HeadStandIn, seen: Seen, known: Route | None) -> Reading | NotLean:
     """Say from a pass what the model does to its logits, or why they cannot be left out.
+
+    What can be said by the graph, and by which tensors are the same, is said here, without waiting for the device.
 
     Args:
         model: whose pass it was.
         stand_in: what stood in the place of the head, its probe returned.
         seen: what the model made of it.
-        seen_with_graph: whether an earlier pass has told what only a graph tells.
+        known: what an earlier pass has told; None before there was one.
     """
     if stand_in.calls != 1:
         return called_often(stand_in)
     with_graph = torch.is_grad_enabled()
-    if seen.auxiliary is not None and not (with_graph or seen_with_graph):
+    told_by_graph = with_graph or (known is not None and known.with_graph)
+    if seen.auxiliary is not None and not told_by_graph and bool(seen.auxiliary != 0):
         return NotLean("only a graph tells what its auxiliary loss is made from", final=False)
-    transform = calibration.find_transform(stand_in.probe, seen.logits)
-    if isinstance(transform, str):
-        return NotLean(transform)
+    # That a model can write into its logits unnoticed by autograd, the first pass rules out by their values.
+    as_before = known is not None and known.transform == IDENTITY and stand_in.left_alone(seen.logits)
+    asked = Reading(IDENTITY) if as_before else calibration.ask(stand_in.probe, seen.logits)
+    reason = None
     if with_graph and not stand_in.alone_led_to(seen.logits, model):
-        return NotLean("what the model does to its logits is trained, too, or made from other parts of it")
-    if seen.auxiliary is not None and stand_in.led_to(seen.auxiliary):
-        return NotLean("the model adds to its loss what it makes of its logits (a z-loss, say)")
-    return transform
+        reason = "what the model does to its logits is trained, too, or made from other parts of it"
+    elif seen.auxiliary is not None and stand_in.led_to(seen.auxiliary):
+        reason = "the model adds to its loss what it makes of its logits (a z-loss, say)"
+    if reason is None:
+        return asked
+    verdict = verdict_of(asked)
+    return verdict if isinstance(verdict, NotLean) else NotLean(reason)
+
+
+def verdict_of(asked: Reading | NotLean) -> Transform | NotLean:
+    """Wait for what a pass says."""
+    if isinstance(asked, NotLean):
+        return asked
+    found = asked.read()
+    return NotLean(found) if isinstance(found, str) else found
 
 
 def called_often(stand_in: HeadStandIn) -> NotLean:

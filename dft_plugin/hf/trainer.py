@@ -182,7 +182,8 @@ class TrainerHook(Wrapper):
                 loss = self.compute_training_loss(inner, self._count, tally, *args, **kwargs)
         if self._count is not None:
             stock = type(self.trainer).training_step is Trainer.training_step
-            if self.divided_later(args, kwargs) > 1 and not stock:
+            # Windows of a size that was looked at are not waited for again.
+            if self.divided_later(args, kwargs) > 1 and not stock and self._steps() not in self._divides:
                 step.division.follow(loss[0] if isinstance(loss, tuple) else loss)
         self._require(calls, guard.BEFORE_BACKWARD)
         return loss

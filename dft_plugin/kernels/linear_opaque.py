@@ -104,7 +104,7 @@ class _Calls:
         with torch.autocast(hidden_CD.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             logits_CV = self.head.project(hidden_CD)
         logits_CV = self.head.transform(logits_CV.to(accumulation_dtype(logits_CV.dtype)))
-        kept_C = torch.arange(C + missing, device=logits_CV.device) < C
+        kept_C = torch.arange(C, device=logits_CV.device)
         score_chunk = score_logits_ if may_overwrite(logits_CV) else score_logits
         return score_chunk(logits_CV, kept_C, targets_C, self.objective, needs=self.needs)
 

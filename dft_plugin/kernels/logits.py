@@ -43,7 +43,7 @@ def score_logits(
 
     Args:
         logits_NV: transformed logits of any float dtype.
-        kept_N: bool, which positions are scored.
+        kept_N: which positions are scored: bool [N], or their int64 indices [T] in ascending order.
         targets_T: int64 targets of the kept positions, in [0, V).
         objective: gives the weights.
         needs: costly statistics to return.
@@ -69,7 +69,7 @@ def score_logits_(
 
     Args:
         logits_NV: transformed logits of any float dtype, of a graph; overwritten.
-        kept_N: bool, which positions are scored.
+        kept_N: which positions are scored: bool [N], or their int64 indices [T] in ascending order.
         targets_T: int64 targets of the kept positions, in [0, V).
         objective: gives the weights.
         needs: costly statistics to return.
@@ -79,7 +79,9 @@ def score_logits_(
 
 
 def _positions(kept_N: Tensor, targets_T: Tensor) -> Tensor:
-    """Where a mask is true; without a wait for the device if it is so everywhere."""
+    """Where a mask is true; without a wait for the device if it is so everywhere, or indices are there already."""
+    if kept_N.dtype != torch.bool:
+        return kept_N
     if kept_N.numel() == targets_T.numel():
         return torch.arange(kept_N.numel(), device=kept_N.device)
     return kept_N.nonzero()[:, 0]
@@ -231,5 +233,6 @@ def _clear_others_(grad_NV: Tensor, index_T: Tensor) -> None:
     """Set the rows that are not in `index_T` to zero."""
     if index_T.numel() < grad_NV.shape[0]:
         others_N = torch.ones(grad_NV.shape[0], dtype=torch.bool, device=grad_NV.device)
-        others_N[index_T] = False
+        # Not by an assignment: the number would be copied to the device, and waited for.
+        others_N.index_fill_(0, index_T, False)
         grad_NV.masked_fill_(others_N[:, None], 0.0)

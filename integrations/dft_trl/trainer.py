@@ -125,7 +125,8 @@ class TrlHook(TrainerHook):
 
 
 def _fused_output(done: Pass) -> FusedCausalLMOutput:
-    rows, mask_BS = done.result.rows, done.scored_BS
+    rows = done.result.rows
+    mask_BS = done.result.targets.mask(rows.logp_T.device)
     weight_T = done.result.weight_T
     loss_T = torch.where(weight_T > 0, -weight_T * rows.logp_T, torch.zeros_like(weight_T))
     assert rows.entropy_T is not None

@@ -7,39 +7,12 @@ import threading
 import pytest
 import torch
 from support import attached, tiny
+from support.odd import Odd
 from torch import nn
 from transformers import LlamaForCausalLM
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from dft_plugin import attach
 from dft_plugin.errors import UnsupportedModelError
-
-
-class Odd(LlamaForCausalLM):
-    """Its logits go through `odd`, its loss through `finish`."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        torch.manual_seed(3)
-        self.prepare()
-
-    def prepare(self):
-        pass
-
-    def project(self, hidden_BSD):
-        return self.lm_head(hidden_BSD)
-
-    def odd(self, logits, hidden_BSD, kwargs):
-        return logits
-
-    def finish(self, logits, labels, kwargs):
-        return self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
-
-    def forward(self, input_ids=None, attention_mask=None, labels=None, heat=1.0, **kwargs):
-        hidden_BSD = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        logits = self.odd(self.project(hidden_BSD), hidden_BSD, {**kwargs, "heat": heat})
-        loss = None if labels is None else self.finish(logits, labels, kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
 
 
 class LearnedScale(Odd):

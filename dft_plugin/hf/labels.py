@@ -1,0 +1,52 @@
+"""The labels of a call on their way to the CPU, where it is found out what is scored.
+
+Shapes: B batch, S sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dft_plugin.core import targets
+from dft_plugin.core.transfer import Fetched, version_of
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a loss was given as labels.
+
+    Attributes:
+        fetched: as they were given.
+        aligned: whether they are shifted already.
+        ignore_index: what marks no target in them.
+    """
+
+    fetched: Fetched
+    aligned: bool
+    ignore_index: int = targets.IGNORE_INDEX
+
+    def read(self) -> Tensor:
+        """Return them aligned, [B, S] on the CPU; `IGNORE_INDEX` marks what is no target."""
+        labels_BS = self.fetched.read()
+        aligned_BS = labels_BS if self.aligned else targets.shift(labels_BS, self.ignore_index)
+        return targets.with_own_ignore_index(aligned_BS, self.ignore_index)
+
+
+class SentAhead:
+    """The labels of a call, fetched before the model runs: by the time that it asks for a loss they are here.
+
+    Args:
+        labels_BS: as the model gets them.
+    """
+
+    def __init__(self, labels_BS: Tensor) -> None:
+        self._given_BS = labels_BS
+        self._version = version_of(labels_BS)
+        self._fetched = Fetched(labels_BS)
+
+    def fetch(self, labels_BS: Tensor) -> Fetched:
+        """Return a copy of what a loss is given: the one that went ahead, if these are the labels and nobody wrote."""
+        same = labels_BS is self._given_BS and self._version is not None
+        return self._fetched if same and self._version == version_of(labels_BS) else Fetched(labels_BS)

@@ -1,0 +1,57 @@
+"""What the card is, and how fast it multiplies and copies when it does nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks import machine
+from benchmarks.gpu.clock import seconds
+from benchmarks.gpu.sheet import Options, Sheet
+
+ROUNDS = 9
+
+
+def describe(options: Options, sheet: Sheet) -> None:
+    """Write down device, versions and the two ceilings."""
+    facts: dict[str, Any] = machine.facts(options.device)
+    sheet.keep("facts", facts)
+    sheet.say(f"{facts['device']}. Python {facts['python']}; " + _listed(facts["versions"]) + ".")
+    if options.device == "cuda":
+        sheet.say(f"Compute capability {torch.cuda.get_device_capability()}; {_driver()}.")
+    flops, bandwidth = multiply(options), copy(options)
+    sheet.keep("tflops", flops)
+    sheet.keep("gb_per_s", bandwidth)
+    sheet.say("", f"Ceilings, medians of {ROUNDS}: a product in bfloat16 {flops:,.1f} TFLOP/s; a copy {bandwidth:,.0f} GB/s.")
+
+
+def multiply(options: Options) -> float:
+    """Return TFLOP/s of a square product of random bfloat16."""
+    size = 256 if options.small else 8192
+    left, right = (torch.randn(size, size, device=options.device).bfloat16() for _ in range(2))
+    out = torch.empty_like(left)
+    took = [seconds(lambda: torch.mm(left, right, out=out), options.device) for _ in range(ROUNDS + 2)][2:]
+    return 2 * size**3 / median(took) / 1e12
+
+
+def copy(options: Options) -> float:
+    """Return GB/s of a copy, bytes read and bytes written."""
+    source = torch.ones((1 << 22) if options.small else (1 << 30), dtype=torch.float32, device=options.device)
+    target = torch.empty_like(source)
+    took = [seconds(lambda: target.copy_(source), options.device) for _ in range(ROUNDS + 2)][2:]
+    return 2 * source.nbytes / median(took) / 1e9
+
+
+def _listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _driver() -> str:
+    asked = ["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        return "driver, memory: " + subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "driver not known"

@@ -1,0 +1,1 @@
+def compare(o, s): s.say("todo")

@@ -23,6 +23,9 @@ LAST_WORDS = 25
 ENOUGH = 5.0
 """Seconds without which no part is started."""
 
+KEPT_BACK = 20.0
+"""Seconds that others leave to the last part, which compares what they found."""
+
 
 @dataclass
 class Page:
@@ -80,7 +83,7 @@ def take(
     deadline = time.monotonic() + 60 * minutes
     for name in names:
         started = time.monotonic()
-        left = deadline - started
+        left = deadline - started - (KEPT_BACK if name != names[-1] else 0)
         if left < ENOUGH:
             page.ends[name] = "not run: no time was left"
         else:

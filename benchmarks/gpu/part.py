@@ -45,14 +45,14 @@ PARTS = {
     "trained": Part("Trained head, bfloat16", "table:measure", 1.5, ("trained",)),
     "waits": Part("Waits and launches of a training step", "waits:count", 1.0),
     "budget": Part("Time by the rows of a chunk", "table:sweep", 1.0),
-    "cost": Part("The cost model beside the measurement", "predicted:compare", 0.5),
     "lora": Part("A step in TRL: LoRA", "in_trl:steps", 2.0, ("lora",)),
     "qlora": Part("A step in TRL: QLoRA", "in_trl:steps", 2.0, ("qlora",)),
     "logits": Part("Logits that exist, bfloat16", "table:measure", 1.0, ("logits",)),
     "narrow": Part("Trained head, the width of a 0.5B model", "table:measure", 1.0, ("narrow",)),
     "eval": Part("Evaluation, bfloat16", "table:measure", 0.5, ("eval",)),
+    "cost": Part("The cost model beside the measurement", "predicted:compare", 0.5),
 }
-"""By name, in the order in which they run: what is wanted most comes first."""
+"""By name, in the order in which they run: what is wanted most comes first; the last compares, and needs no device."""
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from benchmarks.timing import BARE, check
 
 WARM, ROUNDS = 3, 9
 BARE_CHUNKS = (2048, None)
-SCRATCH_MB = (75, 150, 300, 600, 1200, 2400)
+SCRATCH_MB = (75, 150, 300, 600, 1200)
 ANOTHER_LOSS = 0.01
 
 COMPILED = Variant(

@@ -155,7 +155,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Measure, on one card and in minutes, all that needs one: tests, exactness, peers, memory, waits, steps in TRL."""
+    """Measure, on one card and in minutes, what needs one: tests, exactness, peers, memory, waits, steps in TRL."""
     install(session, *TRL, BITSANDBYTES, groups=("test", "bench"))
     # As in `bench`; Quack is measured where it is installed.
     session.install("--no-deps", "cut-cross-entropy==25.1.1", "liger-kernel==0.8.5")

@@ -1,7 +1,7 @@
 """What the head of a training step costs, on paper: operations over rates, bytes over bandwidths.
 
-A roofline: a GEMM takes the longer of its operations and its bytes; what goes over logits or over a gradient beside the
-GEMMs is added to it. Nothing is known of launches, of caches, or of how well a library fills a device.
+A roofline: a GEMM takes the longer of its operations and its bytes; what goes over logits or over a gradient beside
+the GEMMs is added to it. Nothing is known of launches, of caches, or of how well a library fills a device.
 
 Shapes: T scored tokens, C tokens of a chunk, D hidden size, V vocabulary.
 """
@@ -17,7 +17,7 @@ HALF, FLOAT = 2, 4
 """Bytes of a number."""
 
 GEMM_SHARE, MEMORY_SHARE = 0.75, 0.9
-"""Of a data sheet's rates, what large GEMMs and copies reach: an assumption, which the first hour on a card replaces."""
+"""Of a data sheet's rates, what large GEMMs and copies reach: assumed, until a card has been measured."""
 
 POINTWISE_BYTES = 2 * HALF
 """Of the chunk's kernel, for each logit: one read and one write; the second read comes from the cache."""
@@ -29,8 +29,8 @@ FINISH_BYTES = 2 * FLOAT + FLOAT + HALF
 """And at the end: multiplied by the upstream factor, then rounded to the dtype of the weight."""
 
 MATERIALISED_BYTES = 38
-"""For each logit, beside the GEMMs: to float32 (2 + 4), log-softmax (2 reads, a write), its gradient filled (4), backward
-of log-softmax (2 reads, a write), to half precision (4 + 2)."""
+"""For each logit, beside the GEMMs: to float32 (2 + 4), log-softmax (2 reads, a write), its gradient filled (4), the
+backward pass of log-softmax (2 reads, a write), to half precision (4 + 2)."""
 
 MATERIALISED_PEAK = 14
 """Bytes for each logit that are held at one time: logits, log-softmax, the gradients on both sides of it."""
@@ -187,7 +187,7 @@ def materialised(device: Device, tokens: int, head: Head) -> Cost:
 def table_of_heads(device: Device, tokens: int) -> list[str]:
     """Return a table: every head on one card."""
     lines = [
-        "| | head | bare GEMMs, ms | ours, times that | rows of a chunk | ours, MB | materialised, times | materialised, MB |",
+        "| | head | bare GEMMs, ms | ours, times that | rows of a chunk | ours, MB | materialised, times that | MB |",
         "|" + " --- |" * 8,
     ]
     for head in HEADS:

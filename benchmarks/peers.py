@@ -79,15 +79,17 @@ def ms_swift() -> LogitsLoss:
 
 def compiled(load: Callable[[], LogitsLoss]) -> LogitsLoss:
     """The same through `torch.compile`."""
-    function: LogitsLoss = torch.compile(load())
+    function: LogitsLoss = torch.compile(load(), dynamic=False)
     return function
 
 
 def compiled_on_hidden(load: Callable[[], LogitsLoss]) -> Callable[[HiddenInputs], Tensor]:
     """Projection and loss through `torch.compile`, in one piece."""
     loss = load()
-    function = torch.compile(lambda hidden_NH, weight_VH, labels_N: loss(hidden_NH @ weight_VH.t(), labels_N))
-    return lambda inputs: function(_one_weight(inputs).hidden_NH, inputs.weight_VH, inputs.labels_N)
+    projected = torch.compile(
+        lambda hidden_NH, weight_VH, labels_N: loss(hidden_NH @ weight_VH.t(), labels_N), dynamic=False
+    )
+    return lambda inputs: projected(_one_weight(inputs).hidden_NH, inputs.weight_VH, inputs.labels_N)
 
 
 def on_hidden(load: Callable[[], LogitsLoss]) -> Callable[[HiddenInputs], Tensor]:

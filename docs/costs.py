@@ -1,4 +1,4 @@
-"""The generated part of gpu.md: the cost model's tables, between two marks; what stands around them is written by hand."""
+"""The generated part of gpu.md: the cost model's tables, between two marks; around them a person writes."""
 
 from __future__ import annotations
 

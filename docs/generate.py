@@ -105,7 +105,12 @@ def models_page() -> str:
     return "".join(parts)
 
 
-PAGES = {"settings.md": settings_page, "models.md": models_page, "around-the-step.md": claims.page, "gpu.md": costs.page}
+PAGES = {
+    "settings.md": settings_page,
+    "models.md": models_page,
+    "around-the-step.md": claims.page,
+    "gpu.md": costs.page,
+}
 
 
 def main(check: bool) -> int:

@@ -82,7 +82,9 @@ def test_a_time_limit_loses_nothing_that_was_found(tmp_path, monkeypatch):
 
 
 def test_an_unknown_part_and_a_missing_device_are_named(tmp_path):
-    wrong = CliRunner().invoke(command.app, ["gpu", "--device", "cpu", "--part", "exakt", "--out", str(tmp_path / "p")])
+    wrong = CliRunner().invoke(
+        command.app, ["gpu", "--device", "cpu", "--part", "exakt", "--out", str(tmp_path / "p")]
+    )
     assert wrong.exit_code == 2
     assert "no part exakt" in wrong.output
     if not torch.cuda.is_available():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from statistics import median
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from benchmarks import machine
 from benchmarks.gpu.clock import seconds
 from benchmarks.gpu.sheet import Options, Sheet
+from dft_plugin.kernels.budget import free_bytes
 
 ROUNDS = 9
 
@@ -22,10 +24,28 @@ def describe(options: Options, sheet: Sheet) -> None:
     sheet.say(f"{facts['device']}. Python {facts['python']}; " + _listed(facts["versions"]) + ".")
     if options.device == "cuda":
         sheet.say(f"Compute capability {torch.cuda.get_device_capability()}; {_driver()}.")
+        took = _asking()
+        sheet.keep("free_bytes_us", took)
+        sheet.say(f"Asking for the free memory, once for each loss: {took:.0f} microseconds.")
     flops, bandwidth = multiply(options), copy(options)
     sheet.keep("tflops", flops)
     sheet.keep("gb_per_s", bandwidth)
-    sheet.say("", f"Ceilings, medians of {ROUNDS}: a product in bfloat16 {flops:,.1f} TFLOP/s; a copy {bandwidth:,.0f} GB/s.")
+    sheet.say(
+        "", f"Ceilings, medians of {ROUNDS}: a product in bfloat16 {flops:,.1f} TFLOP/s; a copy {bandwidth:,.0f} GB/s."
+    )
+
+
+def _asking() -> float:
+    """Return the microseconds that `budget.free_bytes` takes while the device is at work."""
+    device, busy = torch.device("cuda"), torch.randn(4096, 4096, device="cuda")
+    for _ in range(20):
+        busy = busy @ busy / 64
+    started = time.perf_counter()
+    for _ in range(ROUNDS):
+        free_bytes(device)
+    took = time.perf_counter() - started
+    torch.cuda.synchronize()
+    return took / ROUNDS * 1e6
 
 
 def multiply(options: Options) -> float:

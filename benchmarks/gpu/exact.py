@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.clock import forget
-from benchmarks.gpu.sheet import Options, Sheet, short
+from benchmarks.gpu.sheet import Options, Sheet
 from benchmarks.problem import HiddenInputs, Shape
 from dft_plugin.core.loss import hidden_loss, logits_loss
 from dft_plugin.functional import plan_for
@@ -77,16 +77,12 @@ def _plain(problem: Problem) -> Tensor:
 
 def _lean(kernel: str) -> Callable[[Problem], Tensor]:
     plan = plan_for({"name": "dft", "kernel": kernel})
-    return lambda problem: hidden_loss(
-        plan, problem.inputs.hidden_NH, problem.head, problem.inputs.labels_N
-    ).loss_sum
+    return lambda problem: hidden_loss(plan, problem.inputs.hidden_NH, problem.head, problem.inputs.labels_N).loss_sum
 
 
 def _opaque(problem: Problem) -> Tensor:
     weight_VH = problem.inputs.weight_VH
-    head = OpaqueHead(
-        lambda hidden_NH: hidden_NH @ weight_VH.t(), weight_VH.shape[0], problem.transform, (weight_VH,)
-    )
+    head = OpaqueHead(lambda hidden_NH: hidden_NH @ weight_VH.t(), weight_VH.shape[0], problem.transform, (weight_VH,))
     return hidden_loss(plan_for("dft"), problem.inputs.hidden_NH, head, problem.inputs.labels_N).loss_sum
 
 
@@ -115,8 +111,8 @@ def compare(options: Options, sheet: Sheet) -> None:
     tokens, hidden = (24, 16) if options.small else (384, 896)
     caps = (None, 30.0)
     sheet.say(
-        f"N = {tokens}, H = {hidden}, trained head, `loss: dft`; relative errors by norms, in brackets those of textbook "
-        f"autograd in the same dtype. Far: more than {MARGIN:g} times autograd's."
+        f"N = {tokens}, H = {hidden}, trained head, `loss: dft`; relative errors by norms, in brackets those of "
+        f"textbook autograd in the same dtype. Far: more than {MARGIN:g} times autograd's."
     )
     sheet.head("V", "dtype", "softcap", "kernel", "loss", "hidden states", "weight", "")
     for vocab in vocabs:
@@ -139,7 +135,7 @@ def _rows(problem: Problem, sheet: Sheet) -> None:
         try:
             found = problem.errors(score, truth)
         except Exception as error:
-            sheet.row(*key, "", "", "", f"**failed: {short(error)}**")
+            sheet.row(*key, "", "", "", f"**failed: {sheet.fault(' '.join(map(str, key)), error)}**")
             continue
         near = all(found[of] <= MARGIN * plain[of] + NEGLIGIBLE for of in found)
         sheet.row(*key, *(f"{found[of]:.1e} ({plain[of]:.1e})" for of in found), "" if near else "**far**")

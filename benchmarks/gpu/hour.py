@@ -50,7 +50,10 @@ class Page:
         lines = ["# The first hour on a GPU", ""]
         if self.options.small:
             lines += ["Small: made in order to test the benchmark; the numbers mean nothing.", ""]
-        lines += [f"Made by `python -m benchmarks gpu --device {self.options.device}`, {sum(self.took.values()):.0f} s.", ""]
+        lines += [
+            f"Made by `python -m benchmarks gpu --device {self.options.device}`, {sum(self.took.values()):.0f} s.",
+            "",
+        ]
         numbers = {}
         for name in self.ends:
             sheet = read(self.options.sheet(name))

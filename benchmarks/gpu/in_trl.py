@@ -14,7 +14,7 @@ import torch
 from benchmarks import memory
 from benchmarks.clock import Clock
 from benchmarks.gpu.clock import forget, milliseconds
-from benchmarks.gpu.sheet import Options, Sheet, short
+from benchmarks.gpu.sheet import Options, Sheet
 from benchmarks.problem import MB
 
 SIZES = {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2}
@@ -51,9 +51,9 @@ def steps(options: Options, sheet: Sheet, kind: str) -> None:
         return
     rows, length = (2, 16) if options.small else (8, 1024)
     sheet.say(
-        f"{rows} rows of {length} tokens, LoRA of rank 16 on all linear layers, bfloat16, no gradient checkpointing; random "
-        f"weights. Two runs of {STEPS} steps each, in turn, the first {COLD} of each not counted; memory: peak over what "
-        "was in use when training began."
+        f"{rows} rows of {length} tokens, LoRA of rank 16 on all linear layers, bfloat16, no gradient checkpointing; "
+        f"random weights. Two runs of {STEPS} steps each, in turn, the first {COLD} of each not counted; memory: peak "
+        "over what was in use when training began."
     )
     found: dict[str, dict[str, Any]] = {loss: {"seconds": [], "mb": [], "losses": []} for loss in LOSSES}
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +62,7 @@ def steps(options: Options, sheet: Sheet, kind: str) -> None:
         for turn in range(2):
             for loss in LOSSES if turn % 2 == 0 else reversed(LOSSES):
                 if "missing" not in found[loss]:
-                    _run(options, kind, loss, Path(folder), (rows, length), found[loss])
+                    _run(options, sheet, kind, loss, Path(folder), (rows, length), found[loss])
                 sheet.keep("found", found)
                 forget(options.device)
     sheet.head("", "ms per step", "times TRL's nll", "extra memory, MB", "first loss", "last loss")
@@ -104,9 +104,7 @@ def _model(options: Options, kind: str, folder: Path) -> Any:
     if kind == "lora":
         with torch.device(options.device):
             return Qwen2ForCausalLM(config(options.small)).to(torch.bfloat16)
-    quantised = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-    )
+    quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     place = {"": 0 if options.device == "cuda" else "cpu"}
     return Qwen2ForCausalLM.from_pretrained(
         folder / "base", quantization_config=quantised, device_map=place, dtype=torch.bfloat16
@@ -114,23 +112,21 @@ def _model(options: Options, kind: str, folder: Path) -> Any:
 
 
 def _run(
-    options: Options, kind: str, loss: str, folder: Path, size: tuple[int, int], entry: dict[str, Any]
+    options: Options, sheet: Sheet, kind: str, loss: str, folder: Path, size: tuple[int, int], entry: dict[str, Any]
 ) -> None:
     clock = Clock(options.device)
     try:
         trainer = _trainer(options, _model(options, kind, folder), loss, folder, size, clock)
         trainer.train()
     except Exception as error:
-        entry["missing"] = short(error)
+        entry["missing"] = sheet.fault(LOSSES[loss], error)
         return
     entry["seconds"] += clock.seconds[COLD:]
     entry["mb"].append((memory.peak(options.device) - clock.before) / MB)
     entry["losses"] = [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
-def _trainer(
-    options: Options, model: Any, loss: str, folder: Path, size: tuple[int, int], clock: Clock
-) -> Any:
+def _trainer(options: Options, model: Any, loss: str, folder: Path, size: tuple[int, int], clock: Clock) -> Any:
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer

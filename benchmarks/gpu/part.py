@@ -1,6 +1,6 @@
 """One part, in a process of its own: a CUDA error or a lack of memory ends it, and no other.
 
-    python -m benchmarks.gpu.part <name> <options as JSON>
+python -m benchmarks.gpu.part <name> <options as JSON>
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ PARTS = {
     "machine": Part("The machine", "ceilings:describe", 1.0),
     "exact": Part("Numbers against float64", "exact:compare", 1.5),
     "tests": Part("Tests marked `gpu`", "suite:run", 2.5),
-    "frozen": Part("Frozen head, bfloat16", "table:measure", 1.5, ("frozen",)),
-    "trained": Part("Trained head, bfloat16", "table:measure", 1.5, ("trained",)),
+    "frozen": Part("Frozen head, bfloat16", "table:measure", 2.5, ("frozen",)),
+    "trained": Part("Trained head, bfloat16", "table:measure", 2.0, ("trained",)),
     "waits": Part("Waits and launches of a training step", "waits:count", 1.0),
     "budget": Part("Time by the rows of a chunk", "table:sweep", 1.0),
     "lora": Part("A step in TRL: LoRA", "in_trl:steps", 2.0, ("lora",)),

@@ -1,4 +1,4 @@
-"""The cost model's prediction beside what the other parts measured: by the data sheet, and by the card's own ceilings."""
+"""The cost model, with the data sheet's rates and with the card's own, beside what the other parts measured."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def compare(options: Options, sheet: Sheet) -> None:
     known = cost.device_of(machine["facts"]["device"])
     named = known or cost.DEVICES[0]
     sheet.say(
-        f"Data sheet: {named.name}, {named.tflops:g} TFLOP/s and {named.gb_per_s:,g} GB/s, of which GEMMs are taken to reach "
-        f"{cost.GEMM_SHARE:.0%} and copies {cost.MEMORY_SHARE:.0%}. Ceilings: measured above."
+        f"Data sheet: {named.name}, {named.tflops:g} TFLOP/s and {named.gb_per_s:,g} GB/s, of which GEMMs are taken "
+        f"to reach {cost.GEMM_SHARE:.0%} and copies {cost.MEMORY_SHARE:.0%}. Ceilings: measured above."
         + ("" if known else " **No data sheet of this device is known; that one stands for it.**")
     )
     cards = (named, named.measured(machine["tflops"], machine["gb_per_s"]))

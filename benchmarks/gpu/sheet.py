@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+LAST_LINES = 12
+"""Of a traceback."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,13 @@ class Sheet:
         path: of the file.
         lines: markdown.
         numbers: whatever JSON holds.
+        faults: what went wrong while the others went on.
     """
 
     path: Path
     lines: list[str] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
 
     def say(self, *lines: str) -> None:
         """Add lines."""
@@ -54,6 +60,14 @@ class Sheet:
         """Begin a table."""
         self.say("", "| " + " | ".join(cells) + " |", "|" + " --- |" * len(cells))
 
+    def fault(self, where: str, error: BaseException) -> str:
+        """Keep the end of an error's traceback for the end of the sheet, and return the error in one line."""
+        if not isinstance(error, ImportError):
+            trace = "".join(traceback.format_exception(error)).rstrip().splitlines()[-LAST_LINES:]
+            self.faults += ["", f"{where}:", "", "```", *trace, "```"]
+            self._save()
+        return short(error)
+
     def keep(self, key: str, value: Any) -> None:
         """Keep a number, or a mapping of them."""
         self.numbers[key] = value
@@ -61,7 +75,8 @@ class Sheet:
 
     def _save(self) -> None:
         partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps({"lines": self.lines, "numbers": self.numbers}))
+        lines = [*self.lines, *self.faults]
+        partial.write_text(json.dumps({"lines": lines, "numbers": self.numbers}))
         # Whoever reads meanwhile sees the old sheet or the new one, whole.
         partial.replace(self.path)
 

@@ -18,7 +18,7 @@ from benchmarks import ours, peers, verdicts
 from benchmarks.baseline import bare_gemms, name
 from benchmarks.cases import AUTO, FUSED, MATERIALISED, ON_LOGITS, Case, Variant
 from benchmarks.gpu.clock import extra_mb, forget, milliseconds, seconds
-from benchmarks.gpu.sheet import Options, Sheet, short
+from benchmarks.gpu.sheet import Options, Sheet
 from benchmarks.problem import MB, Shape
 from benchmarks.timing import BARE, check
 
@@ -27,23 +27,22 @@ BARE_CHUNKS = (2048, None)
 SCRATCH_MB = (75, 150, 300, 600, 1200)
 ANOTHER_LOSS = 0.01
 
-COMPILED = Variant(
-    "cross-entropy, torch.compile", partial(peers.compiled_on_hidden, peers.sft), dft=False
-)
+COMPILED = Variant("cross-entropy, torch.compile", partial(peers.compiled_on_hidden, peers.sft), dft=False)
 COMPILED_LINE = Variant("the paper's line, torch.compile", partial(peers.compiled_on_hidden, peers.one_liner))
+# Its kernel on CUDA, its compiled form elsewhere.
+CUT = replace(FUSED[2], name="Cut Cross-Entropy, per token")
 PEERS = (
     *MATERIALISED[:2],
     COMPILED,
-    COMPILED_LINE,
-    *FUSED,
+    *FUSED[:2],
+    CUT,
+    FUSED[3],
     Variant("Liger, cross-entropy", peers.liger_sft, dft=False),
     Variant("Quack, cross-entropy", peers.quack, dft=False),
 )
 LOGITS = (
     *ON_LOGITS[:4],
-    Variant(
-        "cross-entropy, torch.compile", partial(peers.on_logits, partial(peers.compiled, peers.sft)), dft=False
-    ),
+    Variant("cross-entropy, torch.compile", partial(peers.on_logits, partial(peers.compiled, peers.sft)), dft=False),
 )
 
 
@@ -55,9 +54,9 @@ def cases(options: Options) -> dict[str, Case]:
     narrow = replace(trained, hidden=48 if options.small else 896)
     few = replace(wide, tokens=wide.tokens // 4)
     found = [
-        Case("frozen", "Frozen head", wide, (AUTO, *PEERS), gemms=2),
+        Case("frozen", "Frozen head", wide, (AUTO, *PEERS, COMPILED_LINE), gemms=2),
         Case("trained", "Trained head", trained, (AUTO, *PEERS), gemms=3),
-        Case("narrow", "Trained head, narrow", narrow, (AUTO, *MATERIALISED[:2], *FUSED[:3]), gemms=3),
+        Case("narrow", "Trained head, narrow", narrow, (AUTO, *MATERIALISED[:2], *FUSED[:2], CUT), gemms=3),
         Case("eval", "Evaluation", wide, (AUTO, MATERIALISED[0]), gemms=1, grad=False),
         Case("logits", "Logits that exist", few, LOGITS, on_logits=True),
     ]
@@ -71,6 +70,7 @@ def measure(options: Options, sheet: Sheet, key: str) -> None:
         f"{case.shape}. Medians of {ROUNDS} rounds, all in turn, after {WARM} calls to warm up. Memory contains the "
         f"gradients that any loss leaves behind: {_left_behind(case) / MB:,.0f} MB."
     )
+    sheet.keep("shape", asdict(case.shape))
     inputs = case.inputs(case.shape)
     inputs.prepare()
     steps: dict[str, Callable[[], None]] = {}
@@ -83,13 +83,15 @@ def measure(options: Options, sheet: Sheet, key: str) -> None:
             step, found[variant.name] = _ready(case, variant, inputs, options.device)
             steps[variant.name] = step
         except Exception as error:
-            found[variant.name] = {"missing": short(error)}
+            found[variant.name] = {"missing": sheet.fault(variant.name, error)}
+        if variant.own:
+            # Already now: a peer may take all the time that there is, and more.
+            _in_turn(steps, found, inputs, sheet, options.device)
         # On disk before the next one: it may be the one that ends this process.
         sheet.keep("found", found)
         forget(options.device)
-    _in_turn(steps, found, inputs, options.device)
+    _in_turn(steps, found, inputs, sheet, options.device)
     sheet.keep("found", found)
-    sheet.keep("shape", asdict(case.shape))
     _write(sheet, found)
 
 
@@ -131,19 +133,22 @@ def _ready(case: Case, variant: Variant, inputs: Any, device: str) -> tuple[Call
 
 
 def _in_turn(
-    steps: dict[str, Callable[[], None]], found: dict[str, dict[str, Any]], inputs: Any, device: str
+    steps: dict[str, Callable[[], None]], found: dict[str, dict[str, Any]], inputs: Any, sheet: Sheet, device: str
 ) -> None:
-    """Add the seconds of each round; what fails in one has no more."""
-    for key in steps:
-        found[key]["seconds"] = []
+    """Time all, every other round in reverse; what fails keeps the seconds that it had."""
+    took: dict[str, list[float]] = {key: [] for key in steps}
     for turn in range(ROUNDS):
         for key in list(steps) if turn % 2 == 0 else list(reversed(steps)):
             inputs.prepare()
             try:
-                found[key]["seconds"].append(seconds(steps[key], device))
+                took[key].append(seconds(steps[key], device))
             except Exception as error:
-                found[key]["missing"] = short(error)
+                fault = sheet.fault(key, error)
+                if "seconds" not in found[key]:
+                    found[key]["missing"] = fault
                 del steps[key]
+    for key in steps:
+        found[key]["seconds"] = took[key]
 
 
 def _write(sheet: Sheet, found: dict[str, dict[str, Any]]) -> None:
@@ -180,7 +185,7 @@ def sweep(options: Options, sheet: Sheet) -> None:
             label = "the default" if mb is None else f"scratch_mb: {mb}"
             variant = Variant(label, partial(ours.lean, "chunked", mb), own=True)
             steps[label], found[label] = _ready(case, variant, inputs, options.device)
-        _in_turn(steps, found, inputs, options.device)
+        _in_turn(steps, found, inputs, sheet, options.device)
         sheet.say("", f"{case.title}: {case.shape}; all logits would be {case.shape.logits_bytes / MB:,.0f} MB.")
         sheet.keep(key, found)
         _write(sheet, found)

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu.in_trl import config
-from benchmarks.gpu.sheet import Options, Sheet, short
+from benchmarks.gpu.sheet import Options, Sheet
 
 WAITING = {
     f"aten::{name}"
@@ -44,7 +44,11 @@ class Waits(TorchDispatchMode):
         kwargs = kwargs or {}
         schema_name = func._schema.name
         self.operations += 1
-        if schema_name in WAITING or (schema_name in BY_MASK and _by_mask(args[1])) or _goes_down(schema_name, args, kwargs):
+        if (
+            schema_name in WAITING
+            or (schema_name in BY_MASK and _by_mask(args[1]))
+            or _goes_down(schema_name, args, kwargs)
+        ):
             self.places[f"{schema_name.removeprefix('aten::')} at {_place()}"] += 1
         return func(*args, **kwargs)
 
@@ -70,9 +74,9 @@ def _place() -> str:
 def count(options: Options, sheet: Sheet) -> None:
     """Count for the stock model, and for ours on each path, in a plain training step of a transformers model."""
     sheet.say(
-        f"Forward and backward of a plain transformers model (4 layers), labels and mask on the device, after {WARM} steps; "
-        "all numbers per step. Operations and waits are counted below autograd, on any device; syncs, copies to the CPU and "
-        f"launches by `torch.profiler`, mean of {STEPS} steps."
+        f"Forward and backward of a plain transformers model (4 layers), labels and mask on the device, after {WARM} "
+        "steps; all numbers per step. Operations and waits are counted below autograd, on any device; syncs, copies "
+        f"to the CPU and launches by `torch.profiler`, mean of {STEPS} steps."
     )
     sheet.head("", "operations", "waits", "where", "syncs", "copies to the CPU", "launches")
     for name, loss in {
@@ -83,14 +87,12 @@ def count(options: Options, sheet: Sheet) -> None:
         try:
             found = _of(_step(options, loss), options.device)
         except Exception as error:
-            sheet.row(name, f"**failed: {short(error)}**", "", "", "", "", "")
+            sheet.row(name, f"**failed: {sheet.fault(name, error)}**", "", "", "", "", "")
             continue
         sheet.keep(name, found)
         where = "; ".join(f"{number} {place}" for place, number in found["places"].items())
         profiled = [found.get(key, "not here: no CUDA") for key in ("syncs", "down", "launches")]
         sheet.row(name, found["operations"], sum(found["places"].values()), where, *profiled)
-        if found.get("other"):
-            sheet.keep(f"{name}: calls", found["other"])
 
 
 def _step(options: Options, loss: Any) -> Callable[[], None]:
@@ -133,6 +135,9 @@ def _profiled(step: Callable[[], None]) -> dict[str, Any]:
         for _ in range(STEPS):
             step()
     calls: Counter[str] = Counter(event.name for event in seen.events())
+    if not any(calls[key] for key in LAUNCHES):
+        reason = "not here: the profiler saw no launch"
+        return dict.fromkeys(("syncs", "down", "launches"), reason)
     runtime = {key: value for key, value in calls.items() if key.startswith(("cuda", "cu", "Memcpy", "Memset"))}
     return {
         "syncs": sum(runtime.get(key, 0) for key in SYNCS) / STEPS,

@@ -135,7 +135,8 @@ def _random_states(model: nn.Module) -> list[Restore]:
 def _devices(model: nn.Module) -> set[torch.device]:
     devices = {tensor.device for tensor in chain(model.parameters(), model.buffers())}
     accelerator = torch.accelerator.current_accelerator()
-    if accelerator is not None:
+    # A build for CUDA names one on a machine that has none.
+    if accelerator is not None and torch.accelerator.is_available():
         # Where the weights are offloaded, it computes and they do not say so.
         devices.add(torch.device(accelerator.type, torch.accelerator.current_device_index()))
     return {device for device in devices if device.type not in ("cpu", "meta")}

@@ -1,9 +1,9 @@
 """How many rows of logits exist at a time.
 
-On a CPU by measurement; on an accelerator by arithmetic, from the shape and from the memory that is free. How many they
-are changes the order in which float32 sums are taken, and nothing else: ranks that choose differently, or a run that is
-resumed beside a fuller memory, differ by rounding. Where ranks must agree (a collective for each chunk), the free
-memory is not asked for.
+On a CPU by measurement; on an accelerator by arithmetic, from the shape and from the memory that is free. How many
+they are changes the order in which float32 sums are taken, and nothing else: ranks that choose differently, or a run
+that is resumed beside a fuller memory, differ by rounding. Where ranks must agree (a collective for each chunk), the
+free memory is not asked for.
 
 Shapes: T scored tokens, C tokens of a chunk, D hidden size, V vocabulary.
 """
@@ -30,10 +30,10 @@ _ACCELERATOR_ROWS = (128, 256, 4096)
 """The same where a GEMM works on tiles, and needs more rows to fill the device."""
 
 RIDGE = 300
-"""Operations in half precision that an accelerator does while it moves a byte: H100 295, A100 153, L40S 419, T4 203."""
+"""Operations in half precision that a device does while it moves a byte: H100 295, A100 153, L40S 419, T4 203."""
 
 _READ_ONCE = 2 * RIDGE
-"""Rows from which on a GEMM with a chunk is bound by arithmetic: the weight is read once for each chunk, C FLOP a byte."""
+"""Rows with which a GEMM is bound by arithmetic, with room: the weight is read for each chunk, C operations a byte."""
 
 _MOST_TRAFFIC = 0.1
 """Of the time of a trained head's three GEMMs, so much may go into its weight's gradient, which each chunk after the
@@ -70,7 +70,7 @@ def chunk_rows(
     On a CPU the budget is 40 MiB if the weight is frozen, else 300 MiB. On an accelerator:
 
     - a trained weight: as many rows as keep the traffic of its gradient at a tenth of the time of the GEMMs, 4,096;
-    - a frozen one: one wave of tiles of the smaller product, [C, V] @ [V, D], and enough rows to be bound by arithmetic;
+    - a frozen one: one wave of tiles of the smaller product, [C, V] @ [V, D], and enough rows for arithmetic to count;
     - no more than 2 GiB and 512 MiB, and a quarter of the free memory, halved until it fits: what is free differs
       from call to call, and the halves keep the choice where it is.
 
@@ -114,9 +114,9 @@ def _preferred_bytes(row_bytes: int, weight_trained: bool, width: int | None, pr
 def free_bytes(device: torch.device) -> int | None:
     """Return what an allocation could have: free on the device, and held by torch without being used.
 
-    A call of the driver and one of the allocator, on the CPU: neither waits for the device. None on a CPU, while a graph
-    is captured or code is traced (a choice would be frozen into it), and where torch does not say (before 2.9, or for this
-    kind of device).
+    Calls of the driver and of the allocator, on the CPU: none waits for the device. None on a CPU, while a graph is
+    captured or code is traced (a choice would be frozen into it), and where torch does not say (it does for CUDA; for
+    other devices newer releases do).
     """
     if device.type == "cpu" or device.type == "meta" or torch.compiler.is_compiling():
         return None
@@ -125,9 +125,12 @@ def free_bytes(device: torch.device) -> int | None:
             if torch.cuda.is_current_stream_capturing():
                 return None
             free, _ = torch.cuda.mem_get_info(device)
-            return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free, _ = torch.accelerator.get_memory_info(device)
-        return int(free + torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device))
+            held = torch.cuda.memory_stats(device)
+        else:
+            free, _ = torch.accelerator.get_memory_info(device)
+            held = torch.accelerator.memory_stats(device)
+        unused = held.get("reserved_bytes.all.current", 0) - held.get("allocated_bytes.all.current", 0)
+        return int(free + unused)
     except (AttributeError, NotImplementedError, RuntimeError):
         return None
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks import __main__ as command
 from benchmarks import cost
-from benchmarks.gpu import exact, hour, sheet
+from benchmarks.gpu import exact, hour, sheet, table
 from benchmarks.gpu.waits import Waits
 from benchmarks.problem import HiddenInputs, Shape
 from dft_plugin.kernels import Transform
@@ -79,6 +79,40 @@ def test_a_time_limit_loses_nothing_that_was_found(tmp_path, monkeypatch):
     ends = hour.take(options, ["exact", "cost"], tmp_path / "page.md", 5, lambda text: None)
     assert ends["exact"].startswith("stopped at its limit of 0 s")
     assert "found before" in (tmp_path / "page.md").read_text()
+
+
+def test_what_went_wrong_while_others_went_on_stands_below_them_with_its_traceback(tmp_path):
+    found = sheet.Sheet(tmp_path / "part.json")
+    try:
+        raise ValueError("first line\nsecond line")
+    except ValueError as error:
+        assert found.fault("a variant", error) == "ValueError: first line"
+    found.fault("a peer", ModuleNotFoundError("No module named 'absent'"))
+    found.row("a | b", 1)
+    lines = sheet.read(found.path)["lines"]
+    assert lines[0] == "| a / b | 1 |"
+    assert "a variant:" in lines
+    assert any("test_first_hour.py" in line for line in lines)
+    assert "second line" in lines
+    assert not any("absent" in line for line in lines)
+
+
+def test_a_variant_that_fails_keeps_what_was_timed_and_stops_no_other(tmp_path):
+    case = table.cases(sheet.Options("cpu", True, str(tmp_path)))["eval"]
+    inputs = case.inputs(case.shape)
+    calls = []
+
+    def fails_later():
+        calls.append(1)
+        if len(calls) > 2:
+            raise RuntimeError("out of something")
+
+    steps = {"well": lambda: None, "late": fails_later, "timed before": fails_later}
+    found = {"well": {}, "late": {}, "timed before": {"seconds": [1.0]}}
+    table._in_turn(steps, found, inputs, sheet.Sheet(tmp_path / "part.json"), "cpu")
+    assert len(found["well"]["seconds"]) == table.ROUNDS
+    assert found["late"] == {"missing": "RuntimeError: out of something"}
+    assert found["timed before"] == {"seconds": [1.0]}
 
 
 def test_an_unknown_part_and_a_missing_device_are_named(tmp_path):

@@ -20,6 +20,9 @@ from benchmarks.gpu.sheet import Options, read
 LAST_WORDS = 25
 """Lines of a failed part's output that the page shows."""
 
+MEANWHILE = 5.0
+"""Seconds between two pages while a part runs."""
+
 ENOUGH = 5.0
 """Seconds without which no part is started."""
 
@@ -91,30 +94,43 @@ def take(
             page.ends[name] = "not run: no time was left"
         else:
             limit = min(left, 60 * PARTS[name].minutes)
-            page.ends[name], page.words[name] = _run(name, options, limit)
+            page.ends[name], page.took[name] = "not ended yet", 0.0
+            page.ends[name], page.words[name] = _run(name, options, limit, page.write)
         page.took[name] = time.monotonic() - started
         page.write()
         say(f"{name}: {page.took[name]:.0f} s: {page.ends[name] or 'done'}")
     return page.ends
 
 
-def _run(name: str, options: Options, limit: float) -> tuple[str, list[str]]:
+def _run(name: str, options: Options, limit: float, meanwhile: Callable[[], None]) -> tuple[str, list[str]]:
     """Run a part; returns how it ended, empty if well, and the last of what it printed."""
     command = [sys.executable, "-m", "benchmarks.gpu.part", name, json.dumps(asdict(options))]
     # A file, not a pipe: children that outlive their parent would hold a pipe open.
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-        end = ""
         try:
-            code = process.wait(limit)
-            end = f"failed, exit code {code}; the end of its output:" if code else ""
-        except subprocess.TimeoutExpired:
-            end = f"stopped at its limit of {limit:.0f} s; above is what it had found, below the end of its output:"
+            code = _wait(process, limit, meanwhile)
         finally:
             # Its children too, if any are left.
             _end(process)
+        end = ""
+        if code is None:
+            end = f"stopped at its limit of {limit:.0f} s; above is what it had found, below the end of its output:"
+        elif code:
+            end = f"failed, exit code {code}; the end of its output:"
         log.seek(0)
         return end, log.read().strip().splitlines()[-LAST_WORDS:] if end else []
+
+
+def _wait(process: subprocess.Popen[str], limit: float, meanwhile: Callable[[], None]) -> int | None:
+    """Return the exit code, or None if the limit passes."""
+    deadline = time.monotonic() + limit
+    while (left := deadline - time.monotonic()) > 0:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(min(left, MEANWHILE))
+        # Whoever ends this program without a word finds what there was some seconds before.
+        meanwhile()
+    return None
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -44,4 +44,4 @@ def run(options: Options, sheet: Sheet) -> None:
     if code == NONE_FOUND:
         sheet.say("", "There is no test marked `gpu` here.")
     elif code:
-        sheet.say("", f"**pytest ended with exit code {code}.**")
+        raise SystemExit(f"pytest ended with exit code {code}")

@@ -83,10 +83,9 @@ def test_a_time_limit_loses_nothing_that_was_found(tmp_path, monkeypatch):
 
 def test_what_went_wrong_while_others_went_on_stands_below_them_with_its_traceback(tmp_path):
     found = sheet.Sheet(tmp_path / "part.json")
-    try:
+    with pytest.raises(ValueError, match="first line") as caught:
         raise ValueError("first line\nsecond line")
-    except ValueError as error:
-        assert found.fault("a variant", error) == "ValueError: first line"
+    assert found.fault("a variant", caught.value) == "ValueError: first line"
     found.fault("a peer", ModuleNotFoundError("No module named 'absent'"))
     found.row("a | b", 1)
     lines = sheet.read(found.path)["lines"]

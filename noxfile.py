@@ -170,6 +170,15 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def gpu(session: nox.Session) -> None:
+    """Measure, on one card and in minutes, what needs one: tests, exactness, peers, memory, waits, steps in TRL."""
+    install(session, *TRL, BITSANDBYTES, groups=("test", "bench"))
+    # As in `bench`; Quack is measured where it is installed.
+    session.install("--no-deps", "cut-cross-entropy==25.1.1", "liger-kernel==0.8.5")
+    session.run("python", "-m", "benchmarks", "gpu", *session.posargs, env=OFFLINE)
+
+
+@nox.session
 def bench_llamafactory(session: nox.Session) -> None:
     """Measure a step of SmolLM2 in LLaMA-Factory, and add it to the report of `bench`."""
     place = Path("tests", "hosts", "llamafactory")

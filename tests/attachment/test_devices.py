@@ -14,7 +14,6 @@ from support import attached, tiny
 from torch import nn
 
 from dft_plugin import attach
-from dft_plugin.core.loss import LossResult
 from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf.called import CalledHead
 from dft_plugin.hf.entry import enter
@@ -84,12 +83,10 @@ def test_the_loss_stays_where_the_head_is_and_the_upstream_factor_goes_there():
 
     def score(hidden_TD, project):
         arrived.append(hidden_TD.device.type)
-        labels_T = torch.arange(6, device=hidden_TD.device)
-        head = Head(model.lm_head.weight)
-        scored = reference(hidden_TD, head, labels_T, DFT(), needs=frozenset(), scratch_bytes=None)
-        return LossResult(scored.loss_sum, scored.rows, scored.weight_T, labels_T)
+        head, targets_T = Head(model.lm_head.weight), torch.arange(6, device=hidden_TD.device)
+        return reference(hidden_TD, head, targets_T, DFT(), needs=frozenset(), scratch_bytes=None)
 
-    loss = enter(find_door(model.lm_head), score, torch.randn(6, 32)).mean(torch.tensor(6))
+    loss = enter(find_door(model.lm_head), score, torch.randn(6, 32)).loss_sum
     assert arrived == [loss.device.type] == ["meta"]
     loss.backward()
     assert model.lm_head.weight.grad.device.type == "meta"

@@ -8,11 +8,7 @@ import pytest
 import torch
 from support import fused, oracle, problems
 
-from dft_plugin.kernels import (
-    Transform,
-    scoring,
-    softmax,
-)
+from dft_plugin.kernels import Transform, scoring, softmax
 
 triton_rows = pytest.importorskip("dft_plugin.kernels.triton_rows", reason="needs triton", exc_type=ImportError)
 

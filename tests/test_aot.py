@@ -27,6 +27,12 @@ def test_rows_of_bfloat16_move_by_16_bytes_and_nothing_spills(name):
     assert found.shared > 0
 
 
+def test_rows_that_start_anywhere_are_seen_to_move_by_less(monkeypatch):
+    monkeypatch.setattr(aot, "unit_of", lambda *_: 1)
+    found = aot.compile_for(aot.TARGETS["sm_90"], PLAIN)
+    assert max(found.load_bits, found.store_bits) < 128
+
+
 @pytest.mark.parametrize("name", ["sm_75", "gfx942"])
 def test_a_spill_is_seen(monkeypatch, name):
     # 128 columns a thread, with four numbers for each.

@@ -54,6 +54,15 @@ def launch_for(vocab_size: int, dtype: torch.dtype, lanes: int = 64 if torch.ver
     return Launch(warps * columns, warps)
 
 
+def unit_of(stride: int, dtype: torch.dtype) -> int:
+    """Return in units of how many columns the kernel is told where rows start: of 16 bytes, or of 1 if need be.
+
+    Of a number that it is given, Triton only looks for a factor of 16, which a row of 50,264 does not have.
+    """
+    columns = _LOAD_BYTES // dtype.itemsize
+    return 1 if stride % columns else columns
+
+
 def takes(logits_TV: Tensor) -> bool:
     """Whether the kernel is for such logits: rows without gaps, of float32, bfloat16 or float16."""
     return (
@@ -91,6 +100,7 @@ def score_whole_(
     # One allocation for all statistics.
     found_ST = logits_TV.new_empty(5, T, dtype=torch.float32)
     top1_T = logits_TV.new_empty(T, dtype=torch.int8)
+    unit = unit_of(logits_TV.stride(0), logits_TV.dtype)
     cap = 1.0 if transform.softcap is None else transform.softcap
     with _on_device_of(logits_TV):
         score_row[(T,)](
@@ -98,13 +108,14 @@ def score_whole_(
             targets_T.contiguous(),
             found_ST,
             top1_T,
-            logits_TV.stride(0),
+            logits_TV.stride(0) // unit,
             T,
             V,
             float(transform.scale),
             float(cap),
             1.0 / cap,
             float(peak),
+            UNIT=unit,
             CAP=transform.softcap is not None,
             ENTROPY="entropy" in needs,
             SQUARES="sum_p_squared" in needs,
@@ -212,6 +223,7 @@ def score_row(
     cap,
     inverse_cap,
     peak,
+    UNIT: tl.constexpr,
     CAP: tl.constexpr,
     ENTROPY: tl.constexpr,
     SQUARES: tl.constexpr,
@@ -220,7 +232,7 @@ def score_row(
     """Score the row of this program. The columns beyond the last whole block have a mask, which costs wide loads."""
     # T * V may be beyond 2 ** 31.
     row = tl.program_id(0).to(tl.int64)
-    x_ptr += row * stride
+    x_ptr += row * stride * UNIT
     target = tl.load(target_ptr + row)
     column_B = tl.arange(0, BLOCK)
     whole = V // BLOCK * BLOCK

@@ -25,8 +25,8 @@ POINTWISE_BYTES = 2 * HALF
 FIRST_BYTES, LATER_BYTES = FLOAT, 2 * FLOAT
 """For each number of a trained weight: the first chunk writes its gradient, each later one reads and writes it."""
 
-FINISH_BYTES = 2 * FLOAT + FLOAT + HALF
-"""And at the end: multiplied by the upstream factor, then rounded to the dtype of the weight."""
+FINISH_BYTES = FLOAT + HALF
+"""And at the end: multiplied by the upstream factor and rounded to the dtype of the weight, in one pass."""
 
 MATERIALISED_BYTES = 38
 """For each logit, beside the GEMMs: to float32 (2 + 4), log-softmax (2 reads, a write), its gradient filled (4), the

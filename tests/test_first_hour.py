@@ -161,7 +161,7 @@ class TestCost:
     def test_two_chunks_of_a_trained_head_by_hand(self):
         found = cost.chunked(self.h100, 8192, self.head)
         numbers, logits = 151_936 * 4096, 8192 * 151_936
-        moved = 4 * logits + (4 + 8 + 14) * numbers
+        moved = 4 * logits + (4 + 8 + 6) * numbers
         by_hand = 3 * 2 * 8192 * numbers / (0.75 * 989e12) + moved / (0.9 * 3350e9)
         assert found.rows == 4096
         assert found.seconds == pytest.approx(by_hand, rel=1e-9)

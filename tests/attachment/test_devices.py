@@ -141,7 +141,7 @@ def test_weights_that_are_elsewhere_between_calls(tied, how, main, tmp_path):
     embeds = torch.randn(*batch["labels"].shape, model.config.hidden_size)
 
     def gradient(loss_of, device):
-        leaf = embeds.to(device).requires_grad_()
+        leaf = embeds.to(device).detach().requires_grad_()
         loss = loss_of(leaf)
         loss.backward()
         return loss.item(), {"embeds": leaf.grad.cpu()}

@@ -179,7 +179,8 @@ def test_a_softcap_and_its_slope_keep_their_digits(device, value):
     assert scored.rows.logp_T.item() == pytest.approx(logp, rel=2e-6)
     slope = 1 / math.cosh(value) ** 2
     expected = 1e3 * slope * p_TV[0, 0].item()
-    assert gradient(raw_TV, scored)[0, 0].item() == pytest.approx(expected, rel=1e-3 if value < 1 else 1e-5, abs=1e-36)
+    # A capped logit near 1000 has steps of 6e-5, which the exponential makes relative.
+    assert gradient(raw_TV, scored)[0, 0].item() == pytest.approx(expected, rel=1e-3 if value < 1 else 1e-4, abs=1e-36)
 
 
 def test_a_sum_beyond_the_range_of_float16_does_not_overflow_its_buffer(device):

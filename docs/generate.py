@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import claims
+import costs
 
 from dft_plugin.config.plugins import Catalogue, build_catalogue, build_manager
 from dft_plugin.config.settings import Settings
@@ -104,7 +105,12 @@ def models_page() -> str:
     return "".join(parts)
 
 
-PAGES = {"settings.md": settings_page, "models.md": models_page, "around-the-step.md": claims.page}
+PAGES = {
+    "settings.md": settings_page,
+    "models.md": models_page,
+    "around-the-step.md": claims.page,
+    "gpu.md": costs.page,
+}
 
 
 def main(check: bool) -> int:

@@ -78,10 +78,10 @@ class Settings(BaseModel):
         ge=1,
         description=(
             "MiB for the logits that exist at one time where the loss is computed from the hidden states. Unset, on a "
-            "CPU: 40 where the head's weight "
-            "is frozen, 300 where it is trained; on an accelerator: 300. At least 64 tokens and at most 1024 "
-            "(on an accelerator 256 and 4096) fit into a chunk, whatever this says. `blocked` needs no more than 40 "
-            "and does not heed it."
+            "CPU: 40 where the head's weight is frozen, 300 where it is trained; on an accelerator: at most 512 and "
+            "2048, by the shape, and a quarter of the memory that is free. At least 64 tokens and at most 1024 (on an "
+            "accelerator 256 and 4096) fit into a chunk, whatever this says. `blocked` needs no more than 40 and does "
+            "not heed it."
         ),
     )
     first: First | None = Field(

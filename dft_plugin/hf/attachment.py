@@ -22,6 +22,7 @@ from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.stats import LossStats, Tally
 from dft_plugin.core.targets import Selection
 from dft_plugin.hf import standing
+from dft_plugin.hf.capturing import require_no_capture
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
 from dft_plugin.hf.passes import Pass, Passes
 from dft_plugin.hf.routing import Route
@@ -188,7 +189,9 @@ class Attachment:
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """All arguments of a call that have names, by these."""
         names = [name for name, p in self.__signature__.parameters.items() if p.kind is not p.VAR_POSITIONAL]
-        return {**dict(zip(names, () if self._takes_any else args, strict=False)), **kwargs}
+        given = () if self._takes_any else args
+        # No zip(strict=False): torch.compile of 2.8 fails on it.
+        return {**{name: given[index] for index, name in enumerate(names[: len(given)])}, **kwargs}
 
     @property
     def _takes_any(self) -> bool:
@@ -228,9 +231,11 @@ class Attachment:
             unnamed: positional arguments of a forward that gives them no names.
 
         Raises:
-            UnsupportedModelError: the plan insists on a kernel and the model does not allow it.
+            UnsupportedModelError: the plan insists on a kernel and the model does not allow it, or a CUDA graph is
+                captured.
             LabelError: labels that do not fit the model.
         """
+        require_no_capture(module)
         forward = functools.partial(self.original_of(module), *unnamed)
         done = self._passes.score(module, forward, inputs, want_logits, self.clock)
         self.calls += 1

@@ -135,7 +135,7 @@ def _random_states(model: nn.Module) -> list[Restore]:
 def _devices(model: nn.Module) -> set[torch.device]:
     devices = {tensor.device for tensor in chain(model.parameters(), model.buffers())}
     accelerator = torch.accelerator.current_accelerator()
-    # A build of torch names its accelerator on a machine without one, too.
+    # A build for CUDA names one on a machine that has none.
     if accelerator is not None and torch.accelerator.is_available():
         # Where the weights are offloaded, it computes and they do not say so.
         devices.add(torch.device(accelerator.type, torch.accelerator.current_device_index()))

@@ -120,6 +120,9 @@ class Objective(BaseModel):
     divisor: ClassVar[Divisor] = "tokens"
     """What the sum of an optimizer step is divided by."""
 
+    may_be_negative: ClassVar[bool] = False
+    """Whether a weight may be below 0: such a token is unlearned. `check_objective` refuses it otherwise."""
+
     statistics: ClassVar[tuple[str, ...]] = ()
     """Names of per-token values that `weigh` returns to be logged, as means, under `dft/NAME`."""
 

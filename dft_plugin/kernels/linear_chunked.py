@@ -67,9 +67,10 @@ def chunked(
         tokens=hidden_TD.shape[0],
         weight_trained=head.weight_VD.requires_grad and torch.is_grad_enabled(),
     )
-    score_ = partial(score_rows_, transform=head.transform, needs=needs | objective.needs)
+    needs = needs | objective.needs
+    score_ = partial(score_rows_, transform=head.transform, needs=needs)
     return score(
-        Sweep(objective, dtype, rows, score_, sums_over_tokens),
+        Sweep(objective, dtype, rows, score_, sums_over_tokens, transform=head.transform, needs=needs),
         targets,
         hidden_TD,
         head.weight_VD,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
 import torch
 from pydantic import Field
 from support.family import FORMULAS, NAMES
+from support.family_soft import SOFT_FORMULAS, SOFT_NAMES
+from support.made import Plain, objective, p
 
 from dft_plugin import Number, Objective
 from dft_plugin.errors import ClockError
-from dft_plugin.objectives import FAMILY, Rank, Top, Weighed
+from dft_plugin.objectives import FAMILY, Rank, Weighed
 from dft_plugin.objectives.reference import mean_of_sequences
 from dft_plugin.testing import check_objective
 
@@ -24,31 +25,9 @@ def test_all_that_is_shipped_conforms_with_its_defaults(kind):
     check_objective(kind)
 
 
-@pytest.mark.parametrize("objective", [objective for objective, _ in FORMULAS], ids=NAMES)
+@pytest.mark.parametrize("objective", [one for one, _ in FORMULAS + SOFT_FORMULAS], ids=NAMES + SOFT_NAMES)
 def test_all_that_is_shipped_conforms_with_options(objective):
     check_objective(objective)
-
-
-class Plain(Objective):
-    """One that conforms; what follows is wrong in one thing."""
-
-    name: ClassVar[str] = "plain"
-    summary: ClassVar[str] = "w = p"
-    source: ClassVar[str] = "none"
-
-    def weight(self, rows):
-        return rows.logp_T.exp()
-
-
-def objective(weigh, **declared):
-    """Make one that weighs by a function of rows and targets."""
-    body = {"weigh": lambda self, rows, targets, clock: weigh(rows, targets), "__module__": __name__}
-    kinds = dict.fromkeys(declared, ClassVar)
-    return type("Made", (Plain,), {**body, **declared, "__annotations__": kinds})()
-
-
-def p(rows):
-    return rows.logp_T.exp()
 
 
 def outsider(rows, targets):
@@ -277,60 +256,6 @@ class Empty(Objective):
 def test_a_class_is_described_and_does_something(kind, says):
     with pytest.raises(AssertionError, match=says):
         check_objective(kind)
-
-
-@dataclass(frozen=True)
-class Mean(Top):
-    """Wrong where it is made from blocks of different sizes, or of a row's neighbours."""
-
-    over_rows: bool = False
-
-    def __call__(self, logits_CV, targets_C):
-        made_C = logits_CV.clamp(min=-99).mean(1)
-        return made_C - made_C.mean() if self.over_rows else made_C
-
-    def combine(self, parts_PC):
-        return parts_PC.sum(0)
-
-
-@dataclass(frozen=True)
-class Shifting(Rank):
-    """Changes what it is given."""
-
-    def __call__(self, logits_CV, targets_C):
-        return logits_CV.sub_(1).amax(1)
-
-
-class Fresh:
-    """Equal to nothing."""
-
-    name = "fresh"
-
-    def __call__(self, logits_CV, targets_C):
-        return logits_CV.amax(1)
-
-
-class FreshEachTime(Plain):
-    """Makes its functions anew."""
-
-    @property
-    def needs(self):
-        return frozenset({Fresh()})
-
-
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        (objective(lambda rows, targets: p(rows), needs=frozenset({Mean(1)})), "`combine` of the statistic top1 does"),
-        (objective(lambda rows, targets: p(rows), needs=frozenset({Mean(1, True)})), "top1 depends on other rows"),
-        (objective(lambda rows, targets: p(rows), needs=frozenset({Shifting()})), "rank changes the logits"),
-        (FreshEachTime(), "functions that do not equal each other"),
-    ],
-    ids=["combine", "rows", "in place", "equality"],
-)
-def test_a_function_of_rows_is_checked(wrong, says):
-    with pytest.raises(AssertionError, match=says):
-        check_objective(wrong)
 
 
 def test_it_says_no_where_python_takes_assertions_out():

@@ -192,6 +192,8 @@ def _costs(objective: Objective) -> list[str]:
     if objective.scope == "batch":
         found.append("weights look at the whole step: a second sweep over a trained head, and no split of the step")
     found += [f"the column `{name}`: {COLUMNS.get(name, MUST_HOLD)}" for name in sorted(objective.columns)]
+    if objective.reference == "distribution":
+        found.append("a frozen reference: one forward pass of it more, and its logits beside the model's, in chunks")
     if objective.divisor != "tokens":
         found.append("gradients are scaled once more at the end of each step, when its divisor is known")
     return found

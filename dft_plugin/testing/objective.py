@@ -10,8 +10,17 @@ from torch import Tensor
 
 from dft_plugin.config.settings import Settings
 from dft_plugin.errors import ClockError
-from dft_plugin.objectives import BlockFunction, Clock, Divisor, Objective, RowFunction, Scope, Weighed
-from dft_plugin.testing.tokens import DECLARED_BY, VOCAB, Tokens, UndeclaredError, logits, tokens_for, undeclared
+from dft_plugin.objectives import BlockFunction, Clock, Divisor, Objective, ReferenceNeed, RowFunction, Scope, Weighed
+from dft_plugin.testing.tokens import (
+    DECLARED_BY,
+    VOCAB,
+    Tokens,
+    UndeclaredError,
+    logits,
+    reference_logits,
+    tokens_for,
+    undeclared,
+)
 
 _CLOCK = Clock(step=3, last_step=10, epoch=0.3)
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -34,6 +43,8 @@ def check_objective(objective: Objective | type[Objective]) -> None:
     for function in made.needs:
         if not isinstance(function, str):
             _check_function(function)
+    if made.reference == "distribution":
+        _check_soft_targets(made)
     for dtype in (torch.float32, torch.float64):
         _check_weights(made, dtype)
 
@@ -60,6 +71,8 @@ def _check_description(objective: Objective) -> None:
         _require(option not in Settings.model_fields, f"option {option} is a setting of ours")
     _require(objective.scope in get_args(Scope), f"scope is {objective.scope!r}; allowed: {_words(Scope)}")
     _require(objective.divisor in get_args(Divisor), f"divisor is {objective.divisor!r}; allowed: {_words(Divisor)}")
+    known = get_args(ReferenceNeed)
+    _require(objective.reference in known, f"reference is {objective.reference!r}; allowed: {', '.join(known)}")
     needs, again = objective.needs, objective.needs
     _require(needs == again, "`needs` gives functions that do not equal each other: make them frozen dataclasses")
     for need in needs:
@@ -98,6 +111,16 @@ def _check_function(function: RowFunction) -> None:
         made = function.combine(torch.stack(parts))
         _require(made.shape == expected.shape, f"`combine` of {name} gives shape {tuple(made.shape)}")
         _require(_same(made, expected, torch.float64), f"`combine` of {name} does not give what whole rows give")
+
+
+def _check_soft_targets(objective: Objective) -> None:
+    _require(objective.scope == "token", "with a reference's distribution, `scope` is `token`")
+    reference_TV, (_, ids_T) = reference_logits(), logits()
+    made_TV = objective.soft_targets(reference_TV.clone(), ids_T)
+    _require(made_TV.shape == reference_TV.shape, f"`soft_targets` gives shape {tuple(made_TV.shape)}, not [C, V]")
+    some_CV = objective.soft_targets(reference_TV[:7].clone(), ids_T[:7])
+    _require(_same(some_CV, made_TV[:7], torch.float64), "`soft_targets` of a token depend on other tokens")
+    _require(not bool(made_TV.isnan().any()), "`soft_targets` gives what is no number")
 
 
 def _check_weights(objective: Objective, dtype: torch.dtype) -> None:
@@ -145,10 +168,16 @@ def _weigh(objective: Objective, tokens: Tokens) -> Weighed:
 
 def _check_numbers(objective: Objective, tokens: Tokens, made: Weighed) -> None:
     logp_T = tokens.rows.logp_T
-    _check_tensor(made.weight_T, "weights", logp_T)
-    _require_none(~made.weight_T.isfinite(), tokens, "weights must be finite")
-    if not objective.may_be_negative:
-        _require_none(made.weight_T < 0, tokens, "weights below 0 unlearn; allowed only with `may_be_negative`")
+    _require(
+        made.soft_T is None or objective.reference == "distribution",
+        "it returned soft_T, and `reference` is not `distribution`",
+    )
+    for what, given_T in {"weights": made.weight_T, "soft_T": made.soft_T}.items():
+        if given_T is not None:
+            _check_tensor(given_T, what, logp_T)
+            _require_none(~given_T.isfinite(), tokens, f"{what} must be finite")
+            if not objective.may_be_negative:
+                _require_none(given_T < 0, tokens, f"{what} below 0 unlearn; allowed only with `may_be_negative`")
     if made.value_T is not None:
         _check_tensor(made.value_T, "values", logp_T)
         # Of a token that is masked out, the likelihood is not finite either.
@@ -199,19 +228,17 @@ def _companies(objective: Objective, tokens: Tokens) -> Iterator[tuple[Tensor, s
 
 
 def _picked(made: Weighed, index_C: Tensor) -> Weighed:
-    return Weighed(
-        made.weight_T[index_C],
-        None if made.value_T is None else made.value_T[index_C],
-        {name: value_T[index_C] for name, value_T in made.statistics.items()},
-    )
+    def of(tensor_T: Tensor | None) -> Tensor | None:
+        return None if tensor_T is None else tensor_T[index_C]
+
+    statistics = {name: value_T[index_C] for name, value_T in made.statistics.items()}
+    return Weighed(made.weight_T[index_C], of(made.value_T), statistics, of(made.soft_T))
 
 
 def _agree(one: Weighed, other: Weighed, dtype: torch.dtype) -> bool:
-    if not _same(one.weight_T, other.weight_T, dtype) or (one.value_T is None) != (other.value_T is None):
-        return False
-    if one.value_T is not None and other.value_T is not None and not _same(one.value_T, other.value_T, dtype):
-        return False
-    return all(_same(one.statistics[name], other.statistics[name], dtype) for name in one.statistics)
+    pairs = [(one.weight_T, other.weight_T), (one.value_T, other.value_T), (one.soft_T, other.soft_T)]
+    pairs += [(value_T, other.statistics[name]) for name, value_T in one.statistics.items()]
+    return all(a_T is b_T if a_T is None or b_T is None else _same(a_T, b_T, dtype) for a_T, b_T in pairs)
 
 
 def _same(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:

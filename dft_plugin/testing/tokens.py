@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dft_plugin.kernels.added import functions_in
-from dft_plugin.objectives import Clock, Objective, Rows, Targets
+from dft_plugin.objectives import SOFT_ENTROPY, SOFT_KL, Clock, Objective, Rows, Targets
 
 VOCAB = 301
 _LENGTHS = (1, 9, 2, 8, 3, 17, 4, 6, 5, 5, 1, 11)
@@ -119,7 +119,10 @@ def tokens_for(objective: Objective, dtype: torch.dtype, clock: Clock | None) ->
         logits_TV.argmax(-1) == ids_T,
         entropy_T=-(p_TV * logp_TV).nan_to_num().sum(-1).to(dtype),
         sum_p_squared_T=p_TV.square().sum(-1).to(dtype),
-        added=_added({one.name: one(logits_TV.to(dtype), ids_T) for one in functions_in(objective.needs)}),
+        added=_added(
+            {one.name: one(logits_TV.to(dtype), ids_T) for one in functions_in(objective.needs)}
+            | {name: value_T.to(dtype) for name, value_T in _beside_soft_targets(objective, logp_TV, ids_T).items()}
+        ),
     )
     lengths = torch.tensor(_LENGTHS)
     position_T = torch.cat([torch.arange(length) for length in _LENGTHS])
@@ -140,6 +143,22 @@ def logits() -> tuple[Tensor, Tensor]:
     logits_TV[11, (ids_T[11] + 1) % VOCAB] = _SURE
     logits_TV[13, ids_T[13]] = -torch.inf
     return logits_TV, ids_T
+
+
+def reference_logits() -> Tensor:
+    """Return what a frozen reference might say of the same tokens, float64 [T, V]."""
+    generator = torch.Generator().manual_seed(1)
+    return 3 * torch.randn(sum(_LENGTHS), VOCAB, generator=generator, dtype=torch.float64)
+
+
+def _beside_soft_targets(objective: Objective, logp_TV: Tensor, ids_T: Tensor) -> dict[str, Tensor]:
+    """Return what kernels add to the rows of an objective with soft targets."""
+    if objective.reference != "distribution":
+        return {}
+    log_q_TV = objective.soft_targets(reference_logits(), ids_T).log_softmax(-1)
+    q_TV = log_q_TV.exp()
+    entropy_T = -(q_TV * log_q_TV).nan_to_num().sum(-1)
+    return {SOFT_KL: -(q_TV * logp_TV).sum(-1) - entropy_T, SOFT_ENTROPY: entropy_T}
 
 
 def _column(name: str, number: int, count: int) -> Tensor:

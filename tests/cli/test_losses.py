@@ -117,6 +117,9 @@ def test_costs_are_those_that_are_declared():
     assert costs(by_name("dft")) == ()
     assert costs(by_name("idft")) == ("the entropy of each row, summed up beside the softmax",)
     assert costs(by_name("eaft")) == ("the statistic `top20` of each row, made block by block",)
+    assert costs(by_name("asft")) == (
+        "a frozen reference: one forward pass of it more, and its logits beside the model's, in chunks",
+    )
     assert costs(by_name("thresholded")) == (
         "gradients are scaled once more at the end of each step, when its divisor is known",
     )

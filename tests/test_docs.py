@@ -15,7 +15,7 @@ import dft_plugin
 from dft_plugin.config import hookspecs
 from dft_plugin.config.plugins import build_catalogue
 from dft_plugin.core.stats import LossStats, Sum
-from dft_plugin.objectives import Objective, Rows, Targets, Weighed
+from dft_plugin.objectives import FAMILY, Objective, Rows, Targets, Weighed
 from dft_plugin.testing import check_objective
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +97,34 @@ def test_every_block_of_the_guide_runs_and_what_it_makes_conforms():
     for kind in made:
         check_objective(kind)
     scope["test_mine_conforms"]()
+
+
+@pytest.mark.parametrize("name", ["docs/losses.md", "docs/settings.md", "docs/when-not-to-use.md"])
+def test_every_yaml_block_is_a_loss_that_is_accepted(name):
+    catalogue = build_catalogue()
+    found = re.findall(r"```yaml\n(.*?)```", page(name), re.S)
+    assert found or name == "docs/when-not-to-use.md"
+    for block in found:
+        catalogue.settings(yaml.safe_load(block)["loss"])
+
+
+def test_every_setting_in_the_prose_is_accepted():
+    """In backticks: `loss: {...}` as a whole, or `key: value` of an option that a loss of that section has."""
+    catalogue = build_catalogue()
+    for name in ("README.md", "docs/losses.md", "docs/when-not-to-use.md", "docs/objectives.md"):
+        for written in re.findall(r"`(loss: [^`]+)`", page(name)):
+            if "sqrt" not in written and "downweight" not in written:
+                catalogue.settings(yaml.safe_load(written)["loss"])
+
+
+def test_the_page_of_losses_has_each_in_its_table_and_in_a_section():
+    text = page("docs/losses.md")
+    for kind in FAMILY:
+        assert f"\n| [`{kind.name}`](#{kind.name}) |" in text
+        section = text.split(f"\n## `{kind.name}`\n", 1)[1].split("\n## ", 1)[0]
+        for option in kind.model_fields:
+            assert f"| `{option}` |" in section
+        assert kind.source in section
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

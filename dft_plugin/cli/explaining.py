@@ -25,8 +25,8 @@ DIVISORS = {
 }
 
 COLUMNS = {
-    "ref_logp": "log-probabilities of a frozen reference: one forward pass of it more, or computed beforehand",
-    "ref_mass": "probability mass of a frozen reference: one forward pass of it more, or computed beforehand",
+    "ref_logp": "of a frozen reference: one forward pass of it more, or computed beforehand",
+    "ref_mass": "of a frozen reference: one forward pass of it more, or computed beforehand",
     "old_logp": "log-probabilities before the updates, which the data must hold",
 }
 """What we know of columns by name."""
@@ -179,7 +179,7 @@ def _every_cost(kind: type[Objective], usual: Objective) -> Iterator[str]:
         by_word = {word: _costs(_made(kind, (), **{name: word})) for word in get_args(field.annotation)}
         for word, costs in by_word.items():
             only = [cost for cost in costs if any(cost not in others for others in by_word.values())]
-            sometimes += [f"with `{name}: {word}`: {cost}" for cost in only]
+            sometimes += [f"with `{name}: {word}` {cost}" for cost in only]
             always = [cost for cost in always if cost not in only]
     yield from always
     yield from sometimes
@@ -191,7 +191,7 @@ def _costs(objective: Objective) -> list[str]:
         found.append("weights look at whole sequences: a second sweep over the head where that is trained")
     if objective.scope == "batch":
         found.append("weights look at the whole step: a second sweep over a trained head, and no split of the step")
-    found += [f"the column `{name}`: {COLUMNS.get(name, MUST_HOLD)}" for name in sorted(objective.columns)]
+    found += [f"the column `{name}`, {COLUMNS.get(name, MUST_HOLD)}" for name in sorted(objective.columns)]
     if objective.reference == "distribution":
         found.append("a frozen reference: one forward pass of it more, and its logits beside the model's, in chunks")
     if objective.divisor != "tokens":

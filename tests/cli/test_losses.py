@@ -126,14 +126,14 @@ def test_costs_are_those_that_are_declared():
 
 
 def test_a_cost_that_hangs_on_a_choice_says_on_which():
-    reference = "a frozen reference: one forward pass of it more, or computed beforehand"
+    reference = "of a frozen reference: one forward pass of it more, or computed beforehand"
     assert costs(by_name("prift")) == (
-        f"with `by: prob`: the column `ref_logp`: log-probabilities of {reference}",
-        f"with `by: mass`: the column `ref_mass`: probability mass of {reference}",
+        f"with `by: prob` the column `ref_logp`, {reference}",
+        f"with `by: mass` the column `ref_mass`, {reference}",
     )
     assert costs(by_name("iw_sft")) == (
-        f"the column `ref_logp`: log-probabilities of {reference}",
-        "with `per: sequence`: weights look at whole sequences: a second sweep over the head where that is trained",
+        f"the column `ref_logp`, {reference}",
+        "with `per: sequence` weights look at whole sequences: a second sweep over the head where that is trained",
     )
 
 
@@ -147,10 +147,10 @@ def test_a_loss_of_somebody_else_is_explained_as_ours_are(run):
     assert found["cost"] == [
         "the entropy of each row, summed up beside the softmax",
         "the statistic `rank` of each row, made from whole rows: `blocked` cannot",
-        "the column `ratio`: a number for each token, which the data must hold",
+        "the column `ratio`, a number for each token, which the data must hold",
         "gradients are scaled once more at the end of each step, when its divisor is known",
-        "with `per: sequence`: weights look at whole sequences: a second sweep over the head where that is trained",
-        "with `per: batch`: weights look at the whole step: a second sweep over a trained head, and no split of the "
+        "with `per: sequence` weights look at whole sequences: a second sweep over the head where that is trained",
+        "with `per: batch` weights look at the whole step: a second sweep over a trained head, and no split of the "
         "step",
     ]
     assert [option["allowed"] for option in found["options"]] == [

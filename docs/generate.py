@@ -138,7 +138,12 @@ def models_page() -> str:
     return "".join(parts)
 
 
-PAGES = {"settings.md": settings_page, "losses.md": losses.page, "models.md": models_page, "around-the-step.md": claims.page}
+PAGES = {
+    "settings.md": settings_page,
+    "losses.md": losses.page,
+    "models.md": models_page,
+    "around-the-step.md": claims.page,
+}
 
 
 def main(check: bool) -> int:

@@ -108,13 +108,14 @@ def test_every_yaml_block_is_a_loss_that_is_accepted(name):
         catalogue.settings(yaml.safe_load(block)["loss"])
 
 
-def test_every_setting_in_the_prose_is_accepted():
-    """In backticks: `loss: {...}` as a whole, or `key: value` of an option that a loss of that section has."""
+def test_every_loss_in_the_prose_is_accepted():
     catalogue = build_catalogue()
-    for name in ("README.md", "docs/losses.md", "docs/when-not-to-use.md", "docs/objectives.md"):
-        for written in re.findall(r"`(loss: [^`]+)`", page(name)):
-            if "sqrt" not in written and "downweight" not in written:
-                catalogue.settings(yaml.safe_load(written)["loss"])
+    names = ("README.md", "docs/losses.md", "docs/when-not-to-use.md", "docs/objectives.md")
+    written = [line for name in names for line in re.findall(r"`(loss: [^`]+)`", page(name))]
+    ours = [line for line in written if "sqrt" not in line and "downweight" not in line]
+    assert len(ours) > 15
+    for line in ours:
+        catalogue.settings(yaml.safe_load(line)["loss"])
 
 
 def test_the_page_of_losses_has_each_in_its_table_and_in_a_section():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import claims
 import costs
+import losses
 
 from dft_plugin.config.plugins import Catalogue, build_catalogue, build_manager
 from dft_plugin.config.settings import Settings
@@ -36,6 +37,39 @@ loss:
   alpha: 0.7
   floor: 0.05
   kernel: auto
+```
+
+[Losses](losses.md) has all that may be named, with their options and when they help.
+
+## More than a name
+
+**SFT first, then DFT.** Any number of an objective may change during the run. `until` is a share of the run (a
+fraction) or a number of optimizer steps (an integer); after that the number stays. The log has it as `dft/alpha`.
+
+```yaml
+loss: {name: dft, alpha: {from: 0.0, to: 1.0, until: 0.3}}
+```
+
+**One loss, then another.** `first` holds for that long, then what stands in `name` takes over. Options of the first
+stand beside its name.
+
+```yaml
+loss: {name: dft, first: {name: nll, for: 0.2}}
+```
+
+**Tokens that are always learned.** DFT gives up on what the model finds impossible, and for a base model that is often
+the token that ends an answer. These get weight 1, whatever the loss says: `eos` (what ends an answer or a turn),
+`special` (what the tokenizer marks so), `added` (what the base model's tokenizer did not have), or ids.
+
+```yaml
+loss: {name: dft, always_learn: [eos, added, 128009]}
+```
+
+**Factors from your data.** `column` names a column of your dataset: a number for each row, for each message of a chat,
+or for each token. `tokens` has factors by the text of a token, or by id. They multiply the weights of any loss.
+
+```yaml
+loss: {name: dft, weights: {column: ratio, tokens: {"</think>": 2.0}}}
 ```
 """
 
@@ -107,6 +141,7 @@ def models_page() -> str:
 
 PAGES = {
     "settings.md": settings_page,
+    "losses.md": losses.page,
     "models.md": models_page,
     "around-the-step.md": claims.page,
     "gpu.md": costs.page,

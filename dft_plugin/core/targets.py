@@ -97,14 +97,14 @@ class Selection:
 
     def targets(self, device: torch.device) -> Targets:
         """Return what a kernel gets, on the device of the hidden states or the logits."""
-        facts, places = self.facts, {}
+        facts, sequence_T, position_T = self.facts, None, None
         if facts.sequence_BS is not None and facts.position_BS is not None:
-            sequence_T = facts.sequence_BS.reshape(-1)[self.positions_T]
             # Those without targets are left out of the numbering.
-            places["sequence_T"] = send(torch.unique(sequence_T, return_inverse=True)[1], device)
-            places["position_T"] = send(facts.position_BS.reshape(-1)[self.positions_T], device)
+            numbers_T = torch.unique(facts.sequence_BS.reshape(-1)[self.positions_T], return_inverse=True)[1]
+            sequence_T = send(numbers_T, device)
+            position_T = send(facts.position_BS.reshape(-1)[self.positions_T], device)
         columns = {name: self._column(column, device) for name, column in facts.columns.items()}
-        return Targets(send(self.ids_T, device), **places, columns=columns, clock=facts.clock)
+        return Targets(send(self.ids_T, device), position_T, sequence_T, columns, facts.clock)
 
     def _column(self, column_BS: Tensor, device: torch.device) -> Tensor:
         column_N = column_BS.to(device, non_blocking=True).reshape(-1)

@@ -70,9 +70,10 @@ def chunked(
         processors=processors(device),
         free_bytes=None if scratch_bytes is not None else free_bytes(device),
     )
-    score_ = partial(score_rows_, transform=head.transform, needs=needs | objective.needs)
+    needs = needs | objective.needs
+    score_ = partial(score_rows_, transform=head.transform, needs=needs)
     return score(
-        Sweep(objective, dtype, rows, score_, sums_over_tokens),
+        Sweep(objective, dtype, rows, score_, sums_over_tokens, transform=head.transform, needs=needs),
         targets,
         hidden_TD,
         head.weight_VD,

@@ -17,6 +17,7 @@ from dft_plugin.kernels.logits import may_overwrite, score_logits, score_logits_
 from dft_plugin.kernels.results import join
 from dft_plugin.kernels.softmax import accumulation_dtype
 from dft_plugin.kernels.sweep import score
+from dft_plugin.kernels.terms import distribution_of, is_soft
 from dft_plugin.kernels.types import KernelResult, OpaqueHead
 from dft_plugin.kernels.weighing import by_scope
 from dft_plugin.objectives import RowStatistic, Targets, Weigher
@@ -119,6 +120,8 @@ class _Calls:
             logits_CV = self.head.project(hidden_CD)
         logits_CV = self.head.transform(logits_CV.to(accumulation_dtype(logits_CV.dtype)))
         kept_C = torch.arange(C, device=logits_CV.device)
+        if is_soft(objective):
+            targets = replace(targets, reference=distribution_of(objective, targets).held())
         score_chunk = score_logits_ if may_overwrite(logits_CV) else score_logits
         return score_chunk(logits_CV, kept_C, targets, objective, needs=self.needs)
 
@@ -147,6 +150,8 @@ class _Calls:
         if torch.float16 not in (self.autocast, inputs[0].dtype, *(tensor.dtype for tensor in self.head.parameters)):
             return None
         largest_C = part.weight_T.abs() * part.rows.one_minus_p_T * abs(self.head.transform.scale)
+        if part.soft_T is not None:
+            largest_C = largest_C + part.soft_T.abs() * abs(self.head.transform.scale)
         exponent = torch.frexp(largest_C.max()).exponent - _ENTRY_EXPONENT
         if len(inputs) > 1:
             # Trained: what a token adds to a weight is bounded by its gradient times its hidden state.

@@ -106,10 +106,26 @@ class Steps:
 
 
 def ends_of_answers(renderer: Any) -> list[int]:
-    """Return what v1's own template ends an answer with: the last token of one that is no plain text."""
-    messages = [{"role": role, "content": [{"type": "text", "value": "text"}]} for role in ("user", "assistant")]
+    """Return what v1's own template writes after an answer: the first token that is no plain text, or none.
+
+    Args:
+        renderer: v1's, of the model that is trained.
+    """
+    one, other = (_rendered(renderer, answer) for answer in ("yes", "no"))
+    if one == other:
+        # A tokenizer that knows neither word.
+        return []
+    alike = [first == second for first, second in zip(reversed(one), reversed(other), strict=False)]
+    after = one[len(one) - alike.index(False) :]
     marked = turns.marked(get_tokenizer(renderer.processor)).values()
-    return [number for number in renderer.render_messages(messages)["input_ids"] if number in marked][-1:]
+    return [number for number in after if number in marked][:1]
+
+
+def _rendered(renderer: Any, answer: str) -> list[int]:
+    said = {"user": "is it?", "assistant": answer}
+    messages = [{"role": role, "content": [{"type": "text", "value": text}]} for role, text in said.items()]
+    ids: list[int] = renderer.render_messages(messages)["input_ids"]
+    return ids
 
 
 def only_targets(batch: Mapping[str, Any]) -> dict[str, Any]:

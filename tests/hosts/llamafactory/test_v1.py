@@ -255,7 +255,9 @@ def test_what_ends_an_answer_is_what_v1s_template_writes(template):
 def test_tokens_are_always_learned_and_weighed(home, tmp_path, capsys):
     loss = {"name": "dft", "always_learn": ["eos", 5], "weights": {"tokens": {"w7": 3.0, 9: 0.5}}}
     run = factory_v1.train(factory_v1.arguments(home, tmp_path, max_steps=1), loss)
-    assert "; always learned: 2 tokens (eos `</s>`, ids `w5`); weights: `w7` x 3, `w9` x 0.5" in capsys.readouterr().err
+    assert (
+        "; always learned: 2 tokens (eos `</s>`, ids `w5`); weights: `w7` x 3, `w9` x 0.5" in capsys.readouterr().err
+    )
     assert {"dft/always_learn_share", "dft/data_weight"} <= run.logs[0].keys()
 
 

@@ -122,4 +122,4 @@ def test_new_tokens_are_learned_by_their_kind(tmp_path):
     trainer.processing_class = tokenizer
     attachment = activate(trainer, {"always_learn": "added"})
     assert attachment.plan.adjusted.always == (new,)
-    assert tiny.VOCAB == new
+    assert new == tiny.VOCAB

@@ -23,11 +23,7 @@ def chats(count=24, seed=0):
 
     return Dataset.from_list(
         [
-            {
-                "messages": [
-                    {"role": role, "content": words()} for role in ("user", "assistant", "user", "assistant")
-                ]
-            }
+            {"messages": [{"role": role, "content": words()} for role in ("user", "assistant", "user", "assistant")]}
             for _ in range(count)
         ]
     )

@@ -33,9 +33,9 @@ def bytewise(chat_template: str | None = CHATML, **named: str) -> PreTrainedToke
     return made
 
 
-def wordwise() -> PreTrainedTokenizerFast:
+def wordwise(*words: str) -> PreTrainedTokenizerFast:
     """Whole words, and one token for all that are unknown."""
-    vocab = {"<unk>": 0, "</s>": 1, "one": 2, "two": 3}
+    vocab = {word: i for i, word in enumerate(["<unk>", "</s>", *(words or ("one", "two"))])}
     core = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")

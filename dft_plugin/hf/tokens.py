@@ -107,7 +107,9 @@ class _Reader:
         """Return what to call tokens: their text, or their id where nobody knows it."""
         if self.tokenizer is None:
             return [str(number) for number in ids]
-        named = [self.tokenizer.convert_ids_to_tokens(number) for number in ids]
+        # A model may have rows that are nobody's.
+        size = len(self.tokenizer)
+        named = [self.tokenizer.convert_ids_to_tokens(number) if number < size else None for number in ids]
         return [f"`{text}`" if text else str(number) for text, number in zip(named, ids, strict=True)]
 
     def _within(self, ids: Iterable[int]) -> set[int]:
@@ -179,7 +181,7 @@ class _Reader:
 
     def _one_token(self, text: str) -> int | None:
         tokenizer: Any = self.tokenizer
-        added: dict[str, int] = tokenizer.get_added_vocab()
+        added: dict[str, int] = getattr(tokenizer, "get_added_vocab", dict)()
         ids = [added[text]] if text in added else tokenizer.encode(text, add_special_tokens=False)
         unknown = ids == [tokenizer.unk_token_id] and text != tokenizer.unk_token
         if len(ids) == 1 and not unknown:

@@ -40,9 +40,9 @@ def turn_ends(processor: Any, tokenizer: Any) -> tuple[set[int], str | None]:
 
 def marked(tokenizer: Any) -> dict[str, int]:
     """Return the tokens that are no plain text, with their ids."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    return {token: number for token, number in {**{str(t): i for i, t in added.items()}, **special}.items() if token}
+    found = {str(token): number for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
+    found |= {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
+    return {token: number for token, number in found.items() if token}
 
 
 def _rendered(holder: Any) -> str | Exception:

@@ -36,7 +36,7 @@ class DFTArgs(BaseModel):
     def write_in_pairs(cls, loss: Any) -> Any:
         """Keep ids apart from texts: Axolotl writes its config as JSON with sorted keys, which cannot hold both."""
         weights = loss.get("weights") if isinstance(loss, Mapping) else None
-        factors = weights.get("tokens") if isinstance(weights, Mapping) else None
-        if not isinstance(factors, Mapping):
+        if not isinstance(weights, Mapping) or not isinstance(weights.get("tokens"), Mapping):
             return loss
-        return {**loss, "weights": {**weights, "tokens": [list(pair) for pair in factors.items()]}}
+        pairs = [list(pair) for pair in weights["tokens"].items()]
+        return {**loss, "weights": {**weights, "tokens": pairs}}

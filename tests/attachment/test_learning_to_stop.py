@@ -1,4 +1,4 @@
-"""What `always_learn: eos` is for: a base model that never saw an end learns to stop, which plain DFT never teaches."""
+"""What `always_learn: eos` is for: a base model that never saw an end learns to stop. Plain DFT never teaches it."""
 
 from __future__ import annotations
 

@@ -7,8 +7,11 @@ import pytest
 pytest.importorskip("axolotl")
 
 from support.axolotl_runs import train, write_config
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from dft_plugin.errors import ConflictError
+from dft_plugin.functional import plan_for
+from dft_plugin.hf import tokens
 from dft_plugin.hf.wrapping import wrapper_of
 
 pytestmark = pytest.mark.host
@@ -35,6 +38,22 @@ def test_words_and_ids_reach_the_weights_and_the_log(home, capsys):
     assert 0 < logged["dft/always_learn_share"] < 1
     assert 0 < logged["dft/always_learn_prob"] < 1
     assert logged["dft/data_weight"] != 1
+
+
+def test_eot_tokens_of_the_config_end_an_answer_too(home):
+    """Turns of two models may end in two tokens; the chat template writes but one of them."""
+    run = train(write_config(home, **CHAT, eot_tokens=["</s>", "Response"], loss={"always_learn": "eos"}))
+    ids = sorted(run.trainer.processing_class.convert_tokens_to_ids(["</s>", "Response"]))
+    assert wrapper_of(run.trainer).attachment.plan.adjusted.always == tuple(ids)
+
+
+def test_the_template_of_a_processor_whose_contents_are_parts_is_read(home):
+    processor = LlavaProcessor.from_pretrained(home / "models" / "llava")
+    model = LlavaForConditionalGeneration.from_pretrained(home / "models" / "llava")
+    processor.tokenizer.eos_token = None
+    model.generation_config.eos_token_id = model.config.text_config.eos_token_id = None
+    end = processor.tokenizer.convert_tokens_to_ids("</s>")
+    assert tokens.read(plan_for({"always_learn": "eos"}), model, processor).plan.adjusted.always == (end,)
 
 
 def test_a_token_that_is_none_stops_the_run_before_it_begins(home):

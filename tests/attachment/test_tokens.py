@@ -59,6 +59,12 @@ def test_what_begins_a_turn_does_not_end_one():
     assert turn_ends(tokenizer, tokenizer)[0] == set()
 
 
+def test_of_two_tokens_that_begin_alike_the_longer_is_meant():
+    tokenizer = wording.bytewise(wording.CHATML.replace("<|im_end|>", "<|im_end|>!"))
+    longer = wording.add(tokenizer, "<|im_end|>!", special=True)
+    assert turn_ends(tokenizer, tokenizer)[0] == set(longer)
+
+
 def test_eos_is_all_that_ends_an_answer():
     """Of the generation config, of the config, of the tokenizer, and of the chat template: each another token."""
     tokenizer = wording.bytewise(eos_token="</think>")
@@ -128,6 +134,13 @@ def test_a_reserved_token_of_another_text_is_added(tmp_path):
     assert ids_of(model, tokenizer, always_learn="added").always == (renamed,)
 
 
+def test_tokens_at_another_id_than_in_the_base_are_added(tmp_path):
+    tokenizer, base = wording.bytewise(), wording.bytewise()
+    wording.add(base, "<one>", "<two>")
+    moved = wording.add(tokenizer, "<two>", "<one>")
+    assert ids_of(wording.saved(base, tmp_path), tokenizer, always_learn="added").always == tuple(moved)
+
+
 def test_kinds_and_ids_stand_together(tmp_path):
     tokenizer = wording.bytewise()
     model = wording.saved(tokenizer, tmp_path)
@@ -180,6 +193,12 @@ def test_a_word_that_the_vocabulary_lacks_is_no_token():
     tokenizer = wording.wordwise()
     (problem,) = problems_of(wording.model_for(tokenizer), tokenizer, weights={"tokens": {"nothing": 2, "one": 2}})
     assert problem.startswith("`loss.weights.tokens`: 'nothing' is not in the tokenizer's vocabulary")
+
+
+def test_the_unknown_token_itself_may_be_named():
+    tokenizer = wording.wordwise()
+    adjusted = ids_of(wording.model_for(tokenizer), tokenizer, weights={"tokens": {"<unk>": 0.0}})
+    assert adjusted.factors == {tokenizer.unk_token_id: 0.0}
 
 
 def test_a_base_of_which_the_tokenizer_is_gone_is_named(tmp_path):

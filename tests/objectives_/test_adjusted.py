@@ -13,7 +13,7 @@ from dft_plugin.objectives.adjusted import DATA_WEIGHT, EXEMPT_PROB, EXEMPT_SHAR
 T, D, V = 150, 24, 301
 TRANSFORM = Transform(0.8, 12.0)
 CHUNKS_OF_64 = {"needs": frozenset(), "scratch_bytes": 1}
-ALWAYS, FACTORS = (0, 1, 2, 3, 7, 300), {3: 0.0, 5: 2.5, 6: 0.5}
+ALWAYS, FACTORS = (0, 1, 3, 4, 7, 300), {3: 0.0, 5: 2.5, 6: 0.5}
 """Runs of neighbours, and tokens alone; one that is exempt and has a factor."""
 
 OBJECTIVES = [

@@ -5,7 +5,7 @@ Shapes: V vocabulary, H hidden size; `...` stands for any leading dimensions, th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from dft_plugin.config.plugins import Catalogue, build_catalogue
 from dft_plugin.core.loss import NumItems, hidden_loss, logits_loss
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import IGNORE_INDEX
-from dft_plugin.errors import LabelError
+from dft_plugin.errors import LabelError, SettingsError
 from dft_plugin.kernels import Head, ShardedHead, Transform, VocabShard
 from dft_plugin.objectives import Objective
 
@@ -54,7 +54,7 @@ def token_loss(
         SettingsError: the objective is unknown, or an option of it is wrong.
         LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible.
     """
-    plan = plan_for(objective, _installed())
+    plan = _plan_without_tokenizer(objective)
     return logits_loss(plan, logits, labels, ignore_index=ignore_index).mean(num_items)
 
 
@@ -96,7 +96,7 @@ def linear_token_loss(
     """
     _require_width(hidden, weight)
     head = Head(weight, bias, Transform(logit_scale, softcap))
-    plan = plan_for(objective, _installed())
+    plan = _plan_without_tokenizer(objective)
     return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index).mean(num_items)
 
 
@@ -140,7 +140,7 @@ def vocab_parallel_token_loss(
         SettingsError: the objective is unknown, or an option of it is wrong.
         LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible.
     """
-    plan = plan_for(objective, _installed())
+    plan = _plan_without_tokenizer(objective)
     shard = VocabShard.gather(local_weight, labels, group)
     head = ShardedHead(local_weight, shard, local_bias, Transform(logit_scale, softcap))
     return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index).mean(num_items)
@@ -162,6 +162,33 @@ def _require_width(hidden: Tensor, weight: Tensor) -> None:
 def _installed() -> Catalogue:
     """Read the catalogue once per process: a training loop asks in every step."""
     return build_catalogue()
+
+
+def _plan_without_tokenizer(objective: LossLike, given: Collection[str] = ()) -> LossPlan:
+    """Resolve an objective for a function, which gets no tokenizer.
+
+    Args:
+        objective: as a caller passed it.
+        given: columns of the data that the caller passed.
+
+    Raises:
+        SettingsError: it names tokens by words, or reads a column of the data.
+    """
+    plan = plan_for(objective, _installed())
+    problems = [
+        f"`objective` names tokens by a word ({word!r}), and this function has no tokenizer to turn it into ids. Give "
+        "ids in its place: `always_learn: [tokenizer.eos_token_id]`, or `weights: {tokens: {ID: 2.0}}`."
+        for word in plan.rules.words
+    ]
+    columns = plan.columns | ({plan.rules.column} if plan.rules.column else set())
+    problems += [
+        f"`objective` reads the column `{name}` of the data, which this function does not get. Use "
+        f"dft_plugin.attach(model), and give `dft_column_{name}`, one number for each token, to the model's forward."
+        for name in sorted(columns - set(given))
+    ]
+    if problems:
+        raise SettingsError(problems)
+    return plan
 
 
 def plan_for(loss: LossLike, catalogue: Catalogue | None = None) -> LossPlan:

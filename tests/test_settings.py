@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pydantic
 import pytest
@@ -198,6 +199,31 @@ def test_what_changes_during_a_run_survives_the_way_to_another_process():
     settings = parse(WRITTEN)
     assert parse(json.loads(json.dumps(settings.as_written()))) == settings
     assert settings.describe() == "dft(alpha=0->1 until 0.3) after nll until 100"
+
+
+def test_a_number_and_its_text_are_two_tokens_in_yaml_and_on_the_way_to_another_process():
+    settings = parse({"weights": {"tokens": {11: 2.0, "11": 0.5}}})
+    assert settings.weights.tokens == {11: 2.0, "11": 0.5}
+    again = parse(json.loads(json.dumps(settings.as_written())))
+    assert again.weights.tokens == {11: 2.0, "11": 0.5}
+    assert [type(key) for key in again.weights.tokens] == [int, str]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({True: 2.0}, "True is neither an id nor a text; put quotes around what YAML reads as something else"),
+        ({None: 2.0}, "None is neither an id nor a text"),
+        ({1.5: 2.0}, "1.5 is neither an id nor a text"),
+        ({-1: 2.0}, "-1 is no token; an id is 0 or more, and a text is not empty"),
+        ({"": 2.0}, "'' is no token"),
+        ([[5, 1.0], [5, 2.0]], "5 stands there twice"),
+        ([5], r"a mapping of tokens to factors is needed, or a list of pairs: [[11, 2.0]]"),
+    ],
+)
+def test_what_is_no_token_is_refused(given, said):
+    with pytest.raises(SettingsError, match=re.escape("`loss.weights.tokens") + ".*" + re.escape(said)):
+        parse({"weights": {"tokens": given}})
 
 
 def test_a_ramp_is_kept_as_it_was_written():

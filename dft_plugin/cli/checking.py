@@ -64,7 +64,7 @@ class Report:
             "host": self.host.name,
             "host_version": self.host.installed_version(),
             "version_problem": self.version_problem,
-            "loss": self.settings.model_dump() if self.settings else None,
+            "loss": self.settings.model_dump(mode="json") if self.settings else None,
             "replaces": list(self.replaces),
             "hints": list(self.hints),
             "problems": list(self.problems),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from dft_plugin.errors import ClockError
+from dft_plugin.errors import ClockError, ConflictError
 from dft_plugin.kernels import Kernel
 from dft_plugin.objectives import Clock, Objective, RowStatistic, Weigher
 from dft_plugin.objectives.adjusted import Adjusted
@@ -26,10 +26,24 @@ class TokenRules:
     column: str | None = None
     factors: Mapping[str | int, float] = field(default_factory=dict)
 
+    def __bool__(self) -> bool:
+        """Whether anything was said."""
+        return bool(self.always or self.column or self.factors)
+
     @property
     def words(self) -> list[str]:
         """What only a tokenizer can turn into ids."""
         return [word for word in (*self.always, *self.factors) if isinstance(word, str)]
+
+    @property
+    def ids(self) -> list[int]:
+        """Those among `always`."""
+        return [number for number in self.always if isinstance(number, int)]
+
+    @property
+    def factors_by_id(self) -> dict[int, float]:
+        """Those among `factors`."""
+        return {key: factor for key, factor in self.factors.items() if isinstance(key, int)}
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,19 @@ class LossPlan:
     rules: TokenRules = TokenRules()
     adjusted: Adjusted | None = None
 
+    def with_ids(self, always: Collection[int], factors: Mapping[int, float]) -> LossPlan:
+        """Return the plan whose rules take effect, given what their words and ids come to.
+
+        Args:
+            always: ids of tokens that get weight 1.
+            factors: factors by id.
+        """
+        if not self.rules:
+            return self
+        return replace(
+            self, adjusted=Adjusted(self.objective, tuple(sorted(always)), self.rules.column, dict(factors))
+        )
+
     def weigher(self, clock: Clock | None) -> Weigher:
         """Return what gives the weights now.
 
@@ -64,7 +91,16 @@ class LossPlan:
 
         Raises:
             ClockError: the plan changes during the run, and nobody knows how far it is.
+            ConflictError: the rules were never turned into ids.
         """
+        if self.rules and self.adjusted is None:
+            raise ConflictError(
+                [
+                    f"what `loss:` says of tokens ({', '.join(map(str, self.rules.words))}) was not turned into ids, "
+                    "so that it would not take effect. Use activate(trainer), or attach(model, loss, "
+                    "tokenizer=tokenizer), or write ids."
+                ]
+            )
         objective = self.objective
         if self.schedule is not None:
             if clock is None:

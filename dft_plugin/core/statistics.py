@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import IntEnum, auto
 from typing import Literal
 
+from dft_plugin.objectives.adjusted import DATA_WEIGHT, EXEMPT_PROB, EXEMPT_SHARE
+
 LOW_WEIGHT = 0.01
 """Below this weight a token teaches next to nothing; the log shows the share of such tokens."""
 
@@ -77,5 +79,15 @@ STATISTICS = (
 )
 """All that is logged, in the order of the log."""
 
-DIRECTIONS: Mapping[str, Direction | None] = {statistic.key: statistic.better for statistic in STATISTICS}
+OF_RULES: Mapping[str, Direction | None] = {
+    f"dft/{EXEMPT_SHARE}": None,
+    f"dft/{EXEMPT_PROB}": "higher",
+    f"dft/{DATA_WEIGHT}": None,
+}
+"""What is logged besides where the loss treats some tokens apart (`objectives.adjusted`)."""
+
+DIRECTIONS: Mapping[str, Direction | None] = {
+    **{statistic.key: statistic.better for statistic in STATISTICS},
+    **OF_RULES,
+}
 """Which way is better, by key."""

@@ -66,6 +66,7 @@ class Attachment:
         trainer_only: answer only inside `answering()`; other callers of `model(..., labels=...)` get the
             model's own loss, as Axolotl's perplexity metric expects.
         clock: how far the run is, for a loss that changes during it: a trainer's hook sets it, your own loop may.
+        ends: ids that end an answer, as the tokenizer says, beside those of the model's configs; for `dft/eos_prob`.
         active: False once it is detached; then it hands every call on.
         undo: what `detach()` is to put back besides, the last first.
     """
@@ -77,6 +78,7 @@ class Attachment:
         self.calls = 0
         self.trainer_only = False
         self.clock: Clock | None = None
+        self.ends: tuple[int, ...] = ()
         self.active = True
         self.undo: list[Callable[[], None]] = []
         self._passes = Passes(plan)
@@ -244,7 +246,8 @@ class Attachment:
         if how.counted_B is not None:
             counted_T = _of_tokens(how.counted_B, done.result.selection)
         tally = self._tallies[module.training] if how.tally is None else how.tally
-        tally.add(done.result.stats(eos_token_ids(module), counted_T))
+        ends = tuple(dict.fromkeys((*eos_token_ids(module), *self.ends)))
+        tally.add(done.result.stats(ends, counted_T))
         return done
 
 

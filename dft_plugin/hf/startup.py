@@ -9,20 +9,22 @@ from dft_plugin.hf.head import find_door, look_at
 from dft_plugin.kernels import auto, choose
 
 
-def startup_line(attachment: Attachment, trainer: str, replaced: Sequence[str] = ()) -> str:
+def startup_line(attachment: Attachment, trainer: str, replaced: Sequence[str] = (), tokens: str = "") -> str:
     """Say in one line what is on: objective, how it is computed, and what of the host's was replaced.
 
     Args:
         attachment: on the model that is trained.
         trainer: what to call the trainer.
         replaced: the trainer's settings that were changed, in words.
+        tokens: which tokens are treated apart, in words.
     """
     objective = attachment.plan.objective
     instead = f"; replaces {', '.join(replaced)}" if replaced else ""
     options = ", ".join(f"{key}={value}" for key, value in objective.model_dump().items())
     name = f"{objective.name}({options})" if options else objective.name
     model = type(attachment.model).__name__
-    return f"dft: loss {name} is on for {model} ({trainer}): {_how(attachment)}{instead}"
+    apart = f"; {tokens}" if tokens else ""
+    return f"dft: loss {name} is on for {model} ({trainer}): {_how(attachment)}{apart}{instead}"
 
 
 def _how(attachment: Attachment) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -73,6 +73,12 @@ class TrainerHook(Wrapper):
     def conflicts(cls, trainer: Trainer) -> list[str]:
         """List what would bypass the loss: each with what to change. Called before anything is touched."""
         return [*in_the_way(trainer), *best.problems(trainer)]
+
+    @classmethod
+    def ends(cls, trainer: Trainer) -> Sequence[int]:
+        """Return ids that the host knows to end an answer, beside those of the tokenizer and its chat template."""
+        del trainer
+        return ()
 
     def install(self) -> None:
         """Wrap the trainer's methods, and mend its choice of the best model. `attachment.detach()` undoes it."""

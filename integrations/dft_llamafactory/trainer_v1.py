@@ -13,13 +13,16 @@ from llamafactory.v1.accelerator.helper import ReduceOp
 from llamafactory.v1.accelerator.interface import DistributedInterface
 from llamafactory.v1.trainers.sft_trainer import SFTTrainer
 from llamafactory.v1.utils.callbacks import TrainerCallback
+from llamafactory.v1.utils.helper import get_tokenizer
 from torch import Tensor
 
 from dft_plugin.config.hosts import Conflict
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import ConflictError
+from dft_plugin.hf import tokens, turns
 from dft_plugin.hf.attachment import Attachment, attach_plan
+from dft_plugin.hf.model import unwrap
 from dft_plugin.hf.startup import startup_line
 from dft_plugin.hf.trainer import not_active, warn_of_weak_prior
 
@@ -36,11 +39,16 @@ class LossTrainer(SFTTrainer):  # type: ignore[misc]  # LLaMA-Factory ships no t
     """
 
     def __init__(self, plan: LossPlan, model: Any, **given: Any) -> None:
+        renderer = given["renderer"]
+        read = tokens.read(plan, unwrap(model), renderer.processor, ends_of_answers(renderer))
+        if read.problems:
+            raise ConflictError(read.problems)
         # Before v1 wraps it.
-        self.attachment = attach_plan(model, plan)
+        self.attachment = attach_plan(model, read.plan)
+        self.attachment.ends = read.ends
         self.attachment.trainer_only = True
         if DistributedInterface().get_rank() == 0:
-            sys.stderr.write(startup_line(self.attachment, "v1 SFTTrainer") + "\n")
+            sys.stderr.write(startup_line(self.attachment, "v1 SFTTrainer", tokens=read.said) + "\n")
         super().__init__(model=model, **given)
         # Ahead of v1's own, which writes the log.
         self.callback_handler.callbacks.insert(0, Statistics(self.attachment))
@@ -95,6 +103,29 @@ class Steps:
         if name == "batches":
             raise AttributeError(name)
         return getattr(self.batches, name)
+
+
+def ends_of_answers(renderer: Any) -> list[int]:
+    """Return what v1's own template writes after an answer: the first token that is no plain text, or none.
+
+    Args:
+        renderer: v1's, of the model that is trained.
+    """
+    one, other = (_rendered(renderer, answer) for answer in ("yes", "no"))
+    if one == other:
+        # A tokenizer that knows neither word.
+        return []
+    alike = [first == second for first, second in zip(reversed(one), reversed(other), strict=False)]
+    after = one[len(one) - alike.index(False) :]
+    marked = turns.marked(get_tokenizer(renderer.processor)).values()
+    return [number for number in after if number in marked][:1]
+
+
+def _rendered(renderer: Any, answer: str) -> list[int]:
+    said = {"user": "is it?", "assistant": answer}
+    messages = [{"role": role, "content": [{"type": "text", "value": text}]} for role, text in said.items()]
+    ids: list[int] = renderer.render_messages(messages)["input_ids"]
+    return ids
 
 
 def only_targets(batch: Mapping[str, Any]) -> dict[str, Any]:

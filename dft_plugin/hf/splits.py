@@ -96,7 +96,7 @@ def _engines(trainer: Any, objective: Weigher) -> list[str]:
 
 
 def _adds_auxiliary(trainer: Any) -> bool:
-    """Whether the model says of itself that it adds a router's loss; what does not say so is seen in the first step."""
+    """Whether the model says that it adds a router's loss; what does not say so is seen in the first step."""
     # TRL asks for it by an argument of its own.
     if getattr(trainer, "aux_loss_enabled", False):
         return True
@@ -119,7 +119,7 @@ def require_counted(trainer: Any, objective: Weigher, steps: int) -> None:
         raise ConflictError(
             [
                 f"{objective.name} {divides(objective)}, and the batches of {type(trainer).__name__} carry no "
-                "`labels` from which the size of a step could be told. Have the collator make `labels`, train on "
+                "`labels` from which the size of a step could be told. Have the collator make `labels`, "
                 "one rank with gradient_accumulation_steps 1, or choose another objective."
             ]
         )

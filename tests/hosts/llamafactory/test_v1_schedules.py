@@ -29,8 +29,7 @@ def test_each_step_has_the_loss_of_its_time_and_the_log_says_it(home, tmp_path):
     assert [entry["dft/alpha"] for entry in run.logs] == pytest.approx([0, 0.25, 0.5, 0.75])
     assert run.logs[0]["dft/loss"] == pytest.approx(run.logs[0]["dft/nll"])
     weights = [entry["dft/mean_weight"] for entry in run.logs]
-    assert weights[0] == 1
-    assert weights == sorted(weights, reverse=True)
+    assert weights[0] == 1 > weights[1]
 
 
 def test_what_divides_by_more_than_tokens_is_refused_before_anything_is_started(home, tmp_path):

@@ -9,7 +9,7 @@ from dft_plugin.errors import ClockError, ConflictError
 from dft_plugin.kernels import Kernel
 from dft_plugin.objectives import Clock, Objective, RowStatistic, Weigher
 from dft_plugin.objectives.adjusted import Adjusted
-from dft_plugin.objectives.schedule import Schedule
+from dft_plugin.objectives.schedule import Schedule, call
 
 
 @dataclass(frozen=True)
@@ -101,15 +101,36 @@ class LossPlan:
                     "tokenizer=tokenizer), or write ids."
                 ]
             )
+        objective = self.holding(clock)
+        return objective if self.adjusted is None else replace(self.adjusted, inner=objective)
+
+    def holding(self, clock: Clock | None) -> Objective:
+        """Return the objective that holds now, each option a number.
+
+        Args:
+            clock: how far the run is; None where nobody knows.
+
+        Raises:
+            ClockError: the plan changes during the run, and nobody knows how far it is.
+        """
         objective = self.objective
         if self.schedule is not None:
             if clock is None:
                 raise ClockError(
-                    f"loss: {objective.name} changes during the run, and nobody says how far it is. In a loop of your "
-                    "own give `clock=Clock(step, last_step, epoch)`; in a trainer use activate(trainer)."
+                    f"loss: {objective.name} changes during the run, and nobody says how far it is. In a trainer use "
+                    "activate(trainer). In a loop of your own set `attachment.clock = dft_plugin.Clock(step, "
+                    "last_step, epoch)` before each step, or give the functions `facts=dft_plugin.Facts(clock=...)`."
                 )
             objective = self.schedule.at(clock)
-        return objective if self.adjusted is None else replace(self.adjusted, inner=objective)
+        return objective
+
+    def logs(self, clock: Clock | None) -> dict[str, float]:
+        """Return what the log says of what changes during the run: `dft/OPTION`, as it stands."""
+        return {} if self.schedule is None or clock is None else self.schedule.logs(clock)
+
+    def describe(self) -> str:
+        """Return `dft(alpha=1.0, floor=0.0)`, and what of it changes when; for logs."""
+        return call(self.objective) if self.schedule is None else str(self.schedule)
 
     @property
     def every(self) -> list[Weigher]:

@@ -28,6 +28,7 @@ class Sum(IntEnum):
     LOW_WEIGHT_TOKENS = auto()
     EOS_TOKENS = auto()
     EOS_PROB = auto()
+    DIVISOR = auto()
 
 
 Sums = Mapping[Sum, float]
@@ -52,6 +53,10 @@ def _per_token(of: Sum) -> Callable[[Sums], float]:
     return lambda sums: sums[of] / sums[Sum.TOKENS]
 
 
+def _loss(sums: Sums) -> float:
+    return sums[Sum.LOSS] / (sums[Sum.DIVISOR] or 1.0)
+
+
 def _perplexity(sums: Sums) -> float:
     nll = sums[Sum.NLL] / sums[Sum.TOKENS]
     return math.inf if nll > 700 else math.exp(nll)
@@ -67,7 +72,7 @@ def _eos_prob(sums: Sums) -> float | None:
 
 
 STATISTICS = (
-    Statistic("dft/loss", "lower", _per_token(Sum.LOSS)),
+    Statistic("dft/loss", "lower", _loss),
     Statistic("dft/nll", "lower", _per_token(Sum.NLL)),
     Statistic("dft/perplexity", "lower", _perplexity),
     Statistic("dft/mean_prob", "higher", _per_token(Sum.PROB)),

@@ -12,7 +12,7 @@ from torch import nn
 from dft_plugin.config.plugins import Catalogue, build_catalogue
 from dft_plugin.errors import ConflictError, UnsupportedModelError
 from dft_plugin.functional import LossLike, plan_for
-from dft_plugin.hf import best, standing, tokens
+from dft_plugin.hf import best, splits, standing, tokens
 from dft_plugin.hf.attachment import Attachment, attach_plan
 from dft_plugin.hf.loss_calls import TrainerAttachment
 from dft_plugin.hf.model import unwrap
@@ -86,7 +86,7 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
         attachment: Attachment = before.attachment
         return attachment
     with _choice_as_given(before):
-        problems = [*hook_class.conflicts(trainer), *read.problems]
+        problems = [*hook_class.conflicts(trainer), *splits.problems(trainer, plan), *read.problems]
     if problems:
         raise ConflictError(problems)
     if before is not None:
@@ -99,7 +99,7 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
     hook.install()
     if trainer.is_world_process_zero():
         line = startup_line(attached, type(trainer).__name__, hook.replaced, read.said)
-        said = [line, *(f"dft: {hint}" for hint in best.hints(trainer, plan.objective))]
+        said = [line, *(f"dft: {hint}" for hint in best.hints(trainer, plan))]
         sys.stderr.write("".join(f"{text}\n" for text in said))
     return attached
 

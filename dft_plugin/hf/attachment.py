@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dft_plugin.core.loss import NumItems, normalise
+from dft_plugin.core.loss import LossResult, NumItems, normalise
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.stats import LossStats, Tally
 from dft_plugin.core.targets import Selection
@@ -25,6 +25,7 @@ from dft_plugin.hf import standing
 from dft_plugin.hf.capturing import require_no_capture
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
 from dft_plugin.hf.passes import Pass, Passes
+from dft_plugin.hf.rescaling import Rescaling
 from dft_plugin.hf.routing import Route
 from dft_plugin.objectives import Clock
 
@@ -43,6 +44,8 @@ class Answering:
         num_items: divisor for a call that carries no `num_items_in_batch`.
         mean_of_nothing: the loss of a batch without targets: NaN in an evaluation, as that of cross-entropy is, and
             `eval_loss` does with it what the installed Trainer does.
+        rescaling: divides by more than tokens when the step is over, where the objective asks for that; None: what is
+            answered is divided at once.
     """
 
     tally: Tally | None = None
@@ -50,6 +53,7 @@ class Answering:
     counted_B: Tensor | None = None
     num_items: NumItems = None
     mean_of_nothing: float = 0.0
+    rescaling: Rescaling | None = None
 
 
 class Attachment:
@@ -65,7 +69,9 @@ class Attachment:
         calls: labelled forward passes answered so far.
         trainer_only: answer only inside `answering()`; other callers of `model(..., labels=...)` get the
             model's own loss, as Axolotl's perplexity metric expects.
-        clock: how far the run is, for a loss that changes during it: a trainer's hook sets it, your own loop may.
+        clock: how far the run is, for a loss that changes during it. A trainer's hook sets it; in your own loop,
+            `attachment.clock = Clock(step, last_step, epoch)` before each optimizer step, the same for all of its
+            micro-batches (`dft_plugin.Clock`).
         ends: ids that end an answer, as the tokenizer says, beside those of the model's configs; for `dft/eos_prob`.
         active: False once it is detached; then it hands every call on.
         undo: what `detach()` is to put back besides, the last first.
@@ -135,10 +141,8 @@ class Attachment:
         self.__signature__ = inspect.Signature(parameters)
 
     def __repr__(self) -> str:
-        plan = self.plan
-        options = ", ".join(f"{key}={value}" for key, value in plan.objective.model_dump().items())
         state = self._how() if self.active else "detached"
-        return f"<Attachment of {plan.objective.name}({options}) to {type(self.model).__name__}: {state}>"
+        return f"<Attachment of {self.plan.describe()} to {type(self.model).__name__}: {state}>"
 
     def _how(self) -> str:
         route = self.route
@@ -213,7 +217,7 @@ class Attachment:
             return_dict = getattr(module.config, "return_dict", True)
         want_logits = not module.training if how.want_logits is None else how.want_logits
         done = self.score(module, inputs, want_logits, args if self._takes_any else ())
-        loss = done.result.mean(num_items)
+        loss = self.mean(done.result, num_items)
         if not done.result.count and how.mean_of_nothing and not num_items:
             loss = loss + how.mean_of_nothing
         if done.auxiliary is not None:
@@ -222,6 +226,10 @@ class Attachment:
             loss = loss + (done.auxiliary.to(loss.device) * share)
         done.output["loss"] = loss
         return done.output if return_dict else done.output.to_tuple()
+
+    def mean(self, result: LossResult, num_items: NumItems) -> Tensor:
+        """Divide what one call scored; `num_items` as the call carries it."""
+        return result.mean(num_items)
 
     def score(self, module: Any, inputs: dict[str, Any], want_logits: bool, unnamed: tuple[Any, ...] = ()) -> Pass:
         """Run `module` on labelled inputs, score them and count them; nothing is divided.
@@ -248,6 +256,8 @@ class Attachment:
         tally = self._tallies[module.training] if how.tally is None else how.tally
         ends = tuple(dict.fromkeys((*eos_token_ids(module), *self.ends)))
         tally.add(done.result.stats(ends, counted_T))
+        if how.rescaling is not None:
+            how.rescaling.add(done.result, done.auxiliary)
         return done
 
 

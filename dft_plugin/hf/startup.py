@@ -18,10 +18,8 @@ def startup_line(attachment: Attachment, trainer: str, replaced: Sequence[str] =
         replaced: the trainer's settings that were changed, in words.
         tokens: which tokens are treated apart, in words.
     """
-    objective = attachment.plan.objective
     instead = f"; replaces {', '.join(replaced)}" if replaced else ""
-    options = ", ".join(f"{key}={value}" for key, value in objective.model_dump().items())
-    name = f"{objective.name}({options})" if options else objective.name
+    name = attachment.plan.describe()
     model = type(attachment.model).__name__
     apart = f"; {tokens}" if tokens else ""
     return f"dft: loss {name} is on for {model} ({trainer}): {_how(attachment)}{apart}{instead}"

@@ -20,11 +20,12 @@ from dft_plugin.config.hosts import Conflict
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import ConflictError
-from dft_plugin.hf import tokens, turns
+from dft_plugin.hf import best, tokens, turns
 from dft_plugin.hf.attachment import Attachment, attach_plan
 from dft_plugin.hf.model import unwrap
 from dft_plugin.hf.startup import startup_line
 from dft_plugin.hf.trainer import not_active, warn_of_weak_prior
+from dft_plugin.objectives import Clock
 
 
 class LossTrainer(SFTTrainer):  # type: ignore[misc]  # LLaMA-Factory ships no types
@@ -60,6 +61,8 @@ class LossTrainer(SFTTrainer):  # type: ignore[misc]  # LLaMA-Factory ships no t
             for key, value in batch.items()
             if isinstance(value, Tensor) and key != "loss_weights"
         }
+        # v1 has counted the step that is going on.
+        self.attachment.clock = Clock(self.global_step - 1, self.num_training_steps, float(self.state.epoch))
         with self.attachment.answering():
             loss: Tensor = self.model(**inputs).loss
         return loss
@@ -163,9 +166,13 @@ class Statistics(TrainerCallback):  # type: ignore[misc]  # LLaMA-Factory ships 
         """Add them to what v1 logs. v1 calls it on every rank."""
         found = self._attachment.drain(training=True).reduce(_all_sum).as_logs()
         logs.update(found)
+        plan, clock = self._attachment.plan, self._attachment.clock
+        logs.update(plan.logs(clock))
         if found and not self._warned:
-            self._warned = True
-            warn_of_weak_prior(found, self._attachment.plan.objective.name)
+            holding = plan.holding(clock)
+            # What is plain likelihood now may be another objective later.
+            self._warned = best.weighs(holding)
+            warn_of_weak_prior(found, holding)
 
 
 def _all_sum(sums_K: Tensor) -> Tensor:

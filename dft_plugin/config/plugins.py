@@ -79,6 +79,7 @@ class Catalogue:
         return LossPlan(
             objective=objective,
             schedule=self._schedule(objective, settings),
+            reference=settings.reference,
             rules=TokenRules(settings.always_learn, weights.column, weights.tokens),
             kernel=named.item if named else auto,
             path="lean" if named else settings.kernel,

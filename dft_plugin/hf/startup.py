@@ -22,7 +22,16 @@ def startup_line(attachment: Attachment, trainer: str, replaced: Sequence[str] =
     options = ", ".join(f"{key}={value}" for key, value in objective.model_dump().items())
     name = f"{objective.name}({options})" if options else objective.name
     model = type(attachment.model).__name__
-    return f"dft: loss {name} is on for {model} ({trainer}): {_how(attachment)}{instead}"
+    compared = _compared(attachment)
+    return f"dft: loss {name} is on for {model} ({trainer}): {_how(attachment)}{compared}{instead}"
+
+
+def _compared(attachment: Attachment) -> str:
+    """Say what the model is compared with, and what that costs."""
+    if attachment.reference is None:
+        return f"; reference: {attachment.plan.reference} of the data" if attachment.plan.reference else ""
+    once_more = "one more forward pass, without gradient, for each batch"
+    return f"; reference: {attachment.reference.says} ({once_more})"
 
 
 def _how(attachment: Attachment) -> str:

@@ -266,8 +266,6 @@ class TestWhichReference:
     def test_columns_of_the_data_are_taken(self, written):
         model, batch = adapted(), tiny.batch()
         ref_logp = -torch.rand(batch["labels"].shape)
-        _, formula = LOSSES["prift"]
-        # A reference of two tokens, of which the target has that log-probability.
         attach(model, written)
         ours = attached.backward(model, {**batch, "dft_column_ref_logp": ref_logp})
         model.get_base_model().forward.detach()
@@ -294,10 +292,9 @@ class TestRefusals:
     def test_full_training_names_what_to_write(self):
         model = tiny.llama().train()
         attach(model, "prift")
-        with pytest.raises(
-            ConflictError, match="prift compares the model with a frozen reference.*reference: copy.*"
-        ) as e:
+        with pytest.raises(ConflictError, match="prift compares the model with a frozen reference") as e:
             model(**tiny.batch())
+        assert "`reference: copy`" in str(e.value)
         assert "`reference: columns` where your data has `ref_logp`" in str(e.value)
         attach(model, "asft")
         with pytest.raises(ConflictError, match="asft compares the model") as e:
@@ -319,7 +316,7 @@ class TestRefusals:
             attach(tiny.llama(), {"name": "asft", "reference": str(tmp_path)})
 
     def test_a_reference_for_a_loss_that_reads_none(self):
-        with pytest.raises(SettingsError, match="`loss.reference: copy`: `dft` compares with no reference"):
+        with pytest.raises(SettingsError, match=r"`loss\.reference: copy`: `dft` compares with no reference"):
             attach(tiny.llama(), {"name": "dft", "reference": "copy"})
 
     @pytest.mark.parametrize("name", ["asft", "gift"])

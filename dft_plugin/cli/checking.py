@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dft_plugin.config.checks import choice_of_best
+from dft_plugin.config.checks import choice_of_best, without_reference
 from dft_plugin.config.hosts import Conflict, Host
 from dft_plugin.config.plugins import Catalogue, Entry, build_catalogue
 from dft_plugin.config.reading import LOSS, RunConfig, load
@@ -89,7 +89,11 @@ def check(path: Path, overrides: Sequence[str] = (), host_name: str | None = Non
         config=config,
         host=host,
         settings=settings,
-        problems=[*problems, *wrong],
+        problems=[
+            *problems,
+            *(without_reference(host, config.host, settings, catalogue) if settings else []),
+            *wrong,
+        ],
         conflicts=host.conflicts(config.host),
         replaces=host.replaces(config.host, settings) if settings else [],
         hints=[*host.cautions(config.host), *meaning],

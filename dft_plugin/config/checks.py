@@ -7,7 +7,8 @@ from typing import Any
 
 from dft_plugin.config import best
 from dft_plugin.config.hosts import Conflict, Host
-from dft_plugin.config.plugins import build_catalogue
+from dft_plugin.config.plugins import Catalogue, build_catalogue
+from dft_plugin.config.settings import Settings
 from dft_plugin.errors import ConflictError
 
 
@@ -29,6 +30,28 @@ def choice_of_best(host: Host, config: Mapping[str, Any], loss_name: str | None)
     return best.advice(choice.metric, choice.greater_is_better, weighted=weighted)
 
 
+def without_reference(host: Host, config: Mapping[str, Any], settings: Settings, catalogue: Catalogue) -> list[str]:
+    """List why a loss would find no reference to compare the model with.
+
+    Args:
+        host: whose config it is.
+        config: its keys.
+        settings: the loss.
+        catalogue: its objectives.
+    """
+    names = [settings.name, *([settings.first.name] if settings.first else [])]
+    reading = [name for name in names if catalogue.objectives[name].item.reference != "none"]
+    if not reading or settings.reference not in (None, "base", "start") or host.trains_adapters(config):
+        return []
+    whole = any(catalogue.objectives[name].item.reference == "distribution" for name in reading)
+    beside = "" if whole else ", or `reference: columns` where the data has what was computed beforehand"
+    return [
+        f"`loss: {reading[0]}` compares the model with a frozen reference, and this config trains all of it, so that "
+        "there are no adapters to switch off. Write `loss: {name: "
+        f"{reading[0]}, reference: copy}}` (a second copy of the weights), `reference: PATH` of a model{beside}."
+    ]
+
+
 def obstacles(host: Host, config: Mapping[str, Any], loss: Any, found: Iterable[Conflict]) -> list[str]:
     """List what is in the way: the host's age, `loss:` itself, the host's keys, the choice of the best checkpoint.
 
@@ -40,7 +63,9 @@ def obstacles(host: Host, config: Mapping[str, Any], loss: Any, found: Iterable[
     """
     wrong, _ = choice_of_best(host, config, None)
     too_old = [str(host.version_problem())] if host.is_too_old() else []
-    return [*too_old, *build_catalogue().problems(loss), *map(str, found), *wrong]
+    catalogue = build_catalogue()
+    problems = catalogue.problems(loss) or without_reference(host, config, catalogue.settings(loss), catalogue)
+    return [*too_old, *problems, *map(str, found), *wrong]
 
 
 def refuse(host: Host, config: Mapping[str, Any], loss: Any, found: Iterable[Conflict]) -> None:

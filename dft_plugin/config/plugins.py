@@ -80,6 +80,7 @@ class Catalogue:
         plan = LossPlan(
             objective=objective,
             schedule=self._schedule(objective, settings),
+            reference=settings.reference,
             rules=rules,
             kernel=named.item if named else auto,
             path="lean" if named else settings.kernel,

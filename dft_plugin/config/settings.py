@@ -127,6 +127,17 @@ class Settings(BaseModel):
     weights: DataWeights | None = Field(
         default=None, description='Factors from the data: `{column: ratio, tokens: {"</think>": 2.0}}`.'
     )
+    reference: str | None = Field(
+        default=None,
+        min_length=1,
+        description=(
+            "What an objective that reads a frozen reference compares with. `base`: the base model, its adapters off; "
+            "with LoRA and the like that is what is taken where nothing is said. `start`: the adapters as they were "
+            "when the run began. `copy`: a second copy of the model as it was then, where all of it is trained; or "
+            "the path of a model. `columns`: what was computed beforehand, in the columns `ref_logp` or `ref_mass` of "
+            "the data. All but `columns` cost one more forward pass, without gradient, for each batch."
+        ),
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Options of the objective, written beside `name`."
     )

@@ -18,6 +18,7 @@ from dft_plugin.core.targets import IGNORE_INDEX, Facts, Selection, select
 from dft_plugin.core.transfer import send
 from dft_plugin.errors import LabelError
 from dft_plugin.kernels import (
+    IDENTITY,
     Head,
     KernelResult,
     OpaqueHead,
@@ -204,6 +205,8 @@ def score_hidden(
     """
     chosen.require_within(head.vocab_size)
     targets = chosen.targets(hidden_TD.device)
+    if chosen.facts.reference is not None:
+        targets = chosen.facts.reference.fill(targets, chosen, head.transform)
     kernel: Callable[..., KernelResult] = plan.kernel
     if not isinstance(head, Head):
         kernel = vocab_parallel if isinstance(head, ShardedHead) else opaque
@@ -238,6 +241,8 @@ def logits_loss(
     chosen = select(labels, ignore_index, facts)
     chosen.require_within(logits.shape[-1])
     positions_T, targets = send(chosen.positions_T, logits.device), chosen.targets(logits.device)
+    if chosen.facts.reference is not None:
+        targets = chosen.facts.reference.fill(targets, chosen, IDENTITY)
     logits_NV = logits.reshape(-1, logits.shape[-1])
     objective = plan.weigher(targets.clock)
     scored = kernel(logits_NV, positions_T, targets, objective, needs=plan.needs)

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field, replace
 
 from dft_plugin.errors import ClockError, ConflictError
 from dft_plugin.kernels import Kernel
-from dft_plugin.objectives import Clock, Objective, RowStatistic, Weigher
+from dft_plugin.objectives import REFERENCE_COLUMNS, Clock, Objective, RowStatistic, Weigher
 from dft_plugin.objectives.adjusted import Adjusted
 from dft_plugin.objectives.schedule import Schedule, call
+
+COLUMNS = "columns"
+"""The word for a reference that was run beforehand."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class LossPlan:
         schedule: what changes during the run; None: nothing does.
         rules: what is said of tokens; their words are still to be turned into ids where `adjusted` is None.
         adjusted: these rules as ids, around the objective; None where there are none.
+        reference: which frozen reference: `base`, `start`, `copy`, `columns` (of the data), a path; None: nobody said.
     """
 
     objective: Objective
@@ -69,6 +73,7 @@ class LossPlan:
     schedule: Schedule | None = None
     rules: TokenRules = TokenRules()
     adjusted: Adjusted | None = None
+    reference: str | None = None
 
     def with_ids(self, always: Collection[int], factors: Mapping[int, float]) -> LossPlan:
         """Return the plan whose rules take effect, given what their words and ids come to.
@@ -147,5 +152,16 @@ class LossPlan:
 
     @property
     def columns(self) -> frozenset[str]:
-        """Per-token columns of the data that are read at some time of the run."""
-        return frozenset().union(*(one.columns for one in self.every))
+        """Per-token columns that the data must hold, since they are read at some time of the run."""
+        return frozenset().union(*(one.columns for one in self.every)) - self.filled
+
+    @property
+    def filled(self) -> frozenset[str]:
+        """Columns that a reference fills in during the run."""
+        read = frozenset().union(*(one.columns for one in self.every))
+        return frozenset() if self.reference == COLUMNS else read & frozenset(REFERENCE_COLUMNS)
+
+    @property
+    def refers(self) -> bool:
+        """Whether a frozen reference is read at some time of the run, which does not come with the data."""
+        return bool(self.filled) or any(one.reference == "distribution" for one in self.every)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from torch import Tensor
 from dft_plugin.core.transfer import Fetched, send
 from dft_plugin.errors import LabelError
 from dft_plugin.objectives import Clock, Targets
+
+if TYPE_CHECKING:
+    from dft_plugin.core.reference import Referred
 
 IGNORE_INDEX = -100
 """The label that marks a position as no target, in every host (`torch.nn.CrossEntropyLoss`)."""
@@ -48,12 +52,14 @@ class Facts:
         position_BS: int64 on the CPU, its position in its sequence; None: nobody asks.
         columns: numbers of the data by the name of their column, [B, S].
         clock: how far the run is; None where nobody knows.
+        reference: what a frozen reference made of the batch; None where nobody asks.
     """
 
     sequence_BS: Tensor | None = None
     position_BS: Tensor | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     clock: Clock | None = None
+    reference: Referred | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dft_plugin.hf import best, splits, standing, tokens
 from dft_plugin.hf.attachment import Attachment, attach_plan
 from dft_plugin.hf.loss_calls import TrainerAttachment
 from dft_plugin.hf.model import unwrap
+from dft_plugin.hf.reference import missing
 from dft_plugin.hf.startup import startup_line
 from dft_plugin.hf.trainer import TrainerHook, is_trainer
 from dft_plugin.hf.wrapping import wrapper_of
@@ -86,7 +87,8 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
         attachment: Attachment = before.attachment
         return attachment
     with _choice_as_given(before):
-        problems = [*hook_class.conflicts(trainer), *splits.problems(trainer, plan), *read.problems]
+        problems = hook_class.conflicts(trainer)
+        problems += [*splits.problems(trainer, plan), *read.problems, *missing(plan, model)]
     if problems:
         raise ConflictError(problems)
     if before is not None:

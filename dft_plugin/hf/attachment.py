@@ -25,6 +25,7 @@ from dft_plugin.hf import standing
 from dft_plugin.hf.capturing import require_no_capture
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
 from dft_plugin.hf.passes import Pass, Passes
+from dft_plugin.hf.reference import Reference, find_reference, refuse_prompts
 from dft_plugin.hf.rescaling import Rescaling
 from dft_plugin.hf.routing import Route
 from dft_plugin.objectives import Clock
@@ -102,6 +103,15 @@ class Attachment:
     @plan.setter
     def plan(self, plan: LossPlan) -> None:
         self._passes.plan = plan
+
+    @property
+    def reference(self) -> Reference | None:
+        """What the loss compares the model with; None: nothing, or it is not known before the first batch."""
+        return self._passes.reference
+
+    @reference.setter
+    def reference(self, reference: Reference | None) -> None:
+        self._passes.reference = reference
 
     @property
     def route(self) -> Route | None:
@@ -289,10 +299,15 @@ def attach_plan(model: torch.nn.Module, plan: LossPlan, attachment_class: type[A
     Raises:
         UnsupportedModelError: not a causal LM, encoder-decoder, wrapped for several devices already, or inside a
             wrapper that would never call what is put on it.
+        ConflictError: there is no reference of the kind that the plan reads.
     """
     causal_lm = require_causal_lm(unwrap(model))
     standing.require_reachable(model, causal_lm)
+    refuse_prompts(model, plan)
     earlier = standing.active(causal_lm)
     if earlier is not None:
         earlier.detach()
-    return attachment_class(causal_lm, plan)
+    reference = find_reference(plan, causal_lm)
+    attached = attachment_class(causal_lm, plan)
+    attached.reference = reference
+    return attached

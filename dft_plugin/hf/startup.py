@@ -22,7 +22,16 @@ def startup_line(attachment: Attachment, trainer: str, replaced: Sequence[str] =
     name = attachment.plan.describe()
     model = type(attachment.model).__name__
     apart = f"; {tokens}" if tokens else ""
-    return f"dft: loss {name} is on for {model} ({trainer}): {_how(attachment)}{apart}{instead}"
+    compared = _compared(attachment)
+    return f"dft: loss {name} is on for {model} ({trainer}): {_how(attachment)}{compared}{apart}{instead}"
+
+
+def _compared(attachment: Attachment) -> str:
+    """Say what the model is compared with, and what that costs."""
+    if attachment.reference is None:
+        return f"; reference: {attachment.plan.reference} of the data" if attachment.plan.reference else ""
+    once_more = "one more forward pass, without gradient, for each batch"
+    return f"; reference: {attachment.reference.says} ({once_more})"
 
 
 def _how(attachment: Attachment) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dft_plugin.kernels.budget import chunk_rows
+from dft_plugin.kernels.gemm import autocast_dtype
 from dft_plugin.kernels.gradients import Gradients, Inputs
 from dft_plugin.kernels.logits import may_overwrite, score_logits, score_logits_
 from dft_plugin.kernels.results import join
@@ -61,7 +62,7 @@ def opaque(
         objective,
         needs | objective.needs,
         _rounded_up(rows, head.row_multiple),
-        _autocast_dtype(hidden_TD.device.type),
+        autocast_dtype(hidden_TD.device.type),
     )
     trained = [parameter for parameter in head.parameters if parameter.requires_grad]
     return score(calls, targets, hidden_TD, *trained)
@@ -158,10 +159,6 @@ class _Calls:
             bound = (largest_C * torch.linalg.vector_norm(inputs[0].detach(), dim=1, dtype=largest_C.dtype)).sum()
             exponent = torch.maximum(exponent, torch.frexp(bound).exponent - _SUM_EXPONENT)
         return torch.ldexp(torch.ones_like(part.loss_sum), -exponent.clamp(min=-100))
-
-
-def _autocast_dtype(device_type: str) -> torch.dtype | None:
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
 
 
 def _rounded_up(rows: int, multiple: int) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from dft_plugin.config import best
 from dft_plugin.config.hosts import Conflict, Host
-from dft_plugin.config.plugins import build_catalogue
+from dft_plugin.config.plugins import Catalogue, build_catalogue
+from dft_plugin.config.settings import Settings
 from dft_plugin.errors import ConflictError
 
 
@@ -29,6 +31,13 @@ def choice_of_best(host: Host, config: Mapping[str, Any], loss_name: str | None)
     return best.advice(choice.metric, choice.greater_is_better, weighted=weighted)
 
 
+def lost_columns(host: Host, config: Mapping[str, Any], settings: Settings, catalogue: Catalogue) -> list[Conflict]:
+    """List what keeps the columns that a loss reads from reaching it; each names them."""
+    names = ", ".join(f"`{name}`" for name in sorted(catalogue.columns(settings)))
+    found = host.loses_columns(config) if names else []
+    return [replace(one, problem=f"`loss:` reads {names} from the data, and {one.problem}") for one in found]
+
+
 def obstacles(host: Host, config: Mapping[str, Any], loss: Any, found: Iterable[Conflict]) -> list[str]:
     """List what is in the way: the host's age, `loss:` itself, the host's keys, the choice of the best checkpoint.
 
@@ -40,7 +49,10 @@ def obstacles(host: Host, config: Mapping[str, Any], loss: Any, found: Iterable[
     """
     wrong, _ = choice_of_best(host, config, None)
     too_old = [str(host.version_problem())] if host.is_too_old() else []
-    return [*too_old, *build_catalogue().problems(loss), *map(str, found), *wrong]
+    catalogue = build_catalogue()
+    problems = catalogue.problems(loss)
+    lost = [] if problems else lost_columns(host, config, catalogue.settings(loss), catalogue)
+    return [*too_old, *problems, *map(str, [*found, *lost]), *wrong]
 
 
 def refuse(host: Host, config: Mapping[str, Any], loss: Any, found: Iterable[Conflict]) -> None:

@@ -16,21 +16,16 @@ from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import ConflictError
 from dft_plugin.hf.columns import Column, Numbers, columns_of, missing, of_row
 from dft_plugin.hf.facts import BITS, as_bits
+from dft_plugin.hf.passports import Passports
 
 TOKENS = "input_ids"
 LABELS = "labels"
-
-PASSPORT = 1 << 40
-"""Labels from here on are no tokens: they count the targets of a batch while it is collated."""
 
 _COLLATORS = ("data_collator", "eval_data_collator")
 
 
 class ColumnCollator:
-    """A collator around another, whose batches hold the columns.
-
-    Collators pad, pack and flatten labels and know nothing of columns. So each target goes through as a number of its
-    own in the place of its label; where the number comes out, there the label and its columns are put.
+    """A collator around another, whose batches hold the columns; see `passports.py`.
 
     Attributes:
         inner: the other.
@@ -40,6 +35,7 @@ class ColumnCollator:
     def __init__(self, inner: Callable[..., Any], columns: Sequence[Column]) -> None:
         self.inner = inner
         self.columns = tuple(columns)
+        self._own = {key for column in columns for key in (column.key, column.name)}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "inner":
@@ -53,57 +49,42 @@ class ColumnCollator:
             ConflictError: a row lacks a column, or has a number that cannot be used; or the other collator makes
                 labels of its own.
         """
-        load = _Load(self.columns)
-        plain = load.take(features)
-        if load.labelled:
-            batch = self.inner(plain, *args, **kwargs)
-            batch[LABELS], columns = load.unload(batch.get(LABELS))
+        passports, key = Passports(len(self.columns)), LABELS if _first_key(features, LABELS) else TOKENS
+        sent = self._sent(features, key, passports)
+        if key == LABELS:
+            batch = self.inner(sent, *args, **kwargs)
+            out = batch.get(LABELS)
         else:
             # It makes the labels from the tokens: the same once more shows where each token comes out.
-            batch = self.inner(load.plain(features), *args, **kwargs)
-            _, columns = load.unload(self.inner(plain, *args, **kwargs).get(TOKENS))
+            batch = self.inner(self._plain(features), *args, **kwargs)
+            out = self.inner(sent, *args, **kwargs).get(TOKENS)
+        if out is None or batch.get(LABELS) is None:
+            raise ConflictError(["the data collator makes no labels, so columns cannot be carried through it."])
+        labels_BS, columns = passports.receive(out)
+        if key == LABELS:
+            batch[LABELS] = torch.from_numpy(labels_BS) if isinstance(out, Tensor) else labels_BS
         labels = torch.as_tensor(batch[LABELS])
         for column, column_BS in zip(self.columns, columns, strict=True):
-            batch[BITS + column.name] = as_bits(_settled(column, column_BS, labels))
+            batch[BITS + column.name] = as_bits(_settled(column, torch.from_numpy(column_BS), labels))
         return batch
 
-
-class _Load:
-    """The targets of one batch, in the order of their numbers."""
-
-    def __init__(self, columns: Sequence[Column]) -> None:
-        self.columns = columns
-        self.ids: list[int] = []
-        self.values: list[list[Numbers]] = [[] for _ in columns]
-        self.labelled = True
-        self._own = {key for column in columns for key in (column.key, column.name)}
-
-    def plain(self, features: Any) -> Any:
-        """Return features without the columns."""
+    def _plain(self, features: Any) -> Any:
+        """Return features, which may be lists in lists, without the columns."""
         if isinstance(features, Mapping):
             return {key: value for key, value in features.items() if key not in self._own}
-        return [self.plain(feature) for feature in features]
+        return [self._plain(feature) for feature in features]
 
-    def take(self, features: Any) -> Any:
-        """Return features without the columns, numbers in the place of labels (of tokens where there are no labels)."""
+    def _sent(self, features: Any, key: str, passports: Passports) -> Any:
+        """Return features without the columns, numbers in the place of labels, or of tokens."""
         if not isinstance(features, Mapping):
-            return [self.take(feature) for feature in features]
-        self.labelled = LABELS in features
-        if not self.labelled and TOKENS not in features:
+            return [self._sent(feature, key, passports) for feature in features]
+        if key not in features or np.ndim(features[key]) != 1:
             raise ConflictError(
-                [f"a row of the data holds no tokens ({', '.join(features)}), so columns cannot be carried with it."]
+                [f"a row of the data ({', '.join(features)}) holds no list `{key}`, so columns cannot be carried."]
             )
-        ids = np.asarray(features[LABELS if self.labelled else TOKENS])
-        if ids.ndim != 1:
-            raise ConflictError(
-                [f"a row of the data has labels of shape {ids.shape}, so columns cannot be carried with it."]
-            )
-        for column, values in zip(self.columns, self.values, strict=True):
-            values.append(self._column(column, features, ids))
-        numbers = np.arange(len(ids)) + (PASSPORT + len(self.ids))
-        self.ids += ids.tolist()
-        sent = np.where(ids == IGNORE_INDEX, ids, numbers) if self.labelled else numbers
-        return {**self.plain(features), LABELS if self.labelled else TOKENS: sent.tolist()}
+        values = [self._column(column, features, features[key]) for column in self.columns]
+        sent = passports.send(features[key], values, ignore=IGNORE_INDEX if key == LABELS else None)
+        return {**self._plain(features), key: sent}
 
     def _column(self, column: Column, features: Mapping[str, Any], ids: Any) -> Numbers:
         key = column.key if column.key in features else column.name
@@ -111,19 +92,12 @@ class _Load:
             raise missing(column, list(features), "a row of the data")
         return of_row(column, features[key], ids, "a row of the data")
 
-    def unload(self, sent: Any) -> tuple[Any, list[Tensor]]:
-        """Return the labels for the numbers that came out, and the columns, NaN where none did."""
-        if sent is None:
-            raise ConflictError(["the data collator makes no labels, so columns cannot be carried through it."])
-        sent_BS = torch.as_tensor(sent)
-        known_BS = sent_BS >= PASSPORT
-        index_BS = torch.where(known_BS, sent_BS - PASSPORT, 0)
-        labels_BS = torch.where(known_BS, torch.tensor(self.ids)[index_BS], sent_BS)
-        columns = [
-            torch.where(known_BS, torch.from_numpy(np.concatenate(values))[index_BS], torch.nan)
-            for values in self.values
-        ]
-        return labels_BS if isinstance(sent, Tensor) else labels_BS.numpy(), columns
+
+def _first_key(features: Any, key: str) -> bool:
+    first = features
+    while not isinstance(first, Mapping):
+        first = first[0]
+    return key in first
 
 
 def _settled(column: Column, column_BS: Tensor, labels: Tensor) -> Tensor:

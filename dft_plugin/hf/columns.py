@@ -109,18 +109,32 @@ def of_chat(
         ConflictError: the column is missing, a number cannot be used, or the template changes what it has written as
             more messages follow.
     """
-    if column.name in example:
-        value = example[column.name]
-    elif any(column.name in message for message in messages):
-        value = [message.get(column.name) for message in messages]
-    else:
-        raise missing(column, list(example), where, f"Nor is it a key of a message ({_keys(messages)}).")
-    found = _parsed(column, value, where)
+    found = of_messages(column, example, messages, where)
     if found.ndim == 0:
-        return of_row(column, value, labels, where)
+        return of_row(column, found, labels, where)
     if found.shape != (len(messages),):
         raise _refused(column, where, f"holds {len(found)} numbers for {len(messages)} messages; give one for each")
     return _of_targets(column, spread(found, ids, render, f"{where}, column `{column.name}`"), labels, where)
+
+
+def of_messages(column: Column, example: Mapping[str, Any], messages: Sequence[Any], where: str) -> Numbers:
+    """Read the column of a chat: a number [], or a list of them as it was written, NaN for None.
+
+    Args:
+        column: which one.
+        example: the row. Without such a column each message may have a key of that name.
+        messages: of the chat.
+        where: which row, for messages.
+
+    Raises:
+        ConflictError: the column is missing, or holds no numbers.
+    """
+    if column.name in example:
+        return _parsed(column, example[column.name], where)
+    if any(column.name in message for message in messages):
+        return _parsed(column, [message.get(column.name) for message in messages], where)
+    keys = _keys(messages)
+    raise missing(column, list(example), where, f"Nor is it a key of a message ({keys})." if keys else "")
 
 
 def spread(numbers_M: Numbers, ids: Sequence[int], render: Render, where: str) -> Numbers:
@@ -147,9 +161,7 @@ def spread(numbers_M: Numbers, ids: Sequence[int], render: Render, where: str) -
             ]
         )
     spread_S, start = np.empty(len(ids), np.float32), 0
-    for count, (number, following) in enumerate(zip(numbers_M[:-1], numbers_M[1:], strict=True), 1):
-        if number == following:
-            continue
+    for count in (np.flatnonzero(numbers_M[:-1] != numbers_M[1:]) + 1).tolist():
         part = list(render(count))
         if part != ids[: len(part)]:
             raise ConflictError(
@@ -159,7 +171,7 @@ def spread(numbers_M: Numbers, ids: Sequence[int], render: Render, where: str) -
                     f"{count} ends. Use a template that only appends, or give one number for the row."
                 ]
             )
-        spread_S[start : len(part)] = number
+        spread_S[start : len(part)] = numbers_M[count - 1]
         start = len(part)
     spread_S[start:] = numbers_M[-1]
     return spread_S

@@ -143,9 +143,7 @@ def _messages(example: Mapping[str, Any]) -> list[Any]:
     return example["prompt"] + example["completion"] if "prompt" in example else example["messages"]
 
 
-def _render(
-    example: Mapping[str, Any], count: int, processing_class: Any, chat_template: str | None
-) -> Sequence[int]:
+def _render(example: Mapping[str, Any], count: int, processing_class: Any, chat_template: str | None) -> Sequence[int]:
     """Tokenise the first messages of a chat, as TRL tokenises all."""
     tools = example.get("tools")
     given = {

@@ -77,9 +77,7 @@ def test_four_micro_batches_of_one_equal_one_batch_of_four(tmp_path):
 
 def test_two_columns_arrive_each_in_its_place(tmp_path):
     rows = [{**row, "other": [1.0 + i for i in range(len(row["input_ids"]))]} for row in columns.token_rows(4)]
-    both = [
-        {**row, "ratio": [a + 100 * b for a, b in zip(row["ratio"], row["other"], strict=True)]} for row in rows
-    ]
+    both = [{**row, "ratio": [a + 100 * b for a, b in zip(row["ratio"], row["other"], strict=True)]} for row in rows]
     made = trainer(tmp_path, rows)
     activate(made, columns.Two())
     made.train()
@@ -95,7 +93,9 @@ def test_evaluation_is_weighed_too(tmp_path):
 
 def test_an_evaluation_set_without_the_column_is_refused(tmp_path):
     made = trainer(tmp_path, columns.token_rows(), evaluated=Dataset.from_list(training.rows(4)))
-    with pytest.raises(ConflictError, match="`ratio`, which is not in the evaluation set .*There are: input_ids, labels"):
+    with pytest.raises(
+        ConflictError, match="`ratio`, which is not in the evaluation set .*There are: input_ids, labels"
+    ):
         activate(made, columns.Ratio())
 
 

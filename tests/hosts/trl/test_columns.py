@@ -107,12 +107,12 @@ def test_a_number_for_each_row_of_prompt_and_completion(packing, tmp_path):
 def test_text_takes_a_number_for_each_row_and_no_list(tmp_path):
     tokens = columns.token_rows(8)
     given = [{"text": columns.text(row["input_ids"]), "ratio": 0.5 + at} for at, row in enumerate(tokens)]
-    rows = [
-        {"input_ids": [*row["input_ids"], 2], "labels": [*row["input_ids"], 2]} for row in tokens
-    ]
+    rows = [{"input_ids": [*row["input_ids"], 2], "labels": [*row["input_ids"], 2]} for row in tokens]
     rows = [{**row, "ratio": [0.5 + at] * len(row["labels"])} for at, row in enumerate(rows)]
     assert step_1(trainer(tmp_path, given)) == pytest.approx(columns.loss(tiny.llama(), rows), rel=1e-6)
-    with pytest.raises(ConflictError, match="row 0 of the dataset `train`: the column `ratio` is a list, and the row a"):
+    with pytest.raises(
+        ConflictError, match="row 0 of the dataset `train`: the column `ratio` is a list, and the row a"
+    ):
         trainer(tmp_path, [{**row, "ratio": [1.0, 2.0]} for row in given])
 
 
@@ -178,7 +178,9 @@ def test_evaluation_sets_are_weighed_whenever_they_are_given(tmp_path):
     expected = pytest.approx(columns.loss(tiny.llama(), rows), rel=1e-6)
     assert made.evaluate()["eval_loss"] == expected
     assert made.evaluate(Dataset.from_list(given))["eval_loss"] == expected
-    with pytest.raises(ConflictError, match="`ratio`, which is not in row 0 of the dataset `eval`. There are: messages"):
+    with pytest.raises(
+        ConflictError, match="`ratio`, which is not in row 0 of the dataset `eval`. There are: messages"
+    ):
         made.evaluate(Dataset.from_list([{"messages": row["messages"]} for row in given]))
 
 
@@ -217,9 +219,7 @@ def test_a_run_from_yaml_carries_the_column(tmp_path, monkeypatch):
     run.main(["--dft-settings", json.dumps(loss), "--config", str(tmp_path / "sft.yaml")])
     batch = next(iter(seen[0].get_train_dataloader()))
     sums = batch["dft_bits_ratio"].view(torch.float32).where(batch["labels"] != -100, 0).sum(1)
-    expected = [
-        sum(r for r, label in zip(row["ratio"], row["labels"], strict=True) if label != -100) for row in rows
-    ]
+    expected = [sum(r for r, label in zip(row["ratio"], row["labels"], strict=True) if label != -100) for row in rows]
     assert sorted(sums.tolist()) == pytest.approx(sorted(expected))
 
 
@@ -231,13 +231,16 @@ def test_a_trainer_made_without_us_is_refused_where_the_column_is_lost(tmp_path)
         train_dataset=Dataset.from_list(columns.chats()[0]),
         processing_class=columns.tokenizer(),
     )
-    with pytest.raises(ConflictError, match=r"`ratio`, which is not in the training set.*with dft_trl.columns.carrying"):
+    with pytest.raises(
+        ConflictError, match=r"`ratio`, which is not in the training set.*with dft_trl.columns.carrying"
+    ):
         activate(made, columns.Ratio())
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path):
-    template = columns.TEMPLATE.replace("{{ m.content }} </s>{% endgen", "{% if loop.last %}w12 {% endif %}"
-                                        "{{ m.content }} </s>{% endgen")
+    template = columns.TEMPLATE.replace(
+        "{{ m.content }} </s>{% endgen", "{% if loop.last %}w12 {% endif %}{{ m.content }} </s>{% endgen"
+    )
     given, _ = columns.chats(4)
     with pytest.raises(ConflictError, match="row 0 of the dataset `train`.*renders the first 2 messages otherwise"):
         trainer(tmp_path, given, template=template)

@@ -15,6 +15,7 @@ from torch import Tensor
 from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import ConflictError
 from dft_plugin.hf.columns import Column, Numbers, columns_of, missing, of_row
+from dft_plugin.hf.counting import context_parallel_size
 from dft_plugin.hf.facts import BITS, as_bits
 from dft_plugin.hf.passports import Passports
 
@@ -58,8 +59,13 @@ class ColumnCollator:
             # It makes the labels from the tokens: the same once more shows where each token comes out.
             batch = self.inner(self._plain(features), *args, **kwargs)
             out = self.inner(sent, *args, **kwargs).get(TOKENS)
-        if out is None or batch.get(LABELS) is None:
-            raise ConflictError(["the data collator makes no labels, so columns cannot be carried through it."])
+        if out is None or batch.get(LABELS) is None or batch.get("shift_labels") is not None:
+            raise ConflictError(
+                [
+                    "columns cannot be carried through this data collator: it makes no `labels`, or `shift_labels` "
+                    "beside them. Let it make `labels` alone."
+                ]
+            )
         labels_BS, columns = passports.receive(out)
         if key == LABELS:
             batch[LABELS] = torch.from_numpy(labels_BS) if isinstance(out, Tensor) else labels_BS
@@ -84,7 +90,9 @@ class ColumnCollator:
             )
         values = [self._column(column, features, features[key]) for column in self.columns]
         sent = passports.send(features[key], values, ignore=IGNORE_INDEX if key == LABELS else None)
-        return {**self._plain(features), key: sent}
+        given = features[key]
+        alike = torch.tensor(sent) if isinstance(given, Tensor) else np.asarray(sent)
+        return {**self._plain(features), key: sent if isinstance(given, list) else alike}
 
     def _column(self, column: Column, features: Mapping[str, Any], ids: Any) -> Numbers:
         key = column.key if column.key in features else column.name
@@ -126,6 +134,9 @@ def problems(trainer: Any, columns: Sequence[Column], hint: str) -> list[str]:
         hint: what to do where a column is not there, or cannot be used.
     """
     found = []
+    if columns and context_parallel_size(trainer) > 1:
+        names = ", ".join(f"`{column.name}`" for column in columns)
+        found.append(f"context parallelism splits labels over ranks, and not {names}. Turn it off, or leave them out.")
     for name, dataset in _datasets(trainer):
         for column in columns:
             try:
@@ -150,7 +161,14 @@ def _check(column: Column, dataset: Any, where: str) -> None:
     if column.name not in there:
         why = "" if where.startswith("the training") else " (eval_loss and dft/* are weighed as the training is)"
         raise missing(column, there, where + why)
-    if TOKENS in there and hasattr(dataset, "select_columns") and hasattr(dataset, "__len__"):
+    if TOKENS not in there:
+        raise ConflictError(
+            [
+                f"the rows of {where} hold no tokens ({', '.join(there)}), so that nobody knows which of them a "
+                f"number of the column `{column.name}` is for: they are tokenised batch by batch, or were not prepared."
+            ]
+        )
+    if hasattr(dataset, "select_columns") and hasattr(dataset, "__len__"):
         read = dataset.select_columns([column.name, LABELS if LABELS in there else TOKENS]).with_format(None)
         for number, row in enumerate(read):
             of_row(column, row[column.name], row[LABELS if LABELS in row else TOKENS], f"row {number} of {where}")

@@ -76,10 +76,13 @@ def of_row(column: Column, value: Any, labels: Sequence[int], where: str) -> Num
 
 
 def of_text(column: Column, value: Any, labels: Sequence[int], where: str) -> Numbers:
-    """Make a number for each token of a row of text, for which there can be one number only; else as `of_row`."""
-    if np.ndim(value):
+    """Make a number for each token of a row of text, of one, or of as many as it has tokens; else as `of_row`."""
+    if np.ndim(value) and len(value) != len(labels):
         raise _refused(
-            column, where, "is a list, and the row a text; give one number, or tokens (`input_ids`) with one for each"
+            column,
+            where,
+            f"is a list of {len(value)}, and the row a text of {len(labels)} tokens; give one number, or one for each "
+            "token",
         )
     return of_row(column, value, labels, where)
 
@@ -97,8 +100,8 @@ def of_chat(
 
     Args:
         column: which one.
-        example: the row; its column holds a number, or one for each message. Without such a column each message may
-            have a key of that name.
+        example: the row; its column holds a number, or one for each message, or one for each token. Without such a
+            column each message may have a key of that name.
         messages: the M messages.
         ids: token ids of the chat [S].
         labels: [S].
@@ -110,7 +113,7 @@ def of_chat(
             more messages follow.
     """
     found = of_messages(column, example, messages, where)
-    if found.ndim == 0:
+    if found.ndim == 0 or found.shape == (len(labels),):
         return of_row(column, found, labels, where)
     if found.shape != (len(messages),):
         raise _refused(column, where, f"holds {len(found)} numbers for {len(messages)} messages; give one for each")

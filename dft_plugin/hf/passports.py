@@ -1,8 +1,8 @@
 """Targets sent through code that moves labels about and knows nothing of columns.
 
-Truncation, packing, padding and collation look at a label for one thing, whether it is the ignore index. So each target
-goes through as a number of its own, in the place of its label: where the number comes out, there the label and its
-columns belong, whatever was cut, joined or filled up on the way. A number that is never taken back is no id of any
+Truncation, packing, padding and collation look at a label for one thing, whether it is the ignore index. So each
+target goes through as a number of its own, in the place of its label: where the number comes out, there the label and
+its columns belong, whatever was cut, joined or filled up on the way. A number that is never taken back is no id of any
 vocabulary, so that it is an error and not a loss.
 
 Shapes: S tokens.
@@ -36,7 +36,9 @@ class Passports:
         self._columns: list[list[Numbers]] = [[] for _ in range(width)]
         self._count = 0
 
-    def send(self, labels: Sequence[int], columns: Sequence[Numbers], *, ignore: int | None = IGNORE_INDEX) -> list[int]:
+    def send(
+        self, labels: Sequence[int], columns: Sequence[Numbers], *, ignore: int | None = IGNORE_INDEX
+    ) -> list[int]:
         """Return what goes in the place of labels.
 
         Args:

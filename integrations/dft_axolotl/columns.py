@@ -150,7 +150,7 @@ class _Strategy:
         """Tokenise as the strategy does, rows one by one: it may make several of one."""
         if not isinstance(prompt[_ROW], list):
             return self._one(dict(prompt), self.inner.tokenize_prompt)
-        keys, made = list(prompt), {}
+        keys, made = list(prompt), dict[str, list[Any]]()
         for values in zip(*(prompt[key] for key in keys), strict=True):
             for key, rows in self._one(dict(zip(keys, values, strict=True)), self._batch_of_one).items():
                 made.setdefault(key, []).extend(rows)
@@ -168,7 +168,7 @@ class _Strategy:
         batched = bool(made[TOKENS]) and isinstance(made[TOKENS][0], list)
         several = (made[TOKENS], made[LABELS]) if batched else ([made[TOKENS]], [made[LABELS]])
         for column in self.columns:
-            found = [self._column(column, row, *one, where) for one in zip(*several, strict=True)]
+            found = [self._column(column, row, ids, labels, where) for ids, labels in zip(*several, strict=True)]
             made[column.key] = found if batched else found[0]
         return made
 

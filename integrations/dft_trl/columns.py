@@ -63,14 +63,18 @@ def prepared(
     Args:
         trainer: it knows the chat template.
         columns: what to keep, as `dft_column_NAME`.
-        inner: TRL's own method; the other arguments are its own.
+        inner: TRL's own method.
+        dataset: as TRL's; so are the others.
+        processing_class: TRL's.
+        args: TRL's.
+        packing: TRL's.
+        formatting_func: TRL's.
+        dataset_name: TRL's.
 
     Raises:
         ConflictError: a row lacks a column, or has a number that cannot be used.
     """
-    if all(column.key in (keys_of(dataset) or ()) for column in columns):
-        return inner(dataset, processing_class, args, packing, formatting_func, dataset_name)
-    tokenised = "input_ids" in _keys(dataset)
+    tokenised = TOKENS in _keys(dataset)
     whole = copy.copy(args)
     whole.max_length, whole.shuffle_dataset = None, False
     made = inner(dataset, processing_class, whole, False, formatting_func, dataset_name)
@@ -127,7 +131,7 @@ def _annotate(
     for column in columns:
         if column.key in example:
             found[column.key] = of_row(column, example[column.key], example[LABELS], at)
-        elif not tokenised and is_conversational(example):
+        elif not tokenised and is_conversational(dict(example)):
             messages = _messages(example)
             found[column.key] = of_chat(column, example, messages, example[TOKENS], example[LABELS], render, at)
         elif column.name not in example:
@@ -140,7 +144,8 @@ def _annotate(
 
 
 def _messages(example: Mapping[str, Any]) -> list[Any]:
-    return example["prompt"] + example["completion"] if "prompt" in example else example["messages"]
+    messages: list[Any] = example["prompt"] + example["completion"] if "prompt" in example else example["messages"]
+    return messages
 
 
 def _render(example: Mapping[str, Any], count: int, processing_class: Any, chat_template: str | None) -> Sequence[int]:

@@ -109,7 +109,9 @@ def require_answers(run, answers, whole=True):
                     current.append((token, number))
             for part in parts:
                 text = tokenizer.decode([token for token, _ in part], skip_special_tokens=True).strip()
-                fitting = {n for answer, n in answers.items() if answer == text or (not whole and answer.startswith(text))}
+                fitting = {
+                    n for answer, n in answers.items() if answer == text or (not whole and answer.startswith(text))
+                }
                 assert len({number for _, number in part}) == 1
                 assert part[0][1] in fitting, text
                 seen += 1
@@ -216,14 +218,17 @@ def test_prepared_data_that_lost_its_column_is_refused(home):
     load_from_disk(str(folder)).remove_columns("dft_column_ratio").save_to_disk(str(home / "without"))
     shutil.rmtree(folder)
     (home / "without").rename(folder)
-    with pytest.raises(ConflictError, match="`ratio`, which is not in the training set.*`dataset_prepared_path`"):
+    with pytest.raises(ConflictError, match=r"`ratio`, which is not in the training set.*`dataset_prepared_path`"):
         axolotl_runs.prepare(axolotl_runs.write_config(home, **config))
 
 
 BAD = {
-    "missing": (lambda row: row.pop("ratio"), "`ratio`, which is not in row 0 of .*There are: instruction, input, output"),
+    "missing": (
+        lambda row: row.pop("ratio"),
+        "`ratio`, which is not in row 0 of .*There are: instruction, input, output",
+    ),
     "a string": (lambda row: row.update(ratio="much"), "row 0 of the dataset `weighed.jsonl`.*holds 'much'"),
-    "a list": (lambda row: row.update(ratio=[1.0]), "row 0 of .*is a list, and the row a text"),
+    "a list": (lambda row: row.update(ratio=[1.0]), "row 0 of .*is a list of 1, and the row a text"),
     "None": (lambda row: row.update(ratio=None), "row 0 of .*is None"),
 }
 
@@ -241,7 +246,7 @@ def test_bad_data_is_named_with_its_row(kind, home):
 def test_an_answer_without_a_number_is_named_with_its_row(home):
     rows, _ = chats(home)
     rows[3]["ratio"][1] = None
-    with pytest.raises(ConflictError, match="row 3 of .*has no number"):
+    with pytest.raises(ConflictError, match=r"row 3 of .*has no number"):
         axolotl_runs.prepare(axolotl_runs.write_config(home, **data(home, rows, **CHAT)))
 
 
@@ -252,5 +257,5 @@ def test_an_answer_without_a_number_is_named_with_its_row(home):
 )
 def test_where_columns_are_lost_the_config_is_refused(changes, home):
     config = {**data(home, alpaca(home)[0], "alpaca"), "loss": {"name": "dft", "weights": {"column": "ratio"}}}
-    with pytest.raises(ValueError, match="`loss:` reads `ratio` from the data, and rows|reads `ratio` .*a processor"):
+    with pytest.raises(ValueError, match=r"`loss:` reads `ratio` from the data, and rows|reads `ratio` .*a processor"):
         axolotl_runs.prepare(axolotl_runs.write_config(home, **config, **changes))

@@ -12,7 +12,6 @@ pytest.importorskip("llamafactory")
 
 from support import columns, factory, oracle, training
 
-from dft_plugin import autoload
 from dft_plugin.cli.checking import check
 from dft_plugin.errors import ConflictError
 
@@ -168,7 +167,9 @@ def test_evaluation_is_weighed_too(home, tmp_path):
     batches = list(run.trainer.get_eval_dataloader())
     assert logged == pytest.approx(by_hand(batches, run.trainer.model.eval()), rel=1e-5)
     write(home, tmp_path, factory.plain_rows(8), name="held-out")
-    with pytest.raises(ConflictError, match="row 0 of the dataset `held-out.json`.*There are: instruction, input, output"):
+    with pytest.raises(
+        ConflictError, match=r"row 0 of the dataset `held-out.json`.*There are: instruction, input, output"
+    ):
         train(home, tmp_path, data, eval_dataset="held-out", eval_strategy="steps", eval_steps=1)
 
 
@@ -176,7 +177,7 @@ def test_prepared_data_without_the_column_is_refused(home, tmp_path):
     data = write(home, tmp_path, alpaca()[0])
     stored = {"tokenized_path": str(tmp_path / "tokens")}
     train(home, tmp_path, data, "nll", **stored)
-    with pytest.raises(ConflictError, match="`ratio`, which is not in the training set.*`tokenized_path`"):
+    with pytest.raises(ConflictError, match=r"`ratio`, which is not in the training set.*`tokenized_path`"):
         train(home, tmp_path, data, **stored)
 
 
@@ -218,7 +219,7 @@ def test_bad_data_is_named_with_its_row(kind, home, tmp_path):
 def test_an_answer_without_a_number_is_named_with_its_row(home, tmp_path):
     given, _ = chats()
     given[3]["ratio"][1] = None
-    with pytest.raises(ConflictError, match="row 3 of the dataset .*has no number"):
+    with pytest.raises(ConflictError, match=r"row 3 of the dataset .*has no number"):
         train(home, tmp_path, write(home, tmp_path, given, **SHAREGPT))
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from datasets import Dataset
 from support import columns, tiny, training
-from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
+    DataCollatorWithFlattening,
+    Trainer,
+    TrainingArguments,
+)
 
 from dft_plugin import activate
 from dft_plugin.errors import ConflictError
@@ -33,19 +41,24 @@ def collators():
         "hand": training.collate,
         "seq2seq": DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8),
         "left": DataCollatorForSeq2Seq(left),
+        "flattening": DataCollatorWithFlattening(),
         "no labels": DataCollatorForLanguageModeling(tokenizer, mlm=False),
     }
 
 
 def first_rows(made, rows, count=4):
     """The rows of the first step: this seed's order, as the trainer's own loader without columns gives it."""
-    seen = next(iter(made.get_train_dataloader()))["input_ids"]
+    batch = next(iter(made.get_train_dataloader()))
+    seen = batch["input_ids"]
+    if "position_ids" in batch:
+        begins = (batch["position_ids"][0] == 0).nonzero()[1:, 0].tolist()
+        seen = seen[0].tensor_split(begins)
     whole = [[i for i in ids.tolist() if i] for ids in seen]
     assert len(whole) == count
     return [next(row for row in rows if row["input_ids"] == ids) for ids in whole]
 
 
-@pytest.mark.parametrize("collator", ["hand", "seq2seq", "left", "no labels"])
+@pytest.mark.parametrize("collator", ["hand", "seq2seq", "left", "flattening", "no labels"])
 @pytest.mark.parametrize("per", ["token", "row"])
 def test_step_1_equals_the_float64_loss(collator, per, tmp_path):
     rows = columns.token_rows()
@@ -94,7 +107,7 @@ def test_evaluation_is_weighed_too(tmp_path):
 def test_an_evaluation_set_without_the_column_is_refused(tmp_path):
     made = trainer(tmp_path, columns.token_rows(), evaluated=Dataset.from_list(training.rows(4)))
     with pytest.raises(
-        ConflictError, match="`ratio`, which is not in the evaluation set .*There are: input_ids, labels"
+        ConflictError, match=r"`ratio`, which is not in the evaluation set .*There are: input_ids, labels"
     ):
         activate(made, columns.Ratio())
 
@@ -125,6 +138,46 @@ def test_a_torch_dataset_is_carried_as_well(tmp_path):
     assert training.losses(made)[0] == pytest.approx(columns.loss(tiny.llama(), rows), rel=1e-6)
 
 
+def test_workers_that_load_batches_carry_columns(tmp_path):
+    rows = columns.token_rows(4)
+    made = trainer(tmp_path, rows, dataloader_num_workers=1)
+    activate(made, columns.Ratio())
+    made.train()
+    assert training.losses(made)[0] == pytest.approx(columns.loss(tiny.llama(), rows), rel=1e-6)
+    again = pickle.loads(pickle.dumps(made.data_collator))
+    assert torch.equal(again(rows)["dft_bits_ratio"], made.data_collator(rows)["dft_bits_ratio"])
+
+
+def test_rows_that_are_tensors_are_carried(tmp_path):
+    rows = columns.token_rows(4)
+    data = Dataset.from_list(rows).with_format("torch")
+
+    def flat(features):
+        (feature,) = features
+        return {key: value[None] for key, value in feature.items()}
+
+    made = trainer(tmp_path, data, flat, per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    activate(made, columns.Ratio())
+    made.train()
+    assert training.losses(made)[0] == pytest.approx(columns.loss(tiny.llama(), rows), rel=1e-6)
+
+
+def test_rows_that_hold_no_tokens_are_refused(tmp_path):
+    with pytest.raises(ConflictError, match=r"the rows of the training set hold no tokens .text, ratio."):
+        activate(trainer(tmp_path, [{"text": "a", "ratio": 1.0}]), columns.Ratio())
+
+
+def test_a_batch_that_says_its_labels_twice_is_refused(tmp_path):
+    def twice(features):
+        batch = training.collate(features)
+        return {**batch, "shift_labels": batch["labels"]}
+
+    made = trainer(tmp_path, columns.token_rows(), twice)
+    activate(made, columns.Ratio())
+    with pytest.raises(ConflictError, match=r"`shift_labels` beside them"):
+        made.train()
+
+
 BAD = {
     "a string": ("0.5", "row 1 of the training set: the column `ratio` holds '0.5'"),
     "None": (None, "row 1 of the training set: the column `ratio` is None"),
@@ -152,12 +205,14 @@ def test_bad_data_is_named_with_its_row_before_training(kind, tmp_path):
 
 def test_a_negative_factor_is_refused(tmp_path):
     rows = [{**row, "ratio": -1.0} for row in columns.token_rows(4)]
-    with pytest.raises(ConflictError, match="row 0 .*has -1 for token .*0 or more"):
+    with pytest.raises(ConflictError, match=r"row 0 .*has -1 for token .*0 or more"):
         activate(trainer(tmp_path, rows), {"name": "dft", "weights": {"column": "ratio"}})
 
 
 def test_a_missing_column_names_those_that_are_there(tmp_path):
-    with pytest.raises(ConflictError, match="`ratio`, which is not in the training set. There are: input_ids, labels"):
+    with pytest.raises(
+        ConflictError, match=r"`ratio`, which is not in the training set. There are: input_ids, labels"
+    ):
         activate(trainer(tmp_path, training.rows()), columns.Ratio())
 
 
@@ -168,7 +223,7 @@ def test_a_collator_with_labels_of_its_own_is_refused(tmp_path):
 
     made = trainer(tmp_path, columns.token_rows(), own)
     activate(made, columns.Ratio())
-    with pytest.raises(ConflictError, match="no number for a token that is trained"):
+    with pytest.raises(ConflictError, match=r"no number for a token that is trained"):
         made.train()
 
 
@@ -183,5 +238,5 @@ def test_a_column_that_was_cast_on_its_way_is_refused(tmp_path):
         return batch
 
     made.data_collator = cast
-    with pytest.raises(ConflictError, match="`ratio` has come as torch.bfloat16"):
+    with pytest.raises(ConflictError, match=r"`ratio` has come as torch.bfloat16"):
         made.train()

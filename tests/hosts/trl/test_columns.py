@@ -20,7 +20,10 @@ from dft_trl.columns import carrying
 pytestmark = pytest.mark.host
 
 
-def trainer(tmp_path, rows, objective=columns.Ratio(), template=columns.TEMPLATE, evaluated=None, **changes):
+RATIO = columns.Ratio()
+
+
+def trainer(tmp_path, rows, objective=RATIO, template=columns.TEMPLATE, evaluated=None, **changes):
     """Made as a user would, all of the data in one step unless that is changed."""
     defaults = {
         "gradient_checkpointing": False,
@@ -111,9 +114,16 @@ def test_text_takes_a_number_for_each_row_and_no_list(tmp_path):
     rows = [{**row, "ratio": [0.5 + at] * len(row["labels"])} for at, row in enumerate(rows)]
     assert step_1(trainer(tmp_path, given)) == pytest.approx(columns.loss(tiny.llama(), rows), rel=1e-6)
     with pytest.raises(
-        ConflictError, match="row 0 of the dataset `train`: the column `ratio` is a list, and the row a"
+        ConflictError, match=r"row 0 of the dataset `train`: the column `ratio` is a list of 2, and the row a"
     ):
         trainer(tmp_path, [{**row, "ratio": [1.0, 2.0]} for row in given])
+
+
+def test_text_takes_as_many_numbers_as_it_has_tokens(tmp_path):
+    given = [{"text": columns.text(row["input_ids"]), "ratio": [*row["ratio"], 7.0]} for row in columns.token_rows(8)]
+    rows = [{**row, "input_ids": [*row["input_ids"], 2]} for row in columns.token_rows(8)]
+    rows = [{**row, "labels": row["input_ids"], "ratio": [*row["ratio"], 7.0]} for row in rows]
+    assert step_1(trainer(tmp_path, given)) == pytest.approx(columns.loss(tiny.llama(), rows), rel=1e-6)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -125,7 +135,7 @@ def test_a_number_for_each_token(packing, tmp_path):
 
 def test_packing_without_boundaries(tmp_path):
     rows = columns.token_rows()
-    whole = {key: sum((row[key] for row in rows), []) for key in ("input_ids", "labels", "ratio")}
+    whole = {key: [entry for row in rows for entry in row[key]] for key in ("input_ids", "labels", "ratio")}
     chunks = [{key: whole[key][at : at + 32] for key in whole} for at in range(0, len(whole["labels"]), 32)]
     made = trainer(tmp_path, rows, packing=True, packing_strategy="wrapped", max_length=32)
     assert step_1(made) == pytest.approx(columns.loss(tiny.llama(), chunks), rel=1e-6)
@@ -178,8 +188,9 @@ def test_evaluation_sets_are_weighed_whenever_they_are_given(tmp_path):
     expected = pytest.approx(columns.loss(tiny.llama(), rows), rel=1e-6)
     assert made.evaluate()["eval_loss"] == expected
     assert made.evaluate(Dataset.from_list(given))["eval_loss"] == expected
+    assert made.evaluate(made.eval_dataset)["eval_loss"] == expected
     with pytest.raises(
-        ConflictError, match="`ratio`, which is not in row 0 of the dataset `eval`. There are: messages"
+        ConflictError, match=r"`ratio`, which is not in row 0 of the dataset `eval`. There are: messages"
     ):
         made.evaluate(Dataset.from_list([{"messages": row["messages"]} for row in given]))
 
@@ -242,14 +253,14 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path):
         "{{ m.content }} </s>{% endgen", "{% if loop.last %}w12 {% endif %}{{ m.content }} </s>{% endgen"
     )
     given, _ = columns.chats(4)
-    with pytest.raises(ConflictError, match="row 0 of the dataset `train`.*renders the first 2 messages otherwise"):
+    with pytest.raises(ConflictError, match=r"row 0 of the dataset `train`.*renders the first 2 messages otherwise"):
         trainer(tmp_path, given, template=template)
 
 
 def test_a_number_for_each_message_must_be_one_for_each(tmp_path):
     given, _ = columns.chats(4)
     given[2]["ratio"] = [1.0]
-    with pytest.raises(ConflictError, match="row 2 of the dataset `train`.*holds 1 numbers for 4 messages"):
+    with pytest.raises(ConflictError, match=r"row 2 of the dataset `train`.*holds 1 numbers for 4 messages"):
         trainer(tmp_path, given)
 
 

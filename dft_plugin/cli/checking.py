@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dft_plugin.config.checks import choice_of_best, without_reference
+from dft_plugin.config.checks import choice_of_best, lost_columns, without_reference
 from dft_plugin.config.hosts import Conflict, Host
 from dft_plugin.config.plugins import Catalogue, Entry, build_catalogue
 from dft_plugin.config.reading import LOSS, RunConfig, load
@@ -94,7 +94,10 @@ def check(path: Path, overrides: Sequence[str] = (), host_name: str | None = Non
             *(without_reference(host, config.host, settings, catalogue) if settings else []),
             *wrong,
         ],
-        conflicts=host.conflicts(config.host),
+        conflicts=[
+            *host.conflicts(config.host),
+            *(lost_columns(host, config.host, settings, catalogue) if settings else []),
+        ],
         replaces=host.replaces(config.host, settings) if settings else [],
         hints=[*host.cautions(config.host), *meaning],
         version_problem=host.version_problem(),

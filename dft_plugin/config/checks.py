@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from dft_plugin.config import best
@@ -52,6 +53,13 @@ def without_reference(host: Host, config: Mapping[str, Any], settings: Settings,
     ]
 
 
+def lost_columns(host: Host, config: Mapping[str, Any], settings: Settings, catalogue: Catalogue) -> list[Conflict]:
+    """List what keeps the columns that a loss reads from reaching it; each names them."""
+    names = ", ".join(f"`{name}`" for name in sorted(catalogue.columns(settings)))
+    found = host.loses_columns(config) if names else []
+    return [replace(one, problem=f"`loss:` reads {names} from the data, and {one.problem}") for one in found]
+
+
 def obstacles(host: Host, config: Mapping[str, Any], loss: Any, found: Iterable[Conflict]) -> list[str]:
     """List what is in the way: the host's age, `loss:` itself, the host's keys, the choice of the best checkpoint.
 
@@ -64,8 +72,12 @@ def obstacles(host: Host, config: Mapping[str, Any], loss: Any, found: Iterable[
     wrong, _ = choice_of_best(host, config, None)
     too_old = [str(host.version_problem())] if host.is_too_old() else []
     catalogue = build_catalogue()
-    problems = catalogue.problems(loss) or without_reference(host, config, catalogue.settings(loss), catalogue)
-    return [*too_old, *problems, *map(str, found), *wrong]
+    problems, lost = catalogue.problems(loss), []
+    if not problems:
+        settings = catalogue.settings(loss)
+        problems = without_reference(host, config, settings, catalogue)
+        lost = lost_columns(host, config, settings, catalogue)
+    return [*too_old, *problems, *map(str, [*found, *lost]), *wrong]
 
 
 def refuse(host: Host, config: Mapping[str, Any], loss: Any, found: Iterable[Conflict]) -> None:

@@ -113,6 +113,10 @@ class Host:
         """List what would keep the loss from taking effect. Reads only."""
         raise NotImplementedError
 
+    def loses_columns(self, config: Mapping[str, Any]) -> list[Conflict]:
+        """List what would keep columns of the data from reaching the loss, where it reads any. Reads only."""
+        return []
+
     def replaces(self, config: Mapping[str, Any], settings: Settings) -> list[str]:
         """List, in words, which of the host's settings the loss supersedes. Reads only."""
         raise NotImplementedError

@@ -68,6 +68,13 @@ class Catalogue:
             return error.problems
         return []
 
+    def columns(self, settings: Settings) -> frozenset[str]:
+        """Return the columns of the data that these settings read."""
+        names = [settings.name, *([settings.first.name] if settings.first else [])]
+        read = frozenset[str]().union(*(self.objectives[name].item.columns for name in names))
+        factor = settings.weights.column if settings.weights else None
+        return read | ({factor} if factor else set())
+
     def plan(self, settings: Settings) -> LossPlan:
         """Resolve Settings to the objects that do the work."""
         from dft_plugin.core.plan import LossPlan, TokenRules

@@ -12,7 +12,7 @@ from torch import nn
 from dft_plugin.config.plugins import Catalogue, build_catalogue
 from dft_plugin.errors import ConflictError, UnsupportedModelError
 from dft_plugin.functional import LossLike, plan_for
-from dft_plugin.hf import best, splits, standing, tokens
+from dft_plugin.hf import best, carrying, splits, standing, tokens
 from dft_plugin.hf.attachment import Attachment, attach_plan
 from dft_plugin.hf.loss_calls import TrainerAttachment
 from dft_plugin.hf.model import unwrap
@@ -89,6 +89,7 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
     with _choice_as_given(before):
         problems = hook_class.conflicts(trainer)
         problems += [*splits.problems(trainer, plan), *read.problems, *missing(plan, model)]
+    problems += carrying.problems(trainer, carrying.columns_of(plan), hook_class.columns_hint)
     if problems:
         raise ConflictError(problems)
     if before is not None:

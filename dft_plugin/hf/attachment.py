@@ -23,6 +23,7 @@ from dft_plugin.core.stats import LossStats, Tally
 from dft_plugin.core.targets import Selection
 from dft_plugin.hf import standing
 from dft_plugin.hf.capturing import require_no_capture
+from dft_plugin.hf.facts import without_columns
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
 from dft_plugin.hf.passes import Pass, Passes
 from dft_plugin.hf.reference import Reference, find_reference, refuse_prompts
@@ -218,7 +219,7 @@ class Attachment:
         """Answer a call of `module`, which is the model or a copy of it."""
         inputs = self.named(args, kwargs)
         if not self.answers(inputs):
-            return self.original_of(module)(*args, **kwargs)
+            return self.original_of(module)(*args, **without_columns(kwargs))
         how = self._answering or Answering()
         num_items: NumItems = inputs.pop("num_items_in_batch", None)
         num_items = how.num_items if num_items is None else num_items

@@ -20,6 +20,34 @@ from dft_plugin.objectives import Clock
 COLUMN = "dft_column_"
 """What stands before the name of a column in a batch: float [B, S], aligned with the tokens as `labels` are."""
 
+BITS = "dft_bits_"
+"""The same, its float32 seen as int32: DeepSpeed, FSDP and hosts' collators cast what is a float to bfloat16."""
+
+
+def as_bits(column_BS: Tensor) -> Tensor:
+    """Return a float32 column as it travels in a batch, int32."""
+    return column_BS.float().contiguous().view(torch.int32)
+
+
+def without_columns(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a forward without the columns, which no model takes."""
+    return {key: value for key, value in inputs.items() if not key.startswith((COLUMN, BITS))}
+
+
+def _taken(inputs: dict[str, Any]) -> dict[str, Tensor]:
+    found = {key.removeprefix(COLUMN): inputs.pop(key) for key in list(inputs) if key.startswith(COLUMN)}
+    for name, column in found.items():
+        if column.dtype in (torch.float16, torch.bfloat16):
+            raise ConflictError(
+                [
+                    f"the column `{name}` has come as {column.dtype}: a step of its way here has cast it, and its "
+                    f"numbers have lost digits. Put it into the batch as `{BITS}{name}`, made by "
+                    "dft_plugin.hf.facts.as_bits."
+                ]
+            )
+    bits = [key for key in inputs if key.startswith(BITS)]
+    return found | {key.removeprefix(BITS): inputs.pop(key).view(torch.float32) for key in bits}
+
 
 def facts_of(plan: LossPlan, inputs: dict[str, Any], clock: Clock | None) -> Facts:
     """Take the columns out of the arguments of a labelled call, and find what the plan wants to know besides.
@@ -32,7 +60,7 @@ def facts_of(plan: LossPlan, inputs: dict[str, Any], clock: Clock | None) -> Fac
     Raises:
         ConflictError: a column is missing, or does not fit the labels.
     """
-    given = {key.removeprefix(COLUMN): inputs.pop(key) for key in list(inputs) if key.startswith(COLUMN)}
+    given = _taken(inputs)
     missing = sorted(plan.columns - given.keys())
     if missing:
         raise ConflictError(

@@ -16,6 +16,7 @@ from dft_plugin.config.handover import swapped
 from dft_plugin.core.stats import Tally
 from dft_plugin.hf import best, guard, splits
 from dft_plugin.hf.batch_parts import BatchParts
+from dft_plugin.hf.carrying import carry, columns_of
 from dft_plugin.hf.counting import (
     averaging_processes,
     context_parallel_size,
@@ -53,9 +54,11 @@ class TrainerHook(Wrapper):
         plan: what was asked for.
         replaced: the trainer's settings that were changed, in words, for the start-up line.
         choice: what was changed for the choice of the best model; it can be put back by itself.
+        columns_hint: what to do where a column of the data did not reach the trainer.
     """
 
     attachment_class: ClassVar[type[TrainerAttachment]] = TrainerAttachment
+    columns_hint: ClassVar[str] = ""
 
     def __init__(self, trainer: Trainer, attachment: TrainerAttachment) -> None:
         super().__init__(attachment.undo)
@@ -85,6 +88,7 @@ class TrainerHook(Wrapper):
         """Wrap the trainer's methods, and mend its choice of the best model. `attachment.detach()` undoes it."""
         self.attachment.trainer_only = True
         self.wrap(self.trainer)
+        carry(self.trainer, columns_of(self.plan), self.change)
         self.replaced += best.prefer(self.trainer, self.choice.change)
 
     def remove(self) -> None:

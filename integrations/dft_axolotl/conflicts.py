@@ -117,6 +117,40 @@ RULES = (
 )
 
 
+COLUMN_RULES = (
+    Rule(
+        "streaming",
+        is_on,
+        "rows that are streamed are tokenised and packed without them.",
+        "Set `streaming: false`.",
+    ),
+    Rule(
+        "pretraining_dataset",
+        is_given,
+        "rows that are streamed are tokenised and packed without them.",
+        "Name the data under `datasets:`.",
+    ),
+    Rule(
+        "processor_type",
+        is_given,
+        "a processor makes tokens and labels batch by batch, without them.",
+        "Remove `processor_type:` where the data is text, or leave them out of `loss:`.",
+    ),
+    Rule(
+        "skip_prepare_dataset",
+        is_on,
+        "rows that are not prepared have no numbers per token.",
+        "Set it to false.",
+    ),
+)
+"""Where the loss reads columns of the data."""
+
+
+def losing_columns(config: Config) -> list[Conflict]:
+    """List what drops columns of the data."""
+    return rules.find(COLUMN_RULES, config)
+
+
 def find(config: Config) -> list[Conflict]:
     """List everything that would keep the loss from taking effect."""
     found = rules.find(RULES, config)

@@ -32,6 +32,10 @@ class AxolotlHost(Host):
         """List what the plugin would refuse."""
         return conflicts.find(config)
 
+    def loses_columns(self, config: Mapping[str, Any]) -> list[Conflict]:
+        """List what makes batches in a way of its own."""
+        return conflicts.losing_columns(config)
+
     def replaces(self, config: Mapping[str, Any], settings: Settings) -> list[str]:
         """The loss of the model, or what was put in its place."""
         return conflicts.superseded(config) or ["the model's cross-entropy"]

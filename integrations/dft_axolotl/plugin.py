@@ -9,6 +9,7 @@ from axolotl.integrations.base import BasePlugin
 from axolotl.utils.logging import get_logger
 from transformers import Trainer, TrainerCallback
 
+from dft_axolotl import columns
 from dft_axolotl.conflicts import cautions
 from dft_axolotl.host import problems_of
 from dft_plugin import activate
@@ -26,6 +27,11 @@ _WHY = (
 
 class DFTPlugin(BasePlugin):  # type: ignore[misc]
     """Trains with the loss that stands after `loss:`."""
+
+    def register(self, cfg: Any) -> None:
+        """Let the columns that the loss reads through what Axolotl prepares. Comes before the config is checked."""
+        if cfg.get("loss") is not None:
+            columns.install()
 
     def get_input_args(self) -> str:
         """Name the class that Axolotl merges into its schema."""
@@ -56,4 +62,4 @@ class DFTPlugin(BasePlugin):  # type: ignore[misc]
                     "its own. Remove `rl:` or `trainer_cls:`, or remove `loss:`."
                 ]
             )
-        activate(trainer, cfg.loss if isinstance(cfg.loss, str) else cfg.to_dict()["loss"])
+        activate(trainer, columns.loss_of(cfg))

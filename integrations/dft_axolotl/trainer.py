@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from axolotl.core.trainers.base import AxolotlTrainer
 from transformers import Trainer, TrainerCallback
 
+from dft_axolotl.columns import HINT
 from dft_axolotl.conflicts import superseded
 from dft_plugin.hf.trainer import TrainerHook
 
@@ -16,6 +17,8 @@ _LOW_IS_GOOD = ("ppl",)
 
 class AxolotlHook(TrainerHook):
     """The plain Trainer's hook, with true perplexities."""
+
+    columns_hint: ClassVar[str] = HINT
 
     @classmethod
     def conflicts(cls, trainer: Trainer) -> list[str]:

@@ -37,6 +37,11 @@ def superseded(config: Config) -> list[str]:
     return found
 
 
+def losing_columns(config: Config) -> list[Conflict]:
+    """List what drops columns of the data."""
+    return rules.find(COLUMN_RULES, config)
+
+
 _SEQUENCE_PARALLEL = "sequence parallelism reduces the loss of each shard by itself, which was never run with ours."
 
 STAGE = Rule(
@@ -104,6 +109,16 @@ CONFIG_RULES = (
     ),
 )
 """By key of the YAML."""
+
+COLUMN_RULES = (
+    Rule(
+        "predict_with_generate",
+        is_on,
+        "an evaluation that generates prepares its rows without them.",
+        "Set `predict_with_generate: false`, and generate in a run of its own.",
+    ),
+)
+"""By key of the YAML, where the loss reads columns."""
 
 ENVIRONMENT_RULES = (
     Rule(

@@ -33,6 +33,13 @@ def find(config: Config, version: str | None) -> list[Conflict]:
     return found
 
 
+COLUMNS = Conflict(
+    "USE_V1",
+    "LLaMA-Factory's v1 trainer builds its batches in a way of its own, which drops them.",
+    "Unset USE_V1 and write the config for the usual trainer, or leave them out of `loss:`.",
+)
+
+
 def uses_v1(environ: Mapping[str, str]) -> bool:
     """Say whether `llamafactory-cli` would start the v1 trainer; it reads this switch by fewer words."""
     return environ.get("USE_V1", "0").lower() in ("true", "1", "y")

@@ -51,6 +51,12 @@ class LlamaFactoryHost(Host):
             return conflicts_v1.find(config, self.installed_version())
         return conflicts.find(config, os.environ)
 
+    def loses_columns(self, config: Mapping[str, Any]) -> list[Conflict]:
+        """The v1 trainer has a data pipeline of its own; generating needs no loss, and no column."""
+        if conflicts_v1.uses_v1(os.environ):
+            return [conflicts_v1.COLUMNS]
+        return conflicts.losing_columns(config)
+
     def replaces(self, config: Mapping[str, Any], settings: Settings) -> list[str]:
         """Its cross-entropy, in whichever form."""
         return conflicts.superseded(config)

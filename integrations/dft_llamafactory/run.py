@@ -47,7 +47,9 @@ def run_with_loss(
     refuse(LlamaFactoryHost(), request.config, request.loss, found)
     from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
 
-    with activating(CustomSeq2SeqTrainer, request.loss) as made:
+    from dft_llamafactory.columns import carrying
+
+    with carrying(request.loss), activating(CustomSeq2SeqTrainer, request.loss) as made:
         run_exp(request.args, [*(callbacks or ()), MustBeActive(lambda: bool(made), _WHY)])
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import Trainer
 
 from dft_llamafactory import conflicts
+from dft_llamafactory.columns import HINT
 from dft_plugin.hf.trainer import TrainerHook
 
 PLOTTED = ("dft/nll", "dft/mean_prob", "eval_dft/nll", "eval_dft/mean_prob")
@@ -17,6 +18,8 @@ PLOTTED = ("dft/nll", "dft/mean_prob", "eval_dft/nll", "eval_dft/mean_prob")
 
 class LlamaFactoryHook(TrainerHook):
     """Reads LLaMA-Factory's parsed arguments; the rest is the plain Trainer's."""
+
+    columns_hint: ClassVar[str] = HINT
 
     @classmethod
     def conflicts(cls, trainer: Trainer) -> list[str]:

@@ -13,6 +13,7 @@ from trl.scripts import sft
 
 from dft_plugin.config import handover
 from dft_plugin.hf.run import activating
+from dft_trl.columns import carrying
 
 
 def main(argv: Sequence[str]) -> None:
@@ -23,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     """
     loss, words = handover.demand(argv)
     parsed = sft.make_parser().parse_args_and_config(words, fail_with_unknown_args=False)
-    with activating(SFTTrainer, loss):
+    with carrying(loss), activating(SFTTrainer, loss):
         sft.main(*parsed)
 
 

@@ -19,10 +19,13 @@ from dft_plugin.config.handover import swapped
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.stats import Tally
 from dft_plugin.errors import ConflictError
+from dft_plugin.hf.carrying import columns_of
 from dft_plugin.hf.counting import averaging_processes, with_number_of_items
 from dft_plugin.hf.loss_calls import TrainerAttachment
 from dft_plugin.hf.passes import Pass
 from dft_plugin.hf.trainer import TrainerHook
+from dft_plugin.hf.wrapping import wrapped
+from dft_trl.columns import HINT, prepared
 
 
 class TrlAttachment(TrainerAttachment):
@@ -60,6 +63,7 @@ class TrlHook(TrainerHook):
     """TRL divides, scales over ranks and adds the router's loss by itself; we leave that to it."""
 
     attachment_class: ClassVar[type[TrainerAttachment]] = TrlAttachment
+    columns_hint: ClassVar[str] = HINT
     _passes_on = False
 
     def install(self) -> None:
@@ -74,6 +78,12 @@ class TrlHook(TrainerHook):
         self.change(self.trainer, "model_accepts_loss_kwargs", True)
         plan = self.attachment.plan
         self.attachment.plan = replace(plan, needs=plan.needs | {"entropy"})
+
+    @wrapped
+    def _prepare_dataset(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Prepare a dataset that `evaluate` is given as those were that the trainer was made with."""
+        columns = columns_of(self.plan)
+        return prepared(self.trainer, columns, inner, *args, **kwargs) if columns else inner(*args, **kwargs)
 
     def compute_training_loss(
         self, inner: Callable[..., Any], count: Tensor, tally: Tally, *args: Any, **kwargs: Any

@@ -42,7 +42,7 @@ def test_asft_of_a_step_in_one_piece_is_right(home, tmp_path):
 
 
 def test_asft_of_a_split_step_is_another_step(home, tmp_path):
-    """Each micro-batch is divided by its own number of targets, and their sum by nothing: here the step is 2.5 times as long."""
+    """Each micro-batch is divided by its own number of targets, and their sum by nothing: a step 2.5 times as long."""
     whole, split = (factory.train(without_divergence(home, tmp_path, **how)) for how in ({}, SPLIT))
     ours = factory.train(factory.arguments(home, tmp_path, max_steps=1, **SPLIT), "dft")
     assert tiny.max_gap(ours.after, whole.after) < 1e-6

@@ -39,7 +39,7 @@ loss:
   kernel: auto
 ```
 
-[Losses](losses.md) has all that may be named, with their options and when they help.
+[Losses](losses.md) has all that may be named, with the options of each and when it helps.
 
 ## More than a name
 
@@ -101,13 +101,9 @@ SECTIONS = {
 
 
 def settings_page() -> str:
-    """Every key: ours, then the options of each shipped objective."""
+    """Every key that is ours, and the kernels; the options of objectives are on the page of losses."""
     catalogue = build_catalogue(build_manager(third_party=False))
     parts = [HEAD, "## Keys\n", _table(Settings, skip={"options"})]
-    for name, entry in catalogue.objectives.items():
-        parts.append(f"## `{name}`\n\n{entry.item.summary}. Source: {entry.item.source}.\n")
-        if entry.item.model_fields:
-            parts.append(_table(entry.item))
     parts.append("## Kernels\n\n" + "\n".join(_kernel_lines(catalogue)) + "\n")
     return "\n".join(parts)
 

@@ -16,7 +16,7 @@ from dft_plugin.objectives import DFT, NLL
 
 OBJECTIVES = {"dft": DFT, "nll": NLL}
 KERNELS = ("chunked", "reference")
-DFT_KEYS = "alpha, floor, name, kernel, scratch_mb, first, always_learn, weights"
+DFT_KEYS = "alpha, floor, name, kernel, scratch_mb, first, always_learn, weights, reference"
 
 
 def parse(value, where="loss") -> Settings:
@@ -38,6 +38,7 @@ def test_the_keys_of_settings_are_these():
         "first",
         "always_learn",
         "weights",
+        "reference",
         "options",
     }
 
@@ -119,7 +120,7 @@ def test_an_unknown_key_brings_the_closest_one():
 def test_an_option_of_another_objective_is_unknown():
     assert problems({"name": "nll", "alpha": 1}) == [
         "`loss.alpha`: `alpha` is not an option of `nll`. Allowed: "
-        "name, kernel, scratch_mb, first, always_learn, weights."
+        "name, kernel, scratch_mb, first, always_learn, weights, reference."
     ]
 
 

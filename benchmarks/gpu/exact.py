@@ -17,7 +17,7 @@ from benchmarks.problem import HiddenInputs, Shape
 from dft_plugin.core.loss import hidden_loss, logits_loss
 from dft_plugin.functional import plan_for
 from dft_plugin.kernels import Head, OpaqueHead, Transform, reference, score_logits, score_logits_
-from dft_plugin.objectives import DFT
+from dft_plugin.objectives import DFT, Targets
 
 MARGIN = 1.2
 """Ours may be so many times as far from the truth as autograd is: where both only round, chance decides."""
@@ -72,7 +72,7 @@ def truth_of(problem: Problem) -> dict[str, Tensor]:
 
 def _plain(problem: Problem) -> Tensor:
     inputs = problem.inputs
-    return reference(inputs.hidden_NH, problem.head, inputs.labels_N, DFT()).loss_sum
+    return reference(inputs.hidden_NH, problem.head, Targets(inputs.labels_N), DFT()).loss_sum
 
 
 def _lean(kernel: str) -> Callable[[Problem], Tensor]:

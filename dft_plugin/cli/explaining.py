@@ -208,7 +208,8 @@ def _cost_of(need: RowStatistic) -> str:
     words = {"entropy": "the entropy of each row", "sum_p_squared": "the sum of p squared of each row"}
     if isinstance(need, str):
         return f"{words[need]}, summed up beside the softmax"
-    how = "made block by block" if isinstance(need, BlockFunction) else "made from whole rows: `blocked` cannot"
+    whole = "made from whole rows: `chunked` runs where `blocked` would"
+    how = "made block by block" if isinstance(need, BlockFunction) else whole
     return f"the statistic `{need.name}` of each row, {how}"
 
 

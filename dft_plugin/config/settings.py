@@ -92,7 +92,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: str = Field(description="The objective: `dft`, `nll`, or one that a plugin registers.")
+    name: str = Field(
+        description="The objective: `dft`, `nll`, `eaft` ... (`dft losses` lists them), or one of a plugin."
+    )
     kernel: str = Field(
         default="auto",
         description=(

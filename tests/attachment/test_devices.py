@@ -87,7 +87,7 @@ def test_the_loss_stays_where_the_head_is_and_the_upstream_factor_goes_there():
         arrived.append(hidden_TD.device.type)
         head, ids = Head(model.lm_head.weight), Targets(torch.arange(6, device=hidden_TD.device))
         scored = reference(hidden_TD, head, ids, DFT(), needs=frozenset(), scratch_bytes=None)
-        return LossResult(scored, ids, select(torch.arange(6)))
+        return LossResult(scored, ids, select(torch.arange(6)), DFT())
 
     loss = enter(find_door(model.lm_head), score, torch.randn(6, 32)).loss_sum
     assert arrived == [loss.device.type] == ["meta"]

@@ -146,7 +146,7 @@ def test_a_loss_of_somebody_else_is_explained_as_ours_are(run):
     assert found["divisor"] == "the sum of the weights over the optimizer step"
     assert found["cost"] == [
         "the entropy of each row, summed up beside the softmax",
-        "the statistic `rank` of each row, made from whole rows: `blocked` cannot",
+        "the statistic `rank` of each row, made from whole rows: `chunked` runs where `blocked` would",
         "the column `ratio`, a number for each token, which the data must hold",
         "gradients are scaled once more at the end of each step, when its divisor is known",
         "with `per: sequence` weights look at whole sequences: a second sweep over the head where that is trained",

@@ -21,10 +21,11 @@ SPLIT = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 @pytest.mark.parametrize("kind", [{}, factory.LORA], ids=["full", "lora"])
 def test_weights_equal_those_of_use_eaft_loss(kind, alpha, home, tmp_path):
     """Its divisor of the entropy is 3, a rounded ln 20: that would show by 1e-4."""
-    config = factory.arguments(home, tmp_path, **kind, **SPLIT)
+    # A rate of 1, as elsewhere, would multiply what float32 rounds off.
+    config = factory.arguments(home, tmp_path, **kind, **SPLIT, learning_rate=0.2)
     ours = factory.train(config, {"name": "eaft", "normalizer": 3, "alpha": alpha})
     theirs = factory.train({**config, "use_eaft_loss": True, "eaft_alpha": alpha})
-    assert tiny.max_gap(ours.after, theirs.after) < 5e-6
+    assert tiny.max_gap(ours.after, theirs.after) < 1e-6
     assert ours.losses == pytest.approx(theirs.losses, rel=1e-5)
     assert ours.moved > 1e-4, "nothing was trained"
 
@@ -41,7 +42,7 @@ def test_asft_of_a_step_in_one_piece_is_right(home, tmp_path):
 
 
 def test_asft_of_a_split_step_is_another_step(home, tmp_path):
-    """Each micro-batch is divided by its own number of targets, and their sum by nothing: here the step is 2.5 times as long."""
+    """Each micro-batch is divided by its own number of targets, and their sum by nothing: a step 2.5 times as long."""
     whole, split = (factory.train(without_divergence(home, tmp_path, **how)) for how in ({}, SPLIT))
     ours = factory.train(factory.arguments(home, tmp_path, max_steps=1, **SPLIT), "dft")
     assert tiny.max_gap(ours.after, whole.after) < 1e-6

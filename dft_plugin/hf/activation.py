@@ -29,7 +29,8 @@ def attach(model: nn.Module, loss: LossLike = "dft") -> Attachment:
         loss: a name, a mapping as in YAML, or an Objective.
 
     Returns:
-        The attachment: `.detach()` undoes it, `.drain(training=True).as_logs()` gives its statistics.
+        The attachment: `.detach()` undoes it, `.drain(training=True).as_logs()` gives its statistics. Where the loss
+        changes during the run, set its `.clock = Clock(step, last_step, epoch)` before each optimizer step.
 
     Raises:
         SettingsError: `loss` cannot be used.

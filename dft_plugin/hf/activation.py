@@ -32,7 +32,8 @@ def attach(model: nn.Module, loss: LossLike = "dft", tokenizer: Any = None) -> A
             `dft/eos_prob` to know which token ends a turn.
 
     Returns:
-        The attachment: `.detach()` undoes it, `.drain(training=True).as_logs()` gives its statistics.
+        The attachment: `.detach()` undoes it, `.drain(training=True).as_logs()` gives its statistics. Where the loss
+        changes during the run, set its `.clock = Clock(step, last_step, epoch)` before each optimizer step.
 
     Raises:
         SettingsError: `loss` cannot be used, with this model and tokenizer at least.

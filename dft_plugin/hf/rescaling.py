@@ -102,6 +102,8 @@ class Rescaling:
     def finish(self, trainer: Any, loss: Tensor) -> Tensor:
         """End a micro-batch, and the step with its last one: then multiply the gradients, before they are clipped.
 
+        In bfloat16 that rounds them once more. What a loss scaler has multiplied is still multiplied by it.
+
         Every rank must call it.
 
         Args:
@@ -118,7 +120,7 @@ class Rescaling:
             return torch.zeros_like(loss)
         factor = self._factor(trainer)
         for gradient in _gradients(trainer):
-            gradient.mul_(factor.to(gradient.device, torch.float32))
+            gradient.mul_(factor.to(gradient.device))
         total = torch.stack(self.losses).sum() * factor.to(loss)
         self.divisors, self.losses = [], []
         return total

@@ -42,6 +42,17 @@ def problems(trainer: Any, plan: LossPlan) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def require_whole(trainer: Any, plan: LossPlan) -> None:
+    """Check again when training starts: arguments may have been changed since.
+
+    Raises:
+        ConflictError: what `problems` lists.
+    """
+    found = problems(trainer, plan)
+    if found:
+        raise ConflictError(found)
+
+
 def problems_elsewhere(plan: LossPlan, trainer: str) -> list[str]:
     """List what a trainer cannot compute that splits its steps and knows nothing of a plan's sums.
 

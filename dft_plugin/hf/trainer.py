@@ -98,6 +98,7 @@ class TrainerHook(Wrapper):
     @wrapped
     def _inner_training_loop(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Train: an attempt that fails (a batch size that does not fit, say) leaves no statistics behind."""
+        splits.require_whole(self.trainer, self.plan)
         with self._in_pass(Pass(self._new_tally())):
             return inner(*args, **kwargs)
 
@@ -160,7 +161,7 @@ class TrainerHook(Wrapper):
             counted = rows.counted(inputs) if rows is not None else None
             step = Step(False, calls, BatchParts(inputs, counted, rows.warn if rows is not None else logger.warning))
         want_logits = not prediction_loss_only or self._keeps_logits()
-        how = {"want_logits": want_logits, "counted_B": counted, "mean_of_nothing": math.nan}
+        how = {"want_logits": want_logits, "counted_B": counted, "mean_of_nothing": math.nan, "rescaling": None}
         with self._in_step(step), self.attachment.loss_call(grad=False, tally=self._tally(), **how):
             result = inner(model, inputs, prediction_loss_only, *args, **kwargs)
             if result[0] is not None:
@@ -185,7 +186,8 @@ class TrainerHook(Wrapper):
         if step is not None and step.parts is not None:
             counts, counted = step.parts.take(args[1] if len(args) > 1 else kwargs.get("inputs"))
         tally = self._tally() if counts else self._new_tally()
-        with self.attachment.loss_call(grad=torch.is_grad_enabled(), tally=tally, counted_B=counted):
+        how = {"tally": tally, "counted_B": counted, "rescaling": None}
+        with self.attachment.loss_call(grad=torch.is_grad_enabled(), **how):
             return inner(*args, **kwargs)
 
     def _compute_training_loss(self, step: Step, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -159,6 +159,10 @@ def vocab_parallel_token_loss(
 
 
 def _require_width(hidden: Tensor, weight: Tensor) -> None:
+    if not isinstance(weight, Tensor):
+        raise LabelError(
+            f"weight is a {type(weight).__name__}; a tensor [V, H] is needed: of a layer, give its `.weight`."
+        )
     width = hidden.shape[-1]
     if weight.dim() == 2 and weight.shape[1] == width:
         return

@@ -269,3 +269,10 @@ def test_words_for_tokens_and_columns_are_refused_by_what_to_give():
     assert "Give ids in its place: `always_learn: [tokenizer.eos_token_id]`" in text
     assert "reads the column `ratio` of the data" in column
     assert "give `dft_column_ratio`, one number for each token, to the model's forward" in column
+
+
+def test_a_layer_is_no_weight():
+    with pytest.raises(
+        LabelError, match=r"weight is a Linear; a tensor \[V, H\] is needed: of a layer, give its `.weight`"
+    ):
+        linear_token_loss(torch.zeros(4, 8), torch.nn.Linear(8, 30), torch.zeros(4, dtype=torch.long))

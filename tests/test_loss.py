@@ -206,7 +206,7 @@ def test_one_label_per_position_is_needed(score):
 def test_labels_are_integers(score, dtype):
     with pytest.raises(LabelError) as caught:
         score(hidden_states(2, 4), LABELS.clamp(min=0).to(dtype))
-    assert str(caught.value) == f"labels have dtype {dtype}; an integer dtype is needed."
+    assert str(caught.value) == f"labels have dtype {dtype}; an integer dtype is needed (labels.long())."
 
 
 @every_way

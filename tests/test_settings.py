@@ -135,6 +135,9 @@ def test_a_key_that_is_no_string_is_an_unknown_key():
     assert problems({True: 1}) == [f"`loss.True`: `True` is not an option of `dft`. Allowed: {DFT_KEYS}."]
 
 
+MIB = "a whole number of MiB is needed, without quotes, for example 300"
+
+
 @pytest.mark.parametrize(
     ("option", "value", "rule"),
     [
@@ -146,8 +149,9 @@ def test_a_key_that_is_no_string_is_an_unknown_key():
         ("floor", 1.5, "Input should be less than or equal to 1"),
         ("floor", -0.5, "Input should be greater than or equal to 0"),
         ("scratch_mb", 0, "Input should be greater than or equal to 1"),
-        ("scratch_mb", True, "Input should be a valid integer"),
-        ("scratch_mb", "256", "Input should be a valid integer"),
+        ("scratch_mb", True, MIB),
+        ("scratch_mb", "256", MIB),
+        ("scratch_mb", 2.5, MIB),
         ("kernel", 3, "Input should be a valid string"),
         ("name", False, "Input should be a valid string"),
     ],

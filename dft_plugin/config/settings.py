@@ -26,6 +26,12 @@ def _kinds_or_ids(value: Any) -> Any:
     return tuple(given)
 
 
+def _whole(value: Any) -> Any:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ValueError("a whole number of MiB is needed, without quotes, for example 300")
+    return value
+
+
 class First(BaseModel):
     """Another objective at the beginning: `first: {name: nll, for: 0.2}`; its options stand beside `name`."""
 
@@ -105,7 +111,7 @@ class Settings(BaseModel):
             "that cannot be read (DoRA, 4-bit, one with hooks) is called on chunks of tokens, whichever is named."
         ),
     )
-    scratch_mb: int | None = Field(
+    scratch_mb: Annotated[int | None, BeforeValidator(_whole)] = Field(
         default=None,
         ge=1,
         description=(

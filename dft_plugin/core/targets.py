@@ -139,7 +139,7 @@ def select(labels: Tensor, ignore_index: int = IGNORE_INDEX, facts: Facts | None
         LabelError: labels of another dtype.
     """
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-        raise LabelError(f"labels have dtype {labels.dtype}; an integer dtype is needed.")
+        raise LabelError(f"labels have dtype {labels.dtype}; an integer dtype is needed (labels.long()).")
     # int64 first: in uint8, -100 is compared as 156.
     labels_N = Fetched(labels).read().reshape(-1).long()
     positions_T = (labels_N != ignore_index).nonzero()[:, 0]

@@ -16,7 +16,7 @@ from dft_plugin.core.transfer import version_of
 from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf import graph
 from dft_plugin.hf.head import head_slots
-from dft_plugin.hf.labels import Labels, SentAhead
+from dft_plugin.hf.labels import Labels, SentAhead, require_unshifted
 from dft_plugin.kernels import may_overwrite
 
 
@@ -220,6 +220,7 @@ def own_arguments(model: nn.Module, forward: Callable[..., Any], inputs: Mapping
     given = {key: value for key, value in inputs.items() if key not in _OURS_TO_SAY}
     if given.get("labels") is None:
         given["labels"] = given["shift_labels"]
+    require_unshifted(given)
     if given.get("shift_labels") is None:
         given.pop("shift_labels", None)
     if model.training and "use_cache" in inspect.signature(forward).parameters:

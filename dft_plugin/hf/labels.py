@@ -5,12 +5,15 @@ Shapes: B batch, S sequence.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from dft_plugin.core import targets
 from dft_plugin.core.transfer import Fetched, version_of
+from dft_plugin.errors import LabelError
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,22 @@ class Labels:
         labels_BS = self.fetched.read()
         aligned_BS = labels_BS if self.aligned else targets.shift(labels_BS, self.ignore_index)
         return targets.with_own_ignore_index(aligned_BS, self.ignore_index)
+
+
+def require_unshifted(inputs: Mapping[str, Any]) -> None:
+    """Refuse labels that the caller has shifted already, where the tokens beside them show it.
+
+    Raises:
+        LabelError: a row of labels is shorter by one than the row of tokens.
+    """
+    labels, tokens = inputs["labels"], inputs.get("input_ids")
+    if inputs.get("shift_labels") is not None or not isinstance(tokens, Tensor) or labels.dim() != tokens.dim():
+        return
+    if labels.shape[-1] == tokens.shape[-1] - 1:
+        raise LabelError(
+            f"labels have shape {tuple(labels.shape)} and input_ids {tuple(tokens.shape)}: one label for each token is "
+            "needed, unshifted, as the model itself takes them."
+        )
 
 
 class SentAhead:

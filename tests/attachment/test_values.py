@@ -217,3 +217,12 @@ def test_a_step_trains_as_the_true_gradient_does():
             loss.backward()
             optimizer.step()
     assert tiny.max_gap(tiny.weights(ours), tiny.weights(theirs)) < 1e-5
+
+
+def test_labels_that_were_shifted_already_are_refused_and_the_next_batch_is_as_lean_as_ever():
+    model, batch = tiny.llama(), tiny.batch()
+    attachment = attach(model)
+    with pytest.raises(LabelError, match="one label for each token is needed, unshifted"):
+        model(input_ids=batch["input_ids"], labels=batch["labels"][:, 1:])
+    model(**batch)
+    assert attachment.route.path == "lean"

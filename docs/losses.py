@@ -100,7 +100,6 @@ def _lines(one: Explanation) -> Iterator[str]:
     if one.options:
         yield "| option | allowed | default | |\n| --- | --- | --- | --- |"
         for option in one.options:
-            default = f"{option.default:.4g}" if isinstance(option.default, float) else option.default
-            yield f"| `{option.name}` | {option.allowed} | `{default}` | {option.description} |"
+            yield f"| `{option.name}` | {option.allowed} | `{option.shown}` | {option.description} |"
         yield ""
     yield "```yaml\n" + "\n".join(one.examples[-1:]) + "\n```\n"

@@ -53,6 +53,14 @@ class Option:
     required: bool
     description: str
 
+    @property
+    def shown(self) -> str:
+        """The default for a person: a long number in four digits."""
+        if self.required:
+            return "must be given"
+        long = isinstance(self.default, float) and len(str(self.default)) > 8
+        return f"{self.default:.4g}" if long else str(self.default)
+
 
 @dataclass(frozen=True)
 class Explanation:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dft_plugin.cli.checking import OURS, Report
-from dft_plugin.cli.explaining import Explanation, Option
+from dft_plugin.cli.explaining import Explanation
 
 
 def print_report(report: Report) -> None:
@@ -39,7 +39,7 @@ def print_losses(every: Sequence[Explanation]) -> None:
     table = Table("loss", "weight of a token", "options (default)")
     for one in every:
         source = one.source.partition(";")[0] + ("" if one.owner == OURS else f"\nfrom {one.owner}")
-        options = "\n".join(f"{option.name} ({_short(option)})" for option in one.options)
+        options = "\n".join(f"{option.name} ({option.shown})" for option in one.options)
         table.add_row(one.name, Text.assemble(one.summary, "\n", (source, "dim")), options)
     console = Console()
     console.print(table)
@@ -70,16 +70,10 @@ def print_loss(one: Explanation) -> None:
         console.print()
         table = Table("option", "allowed", "default", "")
         for option in one.options:
-            table.add_row(option.name, Text(option.allowed), Text(_short(option)), Text(option.description))
+            table.add_row(option.name, Text(option.allowed), Text(option.shown), Text(option.description))
         console.print(table)
         console.print(Text("A number may change during the run: {from: A, to: B, until: 0.3} in its place."))
     typer.echo("")
     for line in one.examples:
         # Not by rich, which would break a line that is to be copied.
         typer.echo(f"    {line}")
-
-
-def _short(option: Option) -> str:
-    if option.required:
-        return "must be given"
-    return f"{option.default:.4g}" if isinstance(option.default, float) else str(option.default)

@@ -272,7 +272,5 @@ def test_words_for_tokens_and_columns_are_refused_by_what_to_give():
 
 
 def test_a_layer_is_no_weight():
-    with pytest.raises(
-        LabelError, match=r"weight is a Linear; a tensor \[V, H\] is needed: of a layer, give its `.weight`"
-    ):
+    with pytest.raises(LabelError, match=r"weight is a Linear; a tensor .* of a layer, give its `.weight`"):
         linear_token_loss(torch.zeros(4, 8), torch.nn.Linear(8, 30), torch.zeros(4, dtype=torch.long))

@@ -48,8 +48,8 @@ def require_unshifted(inputs: Mapping[str, Any]) -> None:
         return
     if labels.shape[-1] == tokens.shape[-1] - 1:
         raise LabelError(
-            f"labels have shape {tuple(labels.shape)} and input_ids {tuple(tokens.shape)}: one label for each token is "
-            "needed, unshifted, as the model itself takes them."
+            f"labels have shape {tuple(labels.shape)} and input_ids {tuple(tokens.shape)}: one label for each token "
+            "is needed, unshifted, as the model itself takes them."
         )
 
 

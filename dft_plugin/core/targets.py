@@ -33,6 +33,9 @@ def shift(labels_BS: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
     Returns:
         Labels [..., S]: position `s` holds the token at `s + 1`.
     """
+    if labels_BS.dtype == torch.uint8:
+        # It has no -100.
+        labels_BS = labels_BS.long()
     shifted_BS = torch.full_like(labels_BS, ignore_index)
     shifted_BS[..., :-1] = labels_BS[..., 1:]
     return shifted_BS

@@ -35,12 +35,14 @@ def probe_logits(vocab_size: int) -> Tensor:
         [1, K, V] in float32, as a head would return it.
     """
     generator = torch.Generator().manual_seed(0)
-    spread_K1 = torch.tensor(_SPREADS)[:, None]
-    random_KV = torch.randn(len(_SPREADS), vocab_size, generator=generator) * spread_K1
-    probe_V = torch.zeros(vocab_size)
-    used = min(len(_PROBE), vocab_size)
-    probe_V[:used] = torch.tensor(_PROBE[:used])
-    return torch.cat([random_KV, probe_V[None]])[None]
+    # A later pass may want a graph, and the default device may be another.
+    with torch.inference_mode(False), torch.device("cpu"):
+        spread_K1 = torch.tensor(_SPREADS)[:, None]
+        random_KV = torch.randn(len(_SPREADS), vocab_size, generator=generator) * spread_K1
+        probe_V = torch.zeros(vocab_size)
+        used = min(len(_PROBE), vocab_size)
+        probe_V[:used] = torch.tensor(_PROBE[:used])
+        return torch.cat([random_KV, probe_V[None]])[None]
 
 
 class Reading:

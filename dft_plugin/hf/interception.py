@@ -16,8 +16,8 @@ from dft_plugin.core.transfer import version_of
 from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf import graph
 from dft_plugin.hf.head import head_slots
-from dft_plugin.hf.labels import Labels, SentAhead, require_unshifted
-from dft_plugin.kernels import may_overwrite
+from dft_plugin.hf.labels import Labels, SentAhead, of_all_tokens, require_unshifted
+from dft_plugin.kernels import Transform, may_overwrite
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Seen:
     logits: Tensor
     labels: Labels
     auxiliary: Tensor | None
+
+
+_SLOPE = 0.05
+"""Relative tolerance of a gradient: logits may have been rounded to half precision on their way."""
 
 
 class HeadStandIn(nn.Module):
@@ -71,6 +75,19 @@ class HeadStandIn(nn.Module):
     def left_alone(self, logits: Tensor) -> bool:
         """Whether `logits` are what was returned here, and nobody has written into them."""
         return logits is self.answer and version_of(logits) == 0
+
+    def keeps_slope(self, logits: Tensor, transform: Transform) -> bool:
+        """Whether the gradient that comes back through `logits` is that of their values; asked with a graph. Waits."""
+        slope = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype, device=logits.device).view_as(logits)
+        leaf = self.probe.detach().requires_grad_()
+        with torch.enable_grad():
+            expected = torch.autograd.grad(transform(leaf.to(logits.device)), leaf, slope.to(leaf.dtype))[0]
+        graded: Sequence[Tensor | None] = torch.autograd.grad(
+            logits, self.probe, slope, retain_graph=True, allow_unused=True
+        )
+        found = graded[0]
+        scale = expected.abs().amax().clamp(min=1e-30)
+        return found is not None and bool((found - expected).abs().amax() <= _SLOPE * scale)
 
     def led_to(self, value: Tensor) -> bool:
         """Whether `value` was computed from the probe; asked with a graph."""
@@ -187,7 +204,7 @@ def run_asking(
     labels = Labels(ahead.fetch(recorder.labels), recorder.shifted, recorder.ignore_index)
     if shift_labels is not None:
         # The caller's own, whatever the class does with its labels.
-        labels = Labels(ahead.fetch(shift_labels), aligned=True)
+        labels = Labels(ahead.fetch(shift_labels), aligned=True, ignore_index=recorder.ignore_index)
     try:
         added = recorder.added_to(output.loss)
     except ValueError as factor:
@@ -220,6 +237,7 @@ def own_arguments(model: nn.Module, forward: Callable[..., Any], inputs: Mapping
     given = {key: value for key, value in inputs.items() if key not in _OURS_TO_SAY}
     if given.get("labels") is None:
         given["labels"] = given["shift_labels"]
+    given["labels"] = of_all_tokens(inputs, given["labels"])
     require_unshifted(given)
     if given.get("shift_labels") is None:
         given.pop("shift_labels", None)

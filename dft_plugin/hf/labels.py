@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dft_plugin.core import targets
 from dft_plugin.core.transfer import Fetched, version_of
@@ -35,6 +35,23 @@ class Labels:
         labels_BS = self.fetched.read()
         aligned_BS = labels_BS if self.aligned else targets.shift(labels_BS, self.ignore_index)
         return targets.with_own_ignore_index(aligned_BS, self.ignore_index)
+
+
+def of_all_tokens(inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
+    """Return labels of all tokens, where they were given for the last N with `logits_to_keep=N`.
+
+    The first of unshifted ones predicts nothing then: its position has no logits.
+    """
+    tokens, kept = inputs.get("input_ids"), inputs.get("logits_to_keep")
+    if not isinstance(kept, int) or not isinstance(tokens, Tensor) or labels.shape[-1] != kept:
+        return labels
+    missing = tokens.shape[-1] - kept
+    if missing <= 0:
+        return labels
+    labels = labels.clone()
+    if inputs.get("shift_labels") is None:
+        labels[..., 0] = targets.IGNORE_INDEX
+    return nn.functional.pad(labels, (missing, 0), value=targets.IGNORE_INDEX)
 
 
 def require_unshifted(inputs: Mapping[str, Any]) -> None:

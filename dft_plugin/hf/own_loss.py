@@ -17,6 +17,7 @@ from dft_plugin.core.targets import IGNORE_INDEX, shift
 from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf.interception import LossRecorder, recording, standing_in, without_dropout
 from dft_plugin.hf.model import auxiliary_loss
+from dft_plugin.hf.routing import is_sharded
 from dft_plugin.hf.untouched import copied, untouched
 
 _ROWS = (3, 5)
@@ -38,13 +39,22 @@ class OwnLoss:
 
     Attributes:
         leaves_out_padding: whether labels where the attention mask is 0 are left out; None: no mask was seen.
+        names: the inputs that the check saw; a mask or weights may be among others.
     """
 
     leaves_out_padding: bool | None
+    names: frozenset[str] = frozenset()
 
     def knows(self, inputs: Mapping[str, Any], labels_BS: Tensor) -> bool:
         """Whether the check saw what these inputs ask about."""
+        if not self.names.issuperset(_given(inputs)):
+            return False
         return self.leaves_out_padding is not None or _padded(inputs, labels_BS) is None
+
+    def unknown(self, model: nn.Module, inputs: Mapping[str, Any]) -> UnsupportedModelError:
+        """Return the error for a batch that one rank alone would have to ask about, while the others go on."""
+        new = ", ".join(sorted(_given(inputs) - self.names)) or "a padded attention_mask"
+        return _not_known(model, f"{new} came first on a later batch, where ranks cannot ask")
 
     def scored(self, labels_BS: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """Return the labels with those ignored that the class leaves out."""
@@ -52,7 +62,13 @@ class OwnLoss:
         return labels_BS if padded_BS is None else labels_BS.masked_fill(padded_BS, IGNORE_INDEX)
 
 
-def check_own_loss(model: Any, forward: Callable[..., Any], inputs: Mapping[str, Any], labels_BS: Tensor) -> OwnLoss:
+def check_own_loss(
+    model: Any,
+    forward: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    labels_BS: Tensor,
+    before: OwnLoss | None = None,
+) -> OwnLoss:
     """Check that a forward which computes its loss by itself computes the likelihood of the next token.
 
     A fused forward does. But some classes do not shift the labels that they are given, and others score
@@ -66,11 +82,14 @@ def check_own_loss(model: Any, forward: Callable[..., Any], inputs: Mapping[str,
         forward: its forward, which does not ask for `loss_function`.
         inputs: keyword arguments of the caller's first labelled call, without the labels.
         labels_BS: its labels.
+        before: what an earlier check found, which knows too little of these inputs.
 
     Raises:
         UnsupportedModelError: its loss is a different one, or it is not known which.
         Exception: what its forward raises for the caller's labels.
     """
+    if before is not None and is_sharded(model):
+        raise before.unknown(model, inputs)
     if labels_BS.dim() != 2 or labels_BS.shape[1] < 2:
         raise _not_known(model, f"labels of shape {tuple(labels_BS.shape)} are not rows of tokens")
     sample = _sample(inputs, labels_BS)
@@ -98,9 +117,14 @@ def check_own_loss(model: Any, forward: Callable[..., Any], inputs: Mapping[str,
     ours = {False: float(losses_K.mean()) + seen.auxiliary, True: float(losses_K[~padded_K].mean()) + seen.auxiliary}
     leaves_out = abs(theirs - ours[True]) < abs(theirs - ours[False])
     _must_agree(model, theirs, ours[leaves_out], seen.tolerance)
-    found = OwnLoss(leaves_out if bool(padded_K.any()) else None)
+    found = OwnLoss(leaves_out if bool(padded_K.any()) else None, _given(inputs))
     _compare_whole(model, whole, found.scored(labels_BS, inputs), seen)
     return found
+
+
+def _given(inputs: Mapping[str, Any]) -> frozenset[str]:
+    """Name the inputs that are there."""
+    return frozenset(name for name, value in inputs.items() if value is not None)
 
 
 def _must_agree(model: nn.Module, theirs: float, ours: float, tolerance: float) -> None:

@@ -149,7 +149,8 @@ class Passes:
         stand_in = HeadStandIn(head, self._probe_of(vocab_size))
         seen = self._run(model, forward, inputs, stand_in)
         # It is on the device of the hidden states by now.
-        self._probe = stand_in.probe.detach()
+        if not stand_in.probe.is_inference():
+            self._probe = stand_in.probe.detach()
         if isinstance(seen, NotLean):
             return seen
         asked = judge(model, stand_in, seen, known)
@@ -296,7 +297,7 @@ class Passes:
         unlabelled = {key: value for key, value in inputs.items() if key not in ("labels", "shift_labels")}
         if asks is not False or self._own_loss is None or not self._own_loss.knows(unlabelled, labels):
             # A fused forward (Liger, Cut Cross-Entropy), or a class with a loss of its own.
-            self._own_loss = check_own_loss(model, forward, unlabelled, labels)
+            self._own_loss = check_own_loss(model, forward, unlabelled, labels, self._own_loss)
             self._asks[model.training] = False
         scored_BS = self._own_loss.scored(labels, unlabelled) if shift_labels is None else shift_labels
         ahead = Labels(Fetched(scored_BS), aligned=shift_labels is not None)

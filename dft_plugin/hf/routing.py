@@ -79,7 +79,11 @@ def judge(model: nn.Module, stand_in: HeadStandIn, seen: Seen, known: Route | No
     as_before = known is not None and known.transform == IDENTITY and stand_in.left_alone(seen.logits)
     asked = Reading(IDENTITY) if as_before else calibration.ask(stand_in.probe, seen.logits)
     reason = None
-    if with_graph and not stand_in.alone_led_to(seen.logits, model):
+    if with_graph and (not seen.logits.requires_grad or seen.logits._backward_hooks):
+        reason = "no gradient comes back through its logits, or a hook on them changes it"
+    elif with_graph and known is None and not _keeps_slope(stand_in, seen, asked):
+        reason = "the gradient that comes back through its logits is another than their values tell"
+    elif with_graph and not stand_in.alone_led_to(seen.logits, model):
         reason = "what the model does to its logits is trained, too, or made from other parts of it"
     elif seen.auxiliary is not None and stand_in.led_to(seen.auxiliary):
         reason = "the model adds to its loss what it makes of its logits (a z-loss, say)"
@@ -87,6 +91,11 @@ def judge(model: nn.Module, stand_in: HeadStandIn, seen: Seen, known: Route | No
         return asked
     verdict = verdict_of(asked)
     return verdict if isinstance(verdict, NotLean) else NotLean(reason)
+
+
+def _keeps_slope(stand_in: HeadStandIn, seen: Seen, asked: Reading) -> bool:
+    found = asked.read()
+    return isinstance(found, str) or stand_in.left_alone(seen.logits) or stand_in.keeps_slope(seen.logits, found)
 
 
 def verdict_of(asked: Reading | NotLean) -> Transform | NotLean:

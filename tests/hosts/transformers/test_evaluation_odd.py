@@ -178,3 +178,40 @@ def test_rows_of_a_dataset_without_labels_are_no_matter(tmp_path):
     assert parts.take({"input_ids": torch.ones(2, 3)}) == (False, None)
     trainer.eval_dataset = Dataset.from_list(EVAL)
     check(trainer)
+
+
+def masked(labels, columns):
+    kept = torch.full_like(labels, -100)
+    kept[:, columns] = labels[:, columns]
+    return kept
+
+
+HALVES = (slice(0, 2), slice(2, 4))
+ASKS = {
+    "each half twice": [{"labels": ROWS[half]} for half in HALVES for _ in range(2)],
+    "the second half first": [{"labels": ROWS[half]} for half in reversed(HALVES)],
+    "a row, then all": [{"labels": ROWS[:1]}, {"labels": ROWS}],
+    "all, then a row": [{"labels": ROWS}, {"labels": ROWS[2:3]}],
+    "in two pieces of each row": [
+        {"input_ids": ROWS, "labels": masked(ROWS, slice(0, 2))},
+        {"input_ids": ROWS, "labels": masked(ROWS, slice(2, 3))},
+    ],
+    "overlapping": [{"labels": ROWS[0:3]}, {"labels": ROWS[1:4]}],
+}
+
+
+@pytest.mark.parametrize("asks", ASKS.values(), ids=ASKS)
+@pytest.mark.parametrize("real", [None, [True, True, True, False]])
+def test_parts_count_each_target_once_whatever_is_asked(asks, real):
+    parts = BatchParts({"input_ids": ROWS, "labels": ROWS}, None if real is None else torch.tensor(real), pytest.fail)
+    counted = []
+    for given in asks:
+        counts, mask = parts.take(given)
+        if counts:
+            targets = given["labels"][:, 1:]
+            here = torch.ones_like(targets, dtype=torch.bool)
+            if mask is not None:
+                here = mask[:, :-1] if mask.dim() == 2 else mask[:, None].expand(targets.shape)
+            counted += targets[here & (targets != -100)].tolist()
+    expected = ROWS[:, 1:] if real is None else ROWS[torch.tensor(real)][:, 1:]
+    assert sorted(counted) == sorted(expected.flatten().tolist())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
+import types
 import warnings
 
 import pytest
@@ -248,6 +250,23 @@ class TestWhichReference:
         model.forward.detach()
         attached.assert_same(ours, referred.truth(model, batch, ref_logits, formula))
 
+    def test_a_copy_of_a_model_in_a_wrapper_runs_the_copy(self):
+        model, batch = tiny.llama().train(), tiny.batch()
+        own = model.forward
+
+        @functools.wraps(type(model).forward)
+        def wrapped(self, *args, **kwargs):
+            return own(*args, **kwargs)
+
+        model.forward = types.MethodType(wrapped, model)
+        written, formula = LOSSES["asft"]
+        ref_logits = own_logits(model, batch)
+        attach(model, {**written, "reference": "copy"})
+        moved(model)
+        ours = attached.backward(model, batch)
+        model.forward.detach()
+        attached.assert_same(ours, referred.truth(model, batch, ref_logits, formula))
+
     def test_a_path_is_another_model(self, tmp_path):
         other, batch = tiny.llama(seed=3, num_hidden_layers=1), tiny.batch()
         other.save_pretrained(tmp_path)
@@ -358,8 +377,7 @@ class TestRefusals:
 
     def test_a_forward_that_a_copy_would_share(self):
         model = tiny.llama()
-        own = model.forward
-        model.forward = lambda *args, **kwargs: own(*args, **kwargs)
+        model.forward = lambda *args, **kwargs: type(model).forward(model, *args, **kwargs)
         with pytest.raises(ConflictError, match="which a copy would share"):
             attach(model, {"name": "asft", "reference": "copy"})
 

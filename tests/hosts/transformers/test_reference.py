@@ -42,9 +42,7 @@ def test_a_step_equals_float64(loss, tmp_path):
 def test_four_micro_batches_of_one_equal_one_batch_of_four(loss, tmp_path):
     written, _ = LOSSES[loss]
     whole = training.trainer(tmp_path, training.lora())
-    split = training.trainer(
-        tmp_path, training.lora(), per_device_train_batch_size=1, gradient_accumulation_steps=4
-    )
+    split = training.trainer(tmp_path, training.lora(), per_device_train_batch_size=1, gradient_accumulation_steps=4)
     assert tiny.max_gap(run(whole, written), run(split, written)) < 1e-5
     assert training.losses(whole) == pytest.approx(training.losses(split), rel=1e-4)
 

@@ -13,6 +13,7 @@ import torch
 from support import attached, referred, tiny
 from support.referred import LOSSES
 from torch import nn
+from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
 from dft_plugin import attach
 from dft_plugin.errors import ConflictError, SettingsError, UnsupportedModelError
@@ -415,3 +416,31 @@ def test_a_head_with_a_hook_is_called_for_the_reference_too():
     attached.assert_same(attached.backward(model, batch), theirs)
     assert isinstance(head, nn.Linear)
     assert attachment.route.why_not_lean == "the head has hooks, which see its logits"
+
+
+@pytest.mark.parametrize("skip", [["lm_head"], ["q_proj"]], ids=["head whole", "head in 4 bits"])
+@pytest.mark.parametrize("loss", ["prift", "asft"])
+def test_qlora_is_compared_with_its_quantised_base(loss, skip, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    # bitsandbytes quantises blocks of 64 numbers.
+    tiny.llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=skip)
+    with warnings.catch_warnings():
+        # Loading warns of what it finds missing on a machine without a GPU.
+        warnings.simplefilter("ignore")
+        base = LlamaForCausalLM.from_pretrained(
+            tmp_path, quantization_config=settings, device_map={"": "cpu"}, dtype=torch.float32
+        )
+    model, batch = adapted(base, target_modules=["v_proj"]), tiny.batch()
+    written, formula = LOSSES[loss]
+    asked = {key: value for key, value in batch.items() if key != "labels"}
+    # With gradients, since without any bitsandbytes has another kernel.
+    with model.disable_adapter():
+        ref_logits = model(**asked, use_cache=False).logits.detach()
+    moved(model, scale=0.0)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora" in name)
+    theirs = referred.truth(model, batch, ref_logits, formula)
+    attach(model, written)
+    for _ in range(2):
+        attached.assert_same(attached.backward(model, batch), theirs, loss_gap=1e-5, gradient_gap=1e-3)

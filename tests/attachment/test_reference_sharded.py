@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ LAYOUTS = {
     "head apart": {"target_modules": ["q_proj"]},
     "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
 }
+REFERENCES = ("base", "start", "copy")
 KERNELS = ("auto", "logits")
 WRITTEN = {f"{loss}, {kernel}": {**LOSSES[loss][0], "kernel": kernel} for loss in LOSSES for kernel in KERNELS}
 
@@ -84,6 +86,23 @@ def train(rank, layout, written):
     return {"steps": steps, "route": attachment.route}
 
 
+def train_copies(rank, reference):
+    """Under DDP, from a second step on: what the run began with is not the model any more."""
+    model = build("layers") if reference != "copy" else tiny.llama().train()
+    attach(model, {**LOSSES["asft"][0], "reference": reference})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1.5)
+    copies = torch.nn.parallel.DistributedDataParallel(model)
+    # The mean over ranks.
+    value = copies(**rank_batch(rank), num_items_in_batch=count()).loss * WORLD
+    value.backward()
+    total = value.detach() / WORLD
+    dist.all_reduce(total)
+    return total.item(), tiny.gradients(model)
+
+
 def refused(layout, reference):
     model = build(layout)
     attach(model, {"name": "asft", "reference": reference})
@@ -101,6 +120,7 @@ def run_rank(rank, port, out):
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     try:
         saved = {(layout, name): train(rank, layout, WRITTEN[name]) for layout in LAYOUTS for name in WRITTEN}
+        saved |= {("ddp", reference): train_copies(rank, reference) for reference in REFERENCES}
         saved |= {reference: refused("layers", reference) for reference in ("start", "copy")}
         if rank == 0:
             torch.save(saved, out)
@@ -135,6 +155,20 @@ def test_two_ranks_get_the_gradients_of_one_process(layout, name, saved):
     for step in seen["steps"]:
         attached.assert_same(step, theirs)
     assert seen["route"].path == ("logits" if name.endswith("logits") else "lean")
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_copies_of_the_model_take_any_reference(reference, saved):
+    model = build("layers") if reference != "copy" else tiny.llama().train()
+    whole = {key: torch.cat([rank_batch(rank)[key] for rank in range(WORLD)]) for key in rank_batch(0)}
+    asked = {key: value for key, value in whole.items() if key != "labels"}
+    with torch.no_grad(), model.disable_adapter() if reference == "base" else nullcontext():
+        ref_logits = model.eval()(**asked).logits
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1.5)
+    theirs = referred.truth(model.train(), whole, ref_logits, LOSSES["asft"][1], num_items=count())
+    attached.assert_same(saved["ddp", reference], theirs)
 
 
 @pytest.mark.parametrize("reference", ["start", "copy"])

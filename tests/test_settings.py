@@ -12,7 +12,7 @@ import pytest
 from dft_plugin.config.parsing import parse_settings
 from dft_plugin.config.settings import Settings
 from dft_plugin.errors import SettingsError
-from dft_plugin.objectives import DFT, NLL
+from dft_plugin.objectives import DFT, FAMILY, NLL
 
 OBJECTIVES = {"dft": DFT, "nll": NLL}
 KERNELS = ("chunked", "reference")
@@ -285,3 +285,35 @@ POINT = "a share of the run lies above 0 and is at most 1.0; write steps as an i
 def test_what_cannot_change_or_weigh_is_refused_with_the_rule(value, says):
     (problem,) = problems(value)
     assert problem.endswith(says)
+
+
+def parse_any(value):
+    return parse_settings(value, objectives={kind.name: kind for kind in FAMILY}, kernels=KERNELS)
+
+
+@pytest.mark.parametrize("reference", ["base", "start", "copy", "columns", "some/model"])
+def test_a_reference_is_a_word_or_a_path(reference):
+    settings = parse_any({"name": "prift", "reference": reference})
+    assert settings.reference == reference
+    assert parse_any(settings.as_written()) == settings
+
+
+def test_a_reference_may_be_for_the_objective_of_the_beginning():
+    first = {"name": "asft", "for": 0.2}
+    assert parse_any({"name": "dft", "first": first, "reference": "copy"}).reference == "copy"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": "dft", "reference": "base"}, "`loss.reference: base`: `dft` compares with no reference. Drop it."),
+        ({"name": "dft", "reference": "base"}, "Those that do: prift, iw_sft, asft, gift."),
+        ({"name": "asft", "reference": "columns"}, "`asft` reads the reference's whole distribution, which columns"),
+        ({"name": "gift", "reference": ""}, "`loss.reference: ''`"),
+        ({"name": "gift", "reference": True}, "`loss.reference: True`"),
+    ],
+)
+def test_a_reference_that_cannot_be_is_refused(given, said):
+    with pytest.raises(SettingsError) as error:
+        parse_any(given)
+    assert said in str(error.value)

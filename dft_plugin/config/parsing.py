@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from dft_plugin.config.schedules import RampSetting, ends, is_ramp
 from dft_plugin.config.settings import FIRST_KEYS, OWN_KEYS, RESERVED_KERNELS, Settings
 from dft_plugin.errors import SettingsError
-from dft_plugin.objectives import FAMILY, Objective
+from dft_plugin.objectives import Objective
 
 Objectives = Mapping[str, type[Objective]]
 
@@ -53,7 +53,7 @@ def parse_settings(
     if isinstance(own.get("first"), Mapping):
         problems += _first_problems(own["first"], objectives, f"{where}.first")
     if isinstance(own.get("reference"), str):
-        problems += _reference_problems(own["reference"], _named(own, objectives), where)
+        problems += _reference_problems(own["reference"], _named(own, objectives), objectives, where)
     if problems:
         raise SettingsError(problems)
     return Settings(**own, options=options)
@@ -66,11 +66,12 @@ def _named(own: Mapping[str, Any], objectives: Objectives) -> list[type[Objectiv
     return [objectives[name] for name in names if isinstance(name, str) and name in objectives]
 
 
-def _reference_problems(reference: str, named: list[type[Objective]], where: str) -> list[str]:
+def _reference_problems(reference: str, named: list[type[Objective]], objectives: Objectives, where: str) -> list[str]:
     if named and not any(one.reference != "none" for one in named):
+        reading = ", ".join(name for name, kind in objectives.items() if kind.reference != "none")
         return [
             f"`{where}.reference: {reference}`: {' and '.join(f'`{one.name}`' for one in named)} compares with no "
-            f"reference. Drop it. Those that do: {', '.join(_READ_ONE)}."
+            f"reference. Drop it. Those that do: {reading or 'none'}."
         ]
     whole = [one.name for one in named if one.reference == "distribution"]
     if whole and reference == "columns":
@@ -79,10 +80,6 @@ def _reference_problems(reference: str, named: list[type[Objective]], where: str
             "numbers do not hold. Allowed: base, start, copy, or the path of a model."
         ]
     return []
-
-
-_READ_ONE = tuple(kind.name for kind in FAMILY if kind.reference != "none")
-"""Those of ours that compare with a reference."""
 
 
 def _objective_problems(

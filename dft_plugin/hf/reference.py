@@ -5,8 +5,6 @@ Shapes: B batch, S sequence, T scored tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-import copy
-import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,12 +16,13 @@ from torch import Tensor, nn
 from dft_plugin.core.plan import COLUMNS, LossPlan
 from dft_plugin.core.reference import Referred, Wanted
 from dft_plugin.core.targets import Facts, Selection
-from dft_plugin.errors import ConflictError, UnsupportedModelError, name_of
+from dft_plugin.errors import ConflictError, UnsupportedModelError
 from dft_plugin.hf.adapters import adapter_parameters, adapters_off, has_adapters, why_not_base
+from dft_plugin.hf.another_model import AnotherModel, copy_of, load
 from dft_plugin.hf.called import CalledHead
 from dft_plugin.hf.head import find_door
 from dft_plugin.hf.interception import HeadStandIn, require_mapping, resting, standing_in
-from dft_plugin.hf.routing import NotLean, called_often, is_sharded
+from dft_plugin.hf.routing import NotLean, called_often, is_fsdp2, is_sharded
 from dft_plugin.hf.untouched import copied, unnoticed
 
 Forward = Callable[..., Any]
@@ -33,9 +32,11 @@ class Reference(Protocol):
     """A frozen model that a trained one is compared with.
 
     Attributes:
+        word: what stands after `reference:`.
         says: what it is, for the start-up line.
     """
 
+    word: str
     says: str
 
     def standing(self, model: Any, forward: Forward) -> Any:
@@ -46,6 +47,7 @@ class Reference(Protocol):
 class BaseModel:
     """The model with its adapters off."""
 
+    word = "base"
     says = "the base model, its adapters off"
 
     @contextmanager
@@ -64,6 +66,7 @@ class AsItBegan:
         model: with the adapters that the run begins with.
     """
 
+    word = "start"
     says = "the adapters that the run began with"
 
     def __init__(self, model: nn.Module) -> None:
@@ -85,31 +88,6 @@ class AsItBegan:
                 parameter.data = data
 
 
-class AnotherModel:
-    """A model of its own.
-
-    Args:
-        model: it; frozen from now on.
-        says: what it is.
-    """
-
-    def __init__(self, model: Any, says: str) -> None:
-        self.says = says
-        self.model = model.requires_grad_(False).eval()
-
-    def __deepcopy__(self, memo: Any) -> AnotherModel:
-        # A copy of the model that is trained needs no other reference.
-        return self
-
-    @contextmanager
-    def standing(self, model: Any, forward: Forward) -> Iterator[tuple[Any, Forward]]:
-        """Have it where the model is by now."""
-        del forward
-        if self.model.device != model.device:
-            self.model.to(model.device)
-        yield self.model, self.model
-
-
 def find_reference(plan: LossPlan, model: Any) -> Reference | None:
     """Make what a plan compares with; None where it does not, or nobody can say before the adapters are there.
 
@@ -124,14 +102,14 @@ def find_reference(plan: LossPlan, model: Any) -> Reference | None:
     if not plan.refers or word == COLUMNS or (word is None and not has_adapters(model)):
         return None
     if word == "copy":
-        return AnotherModel(_copy_of(model), "a frozen copy of the model, as it began")
+        return copy_of(model)
     if word in (None, "base", "start"):
         problem = _without_adapters(plan, model) or (None if word == "start" else why_not_base(model))
         if problem is not None:
             raise ConflictError([problem])
         return AsItBegan(model) if word == "start" else BaseModel()
     assert word is not None
-    return AnotherModel(_load(word, model), f"the model {word}")
+    return load(word, model)
 
 
 def demand_reference(plan: LossPlan, model: Any) -> Reference:
@@ -164,41 +142,6 @@ def _without_adapters(plan: LossPlan, model: Any) -> str | None:
         "adapters to switch off. Write beside its name `reference: copy` (a second copy of the weights), "
         f"`reference: PATH` of a model{beside}; or train adapters (LoRA)."
     )
-
-
-def _copy_of(model: Any) -> Any:
-    if isinstance(vars(model).get("forward"), types.FunctionType):
-        raise ConflictError(
-            [
-                f"`reference: copy`: the forward of this {type(model).__name__} was replaced by "
-                f"{name_of(model.forward)}, which a copy would share. Write `reference: PATH` of the same model."
-            ]
-        )
-    made = copy.deepcopy(model)
-    made.zero_grad(set_to_none=True)
-    return made
-
-
-def _load(path: str, model: Any) -> Any:
-    kind = next(cls for cls in type(model).__mro__ if hasattr(cls, "from_pretrained"))
-    try:
-        made = kind.from_pretrained(path, attn_implementation=model.config._attn_implementation)
-    except (OSError, ValueError) as error:
-        raise ConflictError(
-            [
-                f"`reference: {path}` is none of base, start, copy and columns, and no {kind.__name__} can be loaded "
-                f"from there ({str(error).splitlines()[0]}). Give the path of a model."
-            ]
-        ) from error
-    ours, theirs = (one.get_output_embeddings().weight.shape[0] for one in (model, made))
-    if ours != theirs:
-        raise ConflictError(
-            [
-                f"`reference: {path}` has {theirs} tokens, and the model {ours}. They need the same vocabulary; for "
-                "a model with new tokens write `reference: copy`."
-            ]
-        )
-    return made.to(model.dtype)
 
 
 def refuse_prompts(model: Any, plan: LossPlan) -> None:
@@ -256,7 +199,7 @@ def refer(
         UnsupportedModelError: the model is sharded, or what stands before its tokens is trained.
     """
     given = {key: value for key, value in inputs.items() if key not in ("labels", "shift_labels")}
-    _require_plain(model, given)
+    _require_plain(reference, model, given)
     given = copied(given)
     with (
         torch.no_grad(),
@@ -270,17 +213,22 @@ def refer(
         stand_in = HeadStandIn(module.get_output_embeddings(), torch.zeros(1, 1, vocab_size))
         with standing_in(module, stand_in):
             run(**given, return_dict=True)
+    if isinstance(reference, AnotherModel) and not stand_in.calls:
+        raise UnsupportedModelError(
+            f"`reference: {reference.word}`: the forward of {type(module).__name__} does not call the head that is "
+            "registered in it, so it may run another model's. Write `reference: PATH` of the same model."
+        )
     if stand_in.calls != 1 or stand_in.hidden is None:
         return called_often(stand_in)
     return Referred(wanted, stand_in.hidden, vocab_size)
 
 
-def _require_plain(model: Any, inputs: Mapping[str, Any]) -> None:
-    if is_sharded(model):
+def _require_plain(reference: Reference, model: Any, inputs: Mapping[str, Any]) -> None:
+    if is_sharded(model) and not (isinstance(reference, BaseModel) and is_fsdp2(model)):
         raise UnsupportedModelError(
-            "a loss with a reference was never run with a model whose weights are sharded over ranks (FSDP, ZeRO-3, "
-            "tensor parallelism). Train on copies of the model (DDP, ZeRO-1 or 2), or compute `ref_logp` beforehand "
-            "and write `reference: columns`."
+            f"`reference: {reference.word}` was never run with a model whose weights are sharded like this one's over "
+            "ranks (FSDP, ZeRO-3, tensor parallelism). What works: adapters under FSDP2 with `reference: base`; any "
+            "reference beside whole weights (DDP, ZeRO-1 and 2); or `reference: columns`, computed beforehand."
         )
     embeds = inputs.get("inputs_embeds")
     if inputs.get("past_key_values") is not None or (isinstance(embeds, Tensor) and embeds.requires_grad):

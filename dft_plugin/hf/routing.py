@@ -169,6 +169,13 @@ def all_or_none(model: nn.Module, error: Exception | None) -> Exception | None:
     return error
 
 
+def is_fsdp2(model: nn.Module) -> bool:
+    """Whether FSDP2, and nothing else, shards the weights."""
+    names = {cls.__name__ for module in model.modules() for cls in type(module).__mro__}
+    others = any(hasattr(p, "ds_id") for p in model.parameters()) or (getattr(model, "tp_size", None) or 1) > 1
+    return "FSDPModule" in names and "FullyShardedDataParallel" not in names and not others
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether ranks must run the same passes: their forward passes contain collectives."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):

@@ -19,7 +19,7 @@ from dft_plugin.errors import PluginError
 from dft_plugin.kernels.results import join, weigh
 from dft_plugin.kernels.rows import block_rows
 from dft_plugin.kernels.scoring import score_rows_
-from dft_plugin.kernels.softmax import HALF_PEAK, accumulation_dtype, transform_
+from dft_plugin.kernels.softmax import HALF_PEAK, accumulation_dtype, exponential_, transform_
 from dft_plugin.kernels.types import KernelResult, Transform
 from dft_plugin.objectives import SOFT_ENTROPY, SOFT_KL, Distribution, RowStatistic, Targets, Weigher
 
@@ -128,7 +128,7 @@ def soft_values(objective: Weigher, targets: Targets, logp_BV: Tensor) -> tuple[
     """
     logits_BV = objective.soft_targets(distribution_of(objective, targets).logits().to(logp_BV), targets.ids_T)
     logq_BV = logits_BV.log_softmax(-1)
-    q_BV = logq_BV.exp()
+    q_BV = exponential_(logq_BV.clone())
     # 0 * -inf, of a token that is impossible, is 0.
     impossible_BV = q_BV == 0
     entropy_B = -(q_BV * logq_BV).masked_fill_(impossible_BV, 0).sum(-1)
@@ -183,7 +183,7 @@ def _score_block(
     q_BV, values = soft_values(objective, targets, logp_BV)
     part = weigh(objective, replace(scored.rows, added={**scored.rows.added, **values}), targets)
     assert part.soft_T is not None
-    soft_BV = logp_BV.exp_().sub_(q_BV)
+    soft_BV = exponential_(logp_BV).sub_(q_BV)
     # Near certainty the target's difference has lost its digits; the others, with which it sums to zero, have not.
     target_B1 = targets.ids_T[:, None]
     soft_BV.scatter_(1, target_B1, 0.0)

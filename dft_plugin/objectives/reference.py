@@ -138,8 +138,8 @@ class Mass:
     def __call__(self, logits_CV: Tensor, targets_C: Tensor) -> Tensor:
         """Sum them up."""
         q_CV, target_C1 = logits_CV.softmax(-1), targets_C[:, None]
-        below_CV = logits_CV < logits_CV.gather(1, target_C1)
-        return (q_CV * below_CV).sum(1) + q_CV.gather(1, target_C1)[:, 0]
+        own_C = q_CV.gather(1, target_C1)[:, 0]
+        return q_CV.masked_fill_(logits_CV >= logits_CV.gather(1, target_C1), 0).sum(1) + own_C
 
 
 @dataclass(frozen=True)

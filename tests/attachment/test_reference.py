@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
+import types
 import warnings
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from support import attached, referred, tiny
 from support.referred import LOSSES
 from torch import nn
+from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
 from dft_plugin import attach
 from dft_plugin.errors import ConflictError, SettingsError, UnsupportedModelError
@@ -248,6 +251,23 @@ class TestWhichReference:
         model.forward.detach()
         attached.assert_same(ours, referred.truth(model, batch, ref_logits, formula))
 
+    def test_a_copy_of_a_model_in_a_wrapper_runs_the_copy(self):
+        model, batch = tiny.llama().train(), tiny.batch()
+        own = model.forward
+
+        @functools.wraps(type(model).forward)
+        def wrapped(self, *args, **kwargs):
+            return own(*args, **kwargs)
+
+        model.forward = types.MethodType(wrapped, model)
+        written, formula = LOSSES["asft"]
+        ref_logits = own_logits(model, batch)
+        attach(model, {**written, "reference": "copy"})
+        moved(model)
+        ours = attached.backward(model, batch)
+        model.forward.detach()
+        attached.assert_same(ours, referred.truth(model, batch, ref_logits, formula))
+
     def test_a_path_is_another_model(self, tmp_path):
         other, batch = tiny.llama(seed=3, num_hidden_layers=1), tiny.batch()
         other.save_pretrained(tmp_path)
@@ -358,8 +378,7 @@ class TestRefusals:
 
     def test_a_forward_that_a_copy_would_share(self):
         model = tiny.llama()
-        own = model.forward
-        model.forward = lambda *args, **kwargs: own(*args, **kwargs)
+        model.forward = lambda *args, **kwargs: type(model).forward(model, *args, **kwargs)
         with pytest.raises(ConflictError, match="which a copy would share"):
             attach(model, {"name": "asft", "reference": "copy"})
 
@@ -397,3 +416,31 @@ def test_a_head_with_a_hook_is_called_for_the_reference_too():
     attached.assert_same(attached.backward(model, batch), theirs)
     assert isinstance(head, nn.Linear)
     assert attachment.route.why_not_lean == "the head has hooks, which see its logits"
+
+
+@pytest.mark.parametrize("skip", [["lm_head"], ["q_proj"]], ids=["head whole", "head in 4 bits"])
+@pytest.mark.parametrize("loss", ["prift", "asft"])
+def test_qlora_is_compared_with_its_quantised_base(loss, skip, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    # bitsandbytes quantises blocks of 64 numbers.
+    tiny.llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=skip)
+    with warnings.catch_warnings():
+        # Loading warns of what it finds missing on a machine without a GPU.
+        warnings.simplefilter("ignore")
+        base = LlamaForCausalLM.from_pretrained(
+            tmp_path, quantization_config=settings, device_map={"": "cpu"}, dtype=torch.float32
+        )
+    model, batch = adapted(base, target_modules=["v_proj"]), tiny.batch()
+    written, formula = LOSSES[loss]
+    asked = {key: value for key, value in batch.items() if key != "labels"}
+    # With gradients, since without any bitsandbytes has another kernel.
+    with model.disable_adapter():
+        ref_logits = model(**asked, use_cache=False).logits.detach()
+    moved(model, scale=0.0)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora" in name)
+    theirs = referred.truth(model, batch, ref_logits, formula)
+    attach(model, written)
+    for _ in range(2):
+        attached.assert_same(attached.backward(model, batch), theirs, loss_gap=1e-5, gradient_gap=1e-3)

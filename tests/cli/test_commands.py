@@ -226,3 +226,14 @@ def test_hosts_lists_versions_and_tested_range(dft):
 def test_hosts_gives_the_line_that_mends_an_installation_in_one_piece(dft):
     listed = dft("hosts", columns=40).stdout.splitlines()
     assert "axolotl is not installed. Run: pip install 'axolotl>=0.19,<0.20'" in listed
+
+
+def test_check_refuses_a_loss_that_would_find_no_reference(dft, config):
+    done = dft("check", config(TRL + "loss: asft\n"), columns=400)
+    assert done.returncode == 1
+    assert "`loss: asft` compares the model with a frozen reference, and this config trains all of it" in done.stdout
+    assert "{name: asft, reference: copy}" in done.stdout
+    assert "columns" not in done.stdout
+    assert dft("check", config(TRL + "use_peft: true\nloss: asft\n")).returncode == 0
+    assert dft("check", config(TRL + "loss: {name: asft, reference: copy}\n")).returncode == 0
+    assert "or `reference: columns` where the data has" in dft("check", config(TRL + "loss: prift\n")).stdout

@@ -1,0 +1,114 @@
+"""A frozen reference that is a model of its own: a copy of the one that is trained, or another of its class."""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from dft_plugin.errors import ConflictError, name_of
+
+
+class AnotherModel:
+    """A model of its own.
+
+    Args:
+        model: it; frozen from now on.
+        word: what stands after `reference:`.
+        says: what it is.
+    """
+
+    def __init__(self, model: Any, word: str, says: str) -> None:
+        self.word, self.says = word, says
+        self.model = model.requires_grad_(False).eval()
+
+    def __deepcopy__(self, memo: Any) -> AnotherModel:
+        # A copy of the model that is trained needs no other reference.
+        return self
+
+    @contextmanager
+    def standing(self, model: Any, forward: Callable[..., Any]) -> Iterator[tuple[Any, Callable[..., Any]]]:
+        """Have it where the model is by now."""
+        del forward
+        if self.model.device != model.device:
+            self.model.to(model.device)
+        yield self.model, self.model
+
+
+def copy_of(model: Any) -> AnotherModel:
+    """Copy a model as it is now.
+
+    Raises:
+        ConflictError: its forward was replaced by something that would run the model in the copy, too.
+    """
+    own = type(model).forward
+    kept = [
+        value for value in _kept_in(vars(model).get("forward")) if model in (value, getattr(value, "__self__", None))
+    ]
+    if any(getattr(value, "__func__", None) is not own for value in kept):
+        raise ConflictError(
+            [
+                f"`reference: copy`: the forward of this {type(model).__name__} was replaced by "
+                f"{name_of(model.forward)}, which a copy would share. Write `reference: PATH` of the same model."
+            ]
+        )
+    made = copy.deepcopy(model)
+    if kept:
+        # A wrapper around the class's forward, as TRL's: in the copy it would still run the model.
+        del made.__dict__["forward"]
+    made.zero_grad(set_to_none=True)
+    return AnotherModel(made, "copy", "a frozen copy of the model, as it began")
+
+
+def _kept_in(function: Any) -> list[Any]:
+    """Return what a function has in its closure, and in those of what it calls, but for functions."""
+    found: list[Any] = []
+    todo, seen = [function], set()
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        todo += [cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _is_filled(cell)]
+        if (isinstance(value, types.MethodType) and value is not function) or isinstance(value, nn.Module):
+            found.append(value)
+    return found
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 - raises where there is nothing
+    except ValueError:
+        return False
+    return True
+
+
+def load(path: str, model: Any) -> AnotherModel:
+    """Load a model of the same class.
+
+    Raises:
+        ConflictError: there is none, or it has another vocabulary.
+    """
+    kind = next(cls for cls in type(model).__mro__ if hasattr(cls, "from_pretrained"))
+    try:
+        made = kind.from_pretrained(path, attn_implementation=model.config._attn_implementation)
+    except (OSError, ValueError) as error:
+        raise ConflictError(
+            [
+                f"`reference: {path}` is none of base, start, copy and columns, and no {kind.__name__} can be loaded "
+                f"from there ({str(error).splitlines()[0]}). Give the path of a model."
+            ]
+        ) from error
+    ours, theirs = (one.get_output_embeddings().weight.shape[0] for one in (model, made))
+    if ours != theirs:
+        raise ConflictError(
+            [
+                f"`reference: {path}` has {theirs} tokens, and the model {ours}. They need the same vocabulary; for "
+                "a model with new tokens write `reference: copy`."
+            ]
+        )
+    return AnotherModel(made.to(model.dtype), path, f"the model {path}")

@@ -15,8 +15,8 @@ nox.options.reuse_venv = "yes"
 nox.options.tags = ["ci"]
 
 TORCH = os.environ.get("TORCH") or "torch==2.13.0"
-# The oldest that pyproject.toml admits is 2.8.0. Its only build for Linux and Intel on PyPI is the one for CUDA, several
-# gigabytes with what it needs, so it is taken where asked for: TORCH_FLOOR=torch==2.8.0 nox -s floor.
+# The oldest that pyproject.toml admits is 2.8.0. PyPI has one build of it for Linux on x86, that for CUDA: 6.5 GB once
+# installed. So it is taken where it is asked for: TORCH_FLOOR=torch==2.8.0 nox -s floor.
 TORCH_FLOOR = os.environ.get("TORCH_FLOOR") or TORCH
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -113,7 +113,8 @@ def floor(session: nox.Session) -> None:
 def aot(session: nox.Session) -> None:
     """Prove the Triton kernel without a GPU: run it in Triton's interpreter, and compile it ahead of time."""
     install(session, TRITON, "numpy", groups=("test",))
-    session.run("pytest", "tests/kernels_/test_triton_rows.py", env={**OFFLINE, "TRITON_INTERPRET": "1"})
+    places = [f"tests/kernels_/test_triton_{part}.py" for part in ("rows", "kernels", "fallback")]
+    session.run("pytest", *places, env={**OFFLINE, "TRITON_INTERPRET": "1"})
     session.run("pytest", "tests/test_aot.py", env=OFFLINE)
     session.run("python", "-m", "benchmarks.aot", *session.posargs)
 
@@ -166,6 +167,15 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", "run", *session.posargs, env=environment)
     session.run("python", "-m", "benchmarks.steps", "drive", "trl", env=environment)
     session.run("python", "-m", "benchmarks", "report")
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Measure, on one card and in minutes, what needs one: tests, exactness, peers, memory, waits, steps in TRL."""
+    install(session, *TRL, BITSANDBYTES, groups=("test", "bench"))
+    # As in `bench`; Quack is measured where it is installed.
+    session.install("--no-deps", "cut-cross-entropy==25.1.1", "liger-kernel==0.8.5")
+    session.run("python", "-m", "benchmarks", "gpu", *session.posargs, env=OFFLINE)
 
 
 @nox.session

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -17,6 +18,9 @@ from rich.console import Console
 
 from benchmarks import machine, memory, report, timing
 from benchmarks.cases import TIMED, WEIGHED, Case, cases
+from benchmarks.gpu import hour
+from benchmarks.gpu.part import PARTS
+from benchmarks.gpu.sheet import Options
 from benchmarks.problem import Shape
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -98,6 +102,29 @@ def write_report(
     into = into or Path("docs/benchmarks") / f"{facts['day']}-{facts['shape']['device']}.md"
     report.write_between_marks(into, text)
     _say(f"wrote {into}")
+
+
+@app.command()
+def gpu(
+    device: Annotated[str, typer.Option(help="cuda; or cpu, in order to test it.")] = "cuda",
+    small: Annotated[bool, typer.Option("--small", help="Sizes at which the numbers mean nothing.")] = False,
+    minutes: Annotated[float, typer.Option(help="For all parts; what has no time left is named.")] = 9.0,
+    part: Annotated[
+        list[str] | None, typer.Option("--parts", "--part", help="Only these, in this order; may be repeated.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The page, its one result.")] = OUT / "gpu.md",
+) -> None:
+    """Measure everything that needs a GPU, each part in a process of its own, into one page."""
+    unknown = set(part or ()) - set(PARTS)
+    if unknown:
+        raise typer.BadParameter(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("torch sees no CUDA device. To test the benchmark: --device cpu --small")
+    with tempfile.TemporaryDirectory() as folder:
+        ends = hour.take(Options(device, small, folder), part or list(PARTS), out, minutes, _say)
+    _say(f"wrote {out}")
+    if any(ends.values()):
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

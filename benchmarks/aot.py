@@ -1,8 +1,8 @@
 """The Triton kernel compiled ahead of time for GPUs that are not here: `python -m benchmarks.aot`.
 
-Prints what each variant takes of a GPU, and fails where registers spill. Nothing runs: what it costs in time, a GPU has
-to say. Below sm_80 there is no arithmetic on bfloat16; a variant of it is compiled there as everywhere, since the
-kernel widens what it loads to float32, which takes integer instructions, and rounds when it stores.
+Prints what each variant takes of a GPU, and fails where registers spill. Nothing runs: what it costs in time, a GPU
+has to say. Below sm_80 there is no arithmetic on bfloat16; a variant of it is compiled there as everywhere, since the
+kernel widens what it loads to float32 and rounds what it stores, for both of which integer instructions will do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dft_plugin.kernels.triton_rows import launch_for, score_row
+from dft_plugin.kernels.triton_rows import launch_for, score_row, unit_of
 
 VOCABULARY = 151_936
 TARGETS = {
@@ -76,9 +76,10 @@ def variants() -> Iterator[Variant]:
 
 
 def compile_for(target: GPUTarget, variant: Variant) -> Resources:
-    """Compile for rows that start on 16 bytes, with the launch of a large vocabulary."""
+    """Compile for rows that start on 16 bytes, of any vocabulary, with the launch of a large one."""
     launch = launch_for(VOCABULARY, DTYPES[variant.dtype], target.warp_size)
     constants = {
+        "UNIT": unit_of(VOCABULARY, DTYPES[variant.dtype]),
         "CAP": variant.softcap,
         "ENTROPY": variant.entropy,
         "SQUARES": variant.squares,
@@ -92,7 +93,7 @@ def compile_for(target: GPUTarget, variant: Variant) -> Resources:
     }
     signature = {name: pointers.get(name, "fp32") for name in score_row.arg_names}
     signature |= dict.fromkeys(("stride", "T", "V"), "i32") | dict.fromkeys(constants, "constexpr")
-    aligned = {(list(signature).index(name),): [["tt.divisibility", 16]] for name in (*pointers, "stride", "V")}
+    aligned = {(list(signature).index(name),): [["tt.divisibility", 16]] for name in pointers}
     source = ASTSource(fn=score_row, signature=signature, constexprs=constants, attrs=aligned)
     kernel = triton.compile(source, target=target, options={"num_warps": launch.warps})
     if target.backend == "hip":

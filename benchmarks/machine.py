@@ -11,7 +11,7 @@ import torch
 
 PACKAGES = (
     *("torch", "transformers", "peft", "trl", "llamafactory", "ms-swift", "liger-kernel", "cut-cross-entropy"),
-    "dft-plugin",
+    *("dft-plugin", "triton", "bitsandbytes", "quack-kernels"),
 )
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16")
 

@@ -9,16 +9,16 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.problem import HiddenInputs, LogitsInputs
-from dft_plugin import kernels
 from dft_plugin.core import targets
-from dft_plugin.core.loss import LossResult, hidden_loss, logits_loss, normalise
+from dft_plugin.core.loss import LossResult, hidden_loss, logits_loss
 from dft_plugin.functional import plan_for
-from dft_plugin.kernels import Head, LowRank
-from dft_plugin.objectives import DFT, Targets
+from dft_plugin.kernels import Head, LowRank, score_logits_
 
 
-def _scorer(kernel: str, needs: frozenset[Any] = frozenset()) -> Callable[[HiddenInputs], LossResult]:
-    plan = plan_for({"name": "dft", "kernel": kernel})
+def _scorer(
+    kernel: str, needs: frozenset[Any] = frozenset(), scratch_mb: int | None = None
+) -> Callable[[HiddenInputs], LossResult]:
+    plan = plan_for({"name": "dft", "kernel": kernel, "scratch_mb": scratch_mb})
     plan = replace(plan, needs=plan.needs | needs)
 
     def score(inputs: HiddenInputs) -> LossResult:
@@ -32,9 +32,9 @@ def _scorer(kernel: str, needs: frozenset[Any] = frozenset()) -> Callable[[Hidde
     return score
 
 
-def lean(kernel: str) -> Callable[[HiddenInputs], Tensor]:
+def lean(kernel: str, scratch_mb: int | None = None) -> Callable[[HiddenInputs], Tensor]:
     """The loss of one micro-batch with the named kernel."""
-    score = _scorer(kernel)
+    score = _scorer(kernel, scratch_mb=scratch_mb)
     return lambda inputs: score(inputs).mean()
 
 
@@ -64,12 +64,5 @@ def logits_kept() -> Callable[[LogitsInputs], Tensor]:
 
 def logits_overwritten() -> Callable[[LogitsInputs], Tensor]:
     """The logits path, where nobody does."""
-    score: Any = getattr(kernels, "score_logits_", kernels.score_logits)
-
-    def loss(inputs: LogitsInputs) -> Tensor:
-        chosen = targets.select(inputs.labels_N)
-        return normalise(
-            score(inputs.logits_NV, chosen.positions_T, Targets(chosen.ids_T), DFT()).loss_sum, chosen.count
-        )
-
-    return loss
+    plan = plan_for("dft")
+    return lambda inputs: logits_loss(plan, inputs.logits_NV, inputs.labels_N, kernel=score_logits_).mean()

@@ -77,6 +77,21 @@ def ms_swift() -> LogitsLoss:
     return loss
 
 
+def compiled(load: Callable[[], LogitsLoss]) -> LogitsLoss:
+    """The same through `torch.compile`."""
+    function: LogitsLoss = torch.compile(load(), dynamic=False)
+    return function
+
+
+def compiled_on_hidden(load: Callable[[], LogitsLoss]) -> Callable[[HiddenInputs], Tensor]:
+    """Projection and loss through `torch.compile`, in one piece."""
+    loss = load()
+    projected = torch.compile(
+        lambda hidden_NH, weight_VH, labels_N: loss(hidden_NH @ weight_VH.t(), labels_N), dynamic=False
+    )
+    return lambda inputs: projected(_one_weight(inputs).hidden_NH, inputs.weight_VH, inputs.labels_N)
+
+
 def on_hidden(load: Callable[[], LogitsLoss]) -> Callable[[HiddenInputs], Tensor]:
     """Materialise the logits, and apply a loss on them."""
     loss = load()
@@ -130,6 +145,31 @@ def liger() -> Callable[[HiddenInputs], Tensor]:
         _one_weight(inputs)
         nll_N = LigerFusedLinearScaledCrossEntropyFunction.apply(inputs.hidden_NH, inputs.weight_VH, inputs.labels_N)
         return weighted_mean(nll_N, inputs.labels_N)
+
+    return loss
+
+
+def liger_sft() -> Callable[[HiddenInputs], Tensor]:
+    """Liger's fused linear cross-entropy, as its patched models call it; plain cross-entropy."""
+    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+
+    def loss(inputs: HiddenInputs) -> Tensor:
+        _one_weight(inputs)
+        out = LigerFusedLinearCrossEntropyFunction.apply(inputs.hidden_NH, inputs.weight_VH, inputs.labels_N)
+        return out[0] if isinstance(out, tuple) else out
+
+    return loss
+
+
+def quack() -> Callable[[HiddenInputs], Tensor]:
+    """Quack's chunked linear cross-entropy; plain cross-entropy."""
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+    def loss(inputs: HiddenInputs) -> Tensor:
+        _one_weight(inputs)
+        return chunked_linear_cross_entropy(
+            inputs.hidden_NH, inputs.weight_VH, inputs.labels_N, ignore_index=IGNORE_INDEX, reduction="mean"
+        )
 
     return loss
 

@@ -76,12 +76,15 @@ class HiddenInputs:
 
     def __init__(self, shape: Shape, *, last_ignored: bool = False) -> None:
         self.shape = shape
-        generator = torch.Generator().manual_seed(SEED)
-        weight_VH = torch.randn(shape.vocab, shape.hidden, generator=generator).div_(math.sqrt(shape.hidden))
-        labels_N = torch.randint(shape.vocab, (shape.tokens,), generator=generator)
-        hidden_NH = torch.randn(shape.tokens, shape.hidden, generator=generator)
+        on: dict[str, Any] = {
+            "generator": torch.Generator(shape.device).manual_seed(SEED),
+            "device": shape.device,
+        }
+        weight_VH = torch.randn(shape.vocab, shape.hidden, **on).div_(math.sqrt(shape.hidden))
+        labels_N = torch.randint(shape.vocab, (shape.tokens,), **on)
+        hidden_NH = torch.randn(shape.tokens, shape.hidden, **on)
         # The other logits are standard normal, so their log-sum-exp is log V + 1/2: at that push p is 1/2.
-        push_N1 = torch.rand(shape.tokens, 1, generator=generator) * 2 * (math.log(shape.vocab) + 0.5)
+        push_N1 = torch.rand(shape.tokens, 1, **on) * 2 * (math.log(shape.vocab) + 0.5)
         hidden_NH += push_N1 * weight_VH[labels_N]
         if shape.half:
             labels_N[::2] = IGNORE_INDEX
@@ -89,15 +92,13 @@ class HiddenInputs:
             # Hosts shift the labels themselves, and lose the last one on the way.
             labels_N[-1] = IGNORE_INDEX
         dtype = torch_dtype(shape)
-        self.labels_N = labels_N.to(shape.device)
-        self.hidden_NH = hidden_NH.to(shape.device, dtype).requires_grad_()
-        self.weight_VH = weight_VH.to(shape.device, dtype).requires_grad_(shape.trained)
+        self.labels_N = labels_N
+        self.hidden_NH = hidden_NH.to(dtype).requires_grad_()
+        self.weight_VH = weight_VH.to(dtype).requires_grad_(shape.trained)
         self.input_NR = self.weight_VR = None
         if shape.rank:
-            self.input_NR = torch.randn(shape.tokens, shape.rank, generator=generator)
-            self.input_NR = self.input_NR.to(shape.device, dtype).requires_grad_()
-            self.weight_VR = (torch.randn(shape.vocab, shape.rank, generator=generator) * 0.05).to(shape.device, dtype)
-            self.weight_VR.requires_grad_()
+            self.input_NR = torch.randn(shape.tokens, shape.rank, **on).to(dtype).requires_grad_()
+            self.weight_VR = (torch.randn(shape.vocab, shape.rank, **on) * 0.05).to(dtype).requires_grad_()
 
     @property
     def wanted(self) -> dict[str, Tensor]:

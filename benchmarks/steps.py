@@ -15,7 +15,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -23,9 +22,10 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer
 
 from benchmarks import memory
+from benchmarks.clock import Clock
 from benchmarks.problem import MB
 from demo.model import prepare_model
 
@@ -36,36 +36,6 @@ MODEL = Path("demo/out/model")
 ROWS, LENGTH = 4, 512
 LOSSES = {"sft": "its own SFT", "dft": "its own DFT", "ours": "`loss: dft`"}
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-
-
-class Clock(TrainerCallback):
-    """Notes the seconds of each optimizer step, and the memory when training begins."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.seconds: list[float] = []
-        self.before = 0
-
-    def on_train_begin(self, *_: Any, model: torch.nn.Module, **__: Any) -> None:
-        """Begin to watch."""
-        with torch.no_grad():
-            # A file of weights is mapped, and becomes resident where it is first read.
-            for parameter in model.parameters():
-                parameter.sum()
-        self.before = memory.start(self.device)
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Start the clock."""
-        self.started = self._now()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Stop it."""
-        self.seconds.append(self._now() - self.started)
-
-    def _now(self) -> float:
-        if self.device != "cpu":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 def texts(count: int) -> list[str]:

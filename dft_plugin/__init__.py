@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dft_plugin.config.hookspecs import hookimpl
+    from dft_plugin.core.targets import Facts
     from dft_plugin.functional import linear_token_loss, token_loss, vocab_parallel_token_loss
     from dft_plugin.hf.activation import activate, attach
     from dft_plugin.hf.attachment import Attachment
-    from dft_plugin.objectives import Number, Objective, Rows
+    from dft_plugin.objectives import Clock, Number, Objective, Rows
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Attachment": "hf.attachment",
+    "Clock": "objectives",
+    "Facts": "core.targets",
     "Number": "objectives",
     "Objective": "objectives",
     "Rows": "objectives",
@@ -32,6 +35,8 @@ _HOME = {
 
 __all__ = [
     "Attachment",
+    "Clock",
+    "Facts",
     "Number",
     "Objective",
     "Rows",

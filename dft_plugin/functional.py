@@ -5,7 +5,7 @@ Shapes: V vocabulary, H hidden size; `...` stands for any leading dimensions, th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,8 @@ from torch import Tensor
 from dft_plugin.config.plugins import Catalogue, build_catalogue
 from dft_plugin.core.loss import NumItems, hidden_loss, logits_loss
 from dft_plugin.core.plan import LossPlan
-from dft_plugin.core.targets import IGNORE_INDEX
-from dft_plugin.errors import LabelError
+from dft_plugin.core.targets import IGNORE_INDEX, Facts
+from dft_plugin.errors import LabelError, SettingsError
 from dft_plugin.kernels import Head, ShardedHead, Transform, VocabShard
 from dft_plugin.objectives import Objective
 
@@ -34,6 +34,7 @@ def token_loss(
     objective: LossLike = "dft",
     num_items: NumItems = None,
     ignore_index: int = IGNORE_INDEX,
+    facts: Facts | None = None,
 ) -> Tensor:
     """Token loss on logits: `sum(-w * log p) / num_items`, with w = sg(p) for `dft`.
 
@@ -44,18 +45,21 @@ def token_loss(
         logits: [..., V], any float dtype.
         labels: [...], any integer dtype, already aligned: `labels[i]` is what `logits[i]` predicts.
         objective: a name, a mapping as in YAML, or an Objective.
-        num_items: target tokens of the whole optimizer step; None counts `labels`.
+        num_items: target tokens of the whole optimizer step; None: `labels` are the whole step. Refused where the
+            objective divides by more than tokens, or weighs a token by all others of the step.
         ignore_index: the label of positions that are not scored.
+        facts: columns and places of the tokens, and how far the run is, for an objective that asks for them.
 
     Returns:
         The loss, a scalar in nats per token; a zero connected to the graph if nothing is scored.
 
     Raises:
         SettingsError: the objective is unknown, or an option of it is wrong.
-        LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible.
+        LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible or refused.
+        ClockError: the objective changes during a run, and `facts` has no clock.
     """
-    plan = plan_for(objective, _installed())
-    return logits_loss(plan, logits, labels, ignore_index=ignore_index).mean(num_items)
+    plan = _plan_without_tokenizer(objective)
+    return logits_loss(plan, logits, labels, ignore_index=ignore_index, facts=facts).mean(num_items)
 
 
 def linear_token_loss(
@@ -69,6 +73,7 @@ def linear_token_loss(
     ignore_index: int = IGNORE_INDEX,
     logit_scale: float = 1.0,
     softcap: float | None = None,
+    facts: Facts | None = None,
 ) -> Tensor:
     """Linear layer and token loss in one; never holds more than a chunk of logits.
 
@@ -82,22 +87,25 @@ def linear_token_loss(
         labels: [...], any integer dtype, already aligned: `labels[i]` is what `hidden[i]` predicts.
         bias: [V] or None.
         objective: a name, a mapping as in YAML (`kernel` and `scratch_mb` are heeded), or an Objective.
-        num_items: target tokens of the whole optimizer step; None counts `labels`.
+        num_items: target tokens of the whole optimizer step; None: `labels` are the whole step. Refused where the
+            objective divides by more than tokens, or weighs a token by all others of the step.
         ignore_index: the label of positions that are not scored; they never reach a GEMM.
         logit_scale: factor on the raw logits.
         softcap: bound of the scaled logits, applied as `softcap * tanh(logits / softcap)`.
+        facts: columns and places of the tokens, and how far the run is, for an objective that asks for them.
 
     Returns:
         The loss, a scalar in nats per token; a zero connected to the graph if nothing is scored.
 
     Raises:
         SettingsError: the objective is unknown, or an option of it is wrong.
-        LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible.
+        LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible or refused.
+        ClockError: the objective changes during a run, and `facts` has no clock.
     """
     _require_width(hidden, weight)
     head = Head(weight, bias, Transform(logit_scale, softcap))
-    plan = plan_for(objective, _installed())
-    return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index).mean(num_items)
+    plan = _plan_without_tokenizer(objective)
+    return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index, facts=facts).mean(num_items)
 
 
 def vocab_parallel_token_loss(
@@ -112,6 +120,7 @@ def vocab_parallel_token_loss(
     ignore_index: int = IGNORE_INDEX,
     logit_scale: float = 1.0,
     softcap: float | None = None,
+    facts: Facts | None = None,
 ) -> Tensor:
     """`linear_token_loss` where each rank of `group` holds some rows of the head; a collective of the group.
 
@@ -127,10 +136,12 @@ def vocab_parallel_token_loss(
         group: the ranks that share the vocabulary; None is the default group.
         local_bias: [L], or None on all ranks.
         objective: a name, a mapping as in YAML (`scratch_mb` is heeded, `kernel` is not), or an Objective.
-        num_items: target tokens of the whole optimizer step; None counts `labels`.
+        num_items: target tokens of the whole optimizer step; None: `labels` are the whole step. Refused where the
+            objective divides by more than tokens, or weighs a token by all others of the step.
         ignore_index: the label of positions that are not scored; they never reach a GEMM.
         logit_scale: factor on the raw logits.
         softcap: bound of the scaled logits, applied as `softcap * tanh(logits / softcap)`.
+        facts: columns and places of the tokens, and how far the run is, for an objective that asks for them.
 
     Returns:
         The loss, a scalar in nats per token; a zero connected to the graph if nothing is scored.
@@ -138,12 +149,13 @@ def vocab_parallel_token_loss(
     Raises:
         ShardError: the ranks were given different labels or hidden sizes (raised on every rank).
         SettingsError: the objective is unknown, or an option of it is wrong.
-        LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible.
+        LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible or refused.
+        ClockError: the objective changes during a run, and `facts` has no clock.
     """
-    plan = plan_for(objective, _installed())
+    plan = _plan_without_tokenizer(objective)
     shard = VocabShard.gather(local_weight, labels, group)
     head = ShardedHead(local_weight, shard, local_bias, Transform(logit_scale, softcap))
-    return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index).mean(num_items)
+    return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index, facts=facts).mean(num_items)
 
 
 def _require_width(hidden: Tensor, weight: Tensor) -> None:
@@ -162,6 +174,33 @@ def _require_width(hidden: Tensor, weight: Tensor) -> None:
 def _installed() -> Catalogue:
     """Read the catalogue once per process: a training loop asks in every step."""
     return build_catalogue()
+
+
+def _plan_without_tokenizer(objective: LossLike, given: Collection[str] = ()) -> LossPlan:
+    """Resolve an objective for a function, which gets no tokenizer.
+
+    Args:
+        objective: as a caller passed it.
+        given: columns of the data that the caller passed.
+
+    Raises:
+        SettingsError: it names tokens by words, or reads a column of the data.
+    """
+    plan = plan_for(objective, _installed())
+    problems = [
+        f"`objective` names tokens by a word ({word!r}), and this function has no tokenizer to turn it into ids. Give "
+        "ids in its place: `always_learn: [tokenizer.eos_token_id]`, or `weights: {tokens: {ID: 2.0}}`."
+        for word in plan.rules.words
+    ]
+    columns = plan.columns | ({plan.rules.column} if plan.rules.column else set())
+    problems += [
+        f"`objective` reads the column `{name}` of the data, which this function does not get. Use "
+        f"dft_plugin.attach(model), and give `dft_column_{name}`, one number for each token, to the model's forward."
+        for name in sorted(columns - set(given))
+    ]
+    if problems:
+        raise SettingsError(problems)
+    return plan
 
 
 def plan_for(loss: LossLike, catalogue: Catalogue | None = None) -> LossPlan:

@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 
 import claims
+import costs
+import losses
 
 from dft_plugin.config.plugins import Catalogue, build_catalogue, build_manager
 from dft_plugin.config.settings import Settings
@@ -35,6 +37,39 @@ loss:
   alpha: 0.7
   floor: 0.05
   kernel: auto
+```
+
+[Losses](losses.md) has all that may be named, with the options of each and when it helps.
+
+## More than a name
+
+**SFT first, then DFT.** Any number of an objective may change during the run. `until` is a share of the run (a
+fraction) or a number of optimizer steps (an integer); after that the number stays. The log has it as `dft/alpha`.
+
+```yaml
+loss: {name: dft, alpha: {from: 0.0, to: 1.0, until: 0.3}}
+```
+
+**One loss, then another.** `first` holds for that long, then what stands in `name` takes over. Options of the first
+stand beside its name.
+
+```yaml
+loss: {name: dft, first: {name: nll, for: 0.2}}
+```
+
+**Tokens that are always learned.** DFT gives up on what the model finds impossible, and for a base model that is often
+the token that ends an answer. These get weight 1, whatever the loss says: `eos` (what ends an answer or a turn),
+`special` (what the tokenizer marks so), `added` (what the base model's tokenizer did not have), or ids.
+
+```yaml
+loss: {name: dft, always_learn: [eos, added, 128009]}
+```
+
+**Factors from your data.** `column` names a column of your dataset: a number for each row, for each message of a chat,
+or for each token. `tokens` has factors by the text of a token, or by id. They multiply the weights of any loss.
+
+```yaml
+loss: {name: dft, weights: {column: ratio, tokens: {"</think>": 2.0}}}
 ```
 """
 
@@ -66,13 +101,9 @@ SECTIONS = {
 
 
 def settings_page() -> str:
-    """Every key: ours, then the options of each shipped objective."""
+    """Every key that is ours, and the kernels; the options of objectives are on the page of losses."""
     catalogue = build_catalogue(build_manager(third_party=False))
     parts = [HEAD, "## Keys\n", _table(Settings, skip={"options"})]
-    for name, entry in catalogue.objectives.items():
-        parts.append(f"## `{name}`\n\n{entry.item.summary}. Source: {entry.item.source}.\n")
-        if entry.item.model_fields:
-            parts.append(_table(entry.item))
     parts.append("## Kernels\n\n" + "\n".join(_kernel_lines(catalogue)) + "\n")
     return "\n".join(parts)
 
@@ -104,7 +135,13 @@ def models_page() -> str:
     return "".join(parts)
 
 
-PAGES = {"settings.md": settings_page, "models.md": models_page, "around-the-step.md": claims.page}
+PAGES = {
+    "settings.md": settings_page,
+    "losses.md": losses.page,
+    "models.md": models_page,
+    "around-the-step.md": claims.page,
+    "gpu.md": costs.page,
+}
 
 
 def main(check: bool) -> int:

@@ -12,15 +12,25 @@ import torch
 from dft_plugin.config.best import advice, greater_is_better, statistic
 from dft_plugin.core.statistics import DIRECTIONS
 from dft_plugin.core.stats import LossStats, Sum
+from dft_plugin.objectives.adjusted import DATA_WEIGHT, EXEMPT_PROB, EXEMPT_SHARE
 
 
 def test_every_logged_key_declares_its_direction():
-    assert list(LossStats(torch.ones(len(Sum), dtype=torch.float64)).as_logs()) == list(DIRECTIONS)
+    names = (EXEMPT_SHARE, EXEMPT_PROB, DATA_WEIGHT)
+    sums = torch.ones(len(Sum) + 2 * len(names), dtype=torch.float64)
+    assert list(LossStats(sums, names).as_logs()) == list(DIRECTIONS)
     by_direction = {better: {key for key in DIRECTIONS if DIRECTIONS[key] == better} for better in DIRECTIONS.values()}
     assert by_direction == {
         "lower": {"dft/loss", "dft/nll", "dft/perplexity"},
-        "higher": {"dft/mean_prob", "dft/eos_prob"},
-        None: {"dft/tokens", "dft/effective_tokens", "dft/mean_weight", "dft/low_weight_share"},
+        "higher": {"dft/mean_prob", "dft/eos_prob", "dft/always_learn_prob"},
+        None: {
+            "dft/tokens",
+            "dft/effective_tokens",
+            "dft/mean_weight",
+            "dft/low_weight_share",
+            "dft/always_learn_share",
+            "dft/data_weight",
+        },
     }
 
 

@@ -15,7 +15,8 @@ import dft_plugin
 from dft_plugin.config import hookspecs
 from dft_plugin.config.plugins import build_catalogue
 from dft_plugin.core.stats import LossStats, Sum
-from dft_plugin.objectives import Rows
+from dft_plugin.objectives import FAMILY, Objective, Rows, Targets, Weighed
+from dft_plugin.testing import check_objective
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,10 +41,18 @@ def test_every_logged_key_is_explained_in_the_readme():
     assert "`dft/tokens`" in readme
 
 
-def test_every_field_of_rows_is_explained():
+@pytest.mark.parametrize("kind", [Rows, Targets, Weighed], ids=lambda kind: kind.__name__)
+def test_every_field_is_explained(kind):
     guide = page("docs/objectives.md")
-    for name in inspect.get_annotations(Rows):
+    for name in inspect.get_annotations(kind):
         assert f"`{name}`" in guide, name
+
+
+def test_everything_that_a_class_may_declare_is_explained():
+    declared = [name for name, kind in inspect.get_annotations(Objective).items() if "ClassVar" in str(kind)]
+    assert {"needs", "scope", "may_be_negative"} <= set(declared)
+    for name in declared:
+        assert re.search(rf"^\| .*`{name}`.* \|", page("docs/objectives.md"), re.M), name
 
 
 def test_every_hook_is_explained():
@@ -53,11 +62,70 @@ def test_every_hook_is_explained():
             assert name in guide, name
 
 
-def test_the_objective_in_the_guide_is_the_sample_plugin():
-    guide = re.search(r"```python\n(.*?)```", page("docs/objectives.md"), re.S)
-    sample = page("tests/plugins/dft-sqrt/src/dft_sqrt.py")
-    body = guide.group(1).split("class Sqrt", 1)[1].split('"""', 2)[2]
-    assert body.strip() == sample.split("class Sqrt", 1)[1].split('"""', 2)[2].strip()
+SAMPLES = {"Sqrt": "dft-sqrt", "Downweight": "dft-downweight", "SequenceMean": "dft-sequence-mean"}
+
+
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page("docs/objectives.md"), re.S)
+
+
+def body(text: str, kind: str) -> str:
+    """Return what follows the docstring of a class."""
+    return text.split(f"class {kind}", 1)[1].split('"""', 2)[2].strip()
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_each_worked_example_of_the_guide_is_a_sample_plugin(kind):
+    (guide,) = [block for block in blocks() if f"class {kind}(" in block]
+    (sample,) = (ROOT / "tests" / "plugins" / SAMPLES[kind] / "src").glob("*.py")
+    assert body(guide, kind) == body(sample.read_text(encoding="utf-8"), kind)
+
+
+def test_the_first_example_is_fifteen_lines():
+    lines = [line for line in blocks()[0].split('"""')[2].splitlines() if line.strip()]
+    assert len(lines) < 15
+
+
+def test_every_block_of_the_guide_runs_and_what_it_makes_conforms():
+    # One after the other: later blocks leave out imports that stand in earlier ones.
+    scope: dict = {}
+    for block in blocks():
+        exec(compile(block, "docs/objectives.md", "exec", dont_inherit=True), scope)
+    made = [kind for kind in scope.values() if inspect.isclass(kind) and issubclass(kind, Objective)]
+    made = [kind for kind in made if kind is not Objective]
+    assert len(made) == sum(block.count("(Objective):") for block in blocks())
+    for kind in made:
+        check_objective(kind)
+    scope["test_mine_conforms"]()
+
+
+@pytest.mark.parametrize("name", ["docs/losses.md", "docs/settings.md", "docs/when-not-to-use.md"])
+def test_every_yaml_block_is_a_loss_that_is_accepted(name):
+    catalogue = build_catalogue()
+    found = re.findall(r"```yaml\n(.*?)```", page(name), re.S)
+    assert found or name == "docs/when-not-to-use.md"
+    for block in found:
+        catalogue.settings(yaml.safe_load(block)["loss"])
+
+
+def test_every_loss_in_the_prose_is_accepted():
+    catalogue = build_catalogue()
+    names = ("README.md", "docs/losses.md", "docs/when-not-to-use.md", "docs/objectives.md")
+    written = [line for name in names for line in re.findall(r"`(loss: [^`]+)`", page(name))]
+    ours = [line for line in written if "sqrt" not in line and "downweight" not in line]
+    assert len(ours) > 15
+    for line in ours:
+        catalogue.settings(yaml.safe_load(line)["loss"])
+
+
+def test_the_page_of_losses_has_each_in_its_table_and_in_a_section():
+    text = page("docs/losses.md")
+    for kind in FAMILY:
+        assert f"\n| [`{kind.name}`](#{kind.name}) |" in text
+        section = text.split(f"\n## `{kind.name}`\n", 1)[1].split("\n## ", 1)[0]
+        for option in kind.model_fields:
+            assert f"| `{option}` |" in section
+        assert kind.source in section
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -248,3 +248,24 @@ def test_an_unknown_objective_and_a_foreign_label_are_refused(loss):
 def test_a_weight_that_does_not_fit_is_refused_with_what_to_give(shape, next_step):
     with pytest.raises(LabelError, match=r"\[V, H\] is needed, with H = 8\. " + next_step):
         linear_token_loss(torch.zeros(4, 8), torch.zeros(shape), torch.zeros(4, dtype=torch.long))
+
+
+def test_ids_are_always_learned_and_weighed():
+    made = problems.problem(problems.ODD_SHAPES[-1])
+    logits = made.logits().detach().double()
+    number = int(made.targets_T[0])
+    objective = {"always_learn": [number], "weights": {"tokens": {number: 3.0}}}
+    nll_T = -oracle.log_probabilities(logits, made.targets_T)
+    expected_T = torch.where(made.targets_T == number, 3 * nll_T, (-nll_T).exp() * nll_T)
+    assert token_loss(logits, made.targets_T, objective=objective).item() == pytest.approx(expected_T.mean().item())
+
+
+def test_words_for_tokens_and_columns_are_refused_by_what_to_give():
+    objective = {"always_learn": "eos", "weights": {"column": "ratio", "tokens": {"</think>": 2.0}}}
+    with pytest.raises(SettingsError) as raised:
+        token_loss(torch.zeros(2, 5), torch.tensor([1, 2]), objective=objective)
+    eos, text, column = raised.value.problems
+    assert "('eos'), and this function has no tokenizer" in eos
+    assert "Give ids in its place: `always_learn: [tokenizer.eos_token_id]`" in text
+    assert "reads the column `ratio` of the data" in column
+    assert "give `dft_column_ratio`, one number for each token, to the model's forward" in column

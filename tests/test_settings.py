@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pydantic
 import pytest
@@ -15,7 +16,7 @@ from dft_plugin.objectives import DFT, NLL
 
 OBJECTIVES = {"dft": DFT, "nll": NLL}
 KERNELS = ("chunked", "reference")
-DFT_KEYS = "alpha, floor, name, kernel, scratch_mb, first, always_learn, weights"
+DFT_KEYS = "alpha, floor, name, kernel, scratch_mb, first, always_learn, weights, reference"
 
 
 def parse(value, where="loss") -> Settings:
@@ -37,6 +38,7 @@ def test_the_keys_of_settings_are_these():
         "first",
         "always_learn",
         "weights",
+        "reference",
         "options",
     }
 
@@ -118,7 +120,7 @@ def test_an_unknown_key_brings_the_closest_one():
 def test_an_option_of_another_objective_is_unknown():
     assert problems({"name": "nll", "alpha": 1}) == [
         "`loss.alpha`: `alpha` is not an option of `nll`. Allowed: "
-        "name, kernel, scratch_mb, first, always_learn, weights."
+        "name, kernel, scratch_mb, first, always_learn, weights, reference."
     ]
 
 
@@ -198,6 +200,31 @@ def test_what_changes_during_a_run_survives_the_way_to_another_process():
     settings = parse(WRITTEN)
     assert parse(json.loads(json.dumps(settings.as_written()))) == settings
     assert settings.describe() == "dft(alpha=0->1 until 0.3) after nll until 100"
+
+
+def test_a_number_and_its_text_are_two_tokens_in_yaml_and_on_the_way_to_another_process():
+    settings = parse({"weights": {"tokens": {11: 2.0, "11": 0.5}}})
+    assert settings.weights.tokens == {11: 2.0, "11": 0.5}
+    again = parse(json.loads(json.dumps(settings.as_written())))
+    assert again.weights.tokens == {11: 2.0, "11": 0.5}
+    assert [type(key) for key in again.weights.tokens] == [int, str]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({True: 2.0}, "True is neither an id nor a text; put quotes around what YAML reads as something else"),
+        ({None: 2.0}, "None is neither an id nor a text"),
+        ({1.5: 2.0}, "1.5 is neither an id nor a text"),
+        ({-1: 2.0}, "-1 is no token; an id is 0 or more, and a text is not empty"),
+        ({"": 2.0}, "'' is no token"),
+        ([[5, 1.0], [5, 2.0]], "5 stands there twice"),
+        ([5], r"a mapping of tokens to factors is needed, or a list of pairs: [[11, 2.0]]"),
+    ],
+)
+def test_what_is_no_token_is_refused(given, said):
+    with pytest.raises(SettingsError, match=re.escape("`loss.weights.tokens") + ".*" + re.escape(said)):
+        parse({"weights": {"tokens": given}})
 
 
 def test_a_ramp_is_kept_as_it_was_written():

@@ -35,6 +35,7 @@ def test_every_sum_is_the_sum_that_its_name_says():
             Sum.LOW_WEIGHT_TOKENS: 1,
             Sum.EOS_TOKENS: 2,
             Sum.EOS_PROB: 0.255,
+            Sum.DIVISOR: 3,
         },
         rel=1e-12,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -12,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dft_plugin.cli import autoload
-from dft_plugin.cli.checking import Report, check
+from dft_plugin.cli.checking import check
+from dft_plugin.cli.explaining import explain, find
+from dft_plugin.cli.printing import print_loss, print_losses, print_report
 from dft_plugin.config.hosts import Launch
 from dft_plugin.config.plugins import build_catalogue
 from dft_plugin.errors import ConflictError, DftError
@@ -61,19 +64,28 @@ def check_command(
     if as_json:
         typer.echo(json.dumps(report.as_json(), indent=2))
     else:
-        _print_report(report)
+        print_report(report)
     raise typer.Exit(0 if report.ok else 1)
 
 
 @app.command()
-def losses() -> None:
-    """List what may stand after `loss:`, with options, formula and source."""
-    table = Table("loss", "weight of a token", "options (default)", "source", "from")
-    for name, entry in build_catalogue().objectives.items():
-        fields = entry.item.model_fields.items()
-        options = "\n".join(f"{key} ({field.default})" for key, field in fields)
-        table.add_row(name, entry.item.summary, options, entry.item.source, entry.owner)
-    Console().print(table)
+def losses(
+    name: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Argument(help="Explain this one: options, when it helps, what it costs."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List what may stand after `loss:`; with a name, explain that one."""
+    catalogue = build_catalogue()
+    found = [explain(entry) for entry in catalogue.objectives.values()] if name is None else [find(catalogue, name)]
+    if as_json:
+        every = [asdict(one) for one in found]
+        typer.echo(json.dumps(every if name is None else every[0], indent=2))
+    elif name is None:
+        print_losses(found)
+    else:
+        print_loss(found[0])
 
 
 @app.command()
@@ -98,23 +110,3 @@ def main() -> None:
     except DftError as error:
         typer.echo(f"dft: {error}", err=True)
         sys.exit(2)
-
-
-def _print_report(report: Report) -> None:
-    out = typer.echo
-    version = report.host.installed_version() or "not installed"
-    out(f"config    {report.config.path}")
-    out(f"host      {report.host.name} ({version})")
-    if report.settings:
-        out(f"loss      {report.settings.describe()}, kernel {report.settings.kernel}")
-    for line in report.replaces:
-        out(f"replaces  {line}")
-    if report.version_problem:
-        out(f"version   {report.version_problem}")
-    for hint in report.hints:
-        out(f"hint      {hint}")
-    for problem in report.problems:
-        out(f"problem   {problem}")
-    for conflict in report.conflicts:
-        out(f"conflict  {conflict}")
-    out("result    " + ("the loss will be on" if report.ok else "a run would be refused"))

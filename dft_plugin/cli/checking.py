@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dft_plugin.config.checks import choice_of_best, lost_columns
+from dft_plugin.config.checks import choice_of_best, lost_columns, without_reference
 from dft_plugin.config.hosts import Conflict, Host
-from dft_plugin.config.plugins import Catalogue, build_catalogue
+from dft_plugin.config.plugins import Catalogue, Entry, build_catalogue
 from dft_plugin.config.reading import LOSS, RunConfig, load
+from dft_plugin.config.schedules import ends
 from dft_plugin.config.settings import Settings
 from dft_plugin.errors import SettingsError, UnknownNameError
+from dft_plugin.objectives import Objective
+
+OURS = "dft_plugin"
+"""The owner of what is shipped."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Report:
             "host": self.host.name,
             "host_version": self.host.installed_version(),
             "version_problem": self.version_problem,
-            "loss": self.settings.model_dump() if self.settings else None,
+            "loss": self.settings.model_dump(mode="json") if self.settings else None,
             "replaces": list(self.replaces),
             "hints": list(self.hints),
             "problems": list(self.problems),
@@ -84,7 +89,11 @@ def check(path: Path, overrides: Sequence[str] = (), host_name: str | None = Non
         config=config,
         host=host,
         settings=settings,
-        problems=[*problems, *wrong],
+        problems=[
+            *problems,
+            *(without_reference(host, config.host, settings, catalogue) if settings else []),
+            *wrong,
+        ],
         conflicts=[
             *host.conflicts(config.host),
             *(lost_columns(host, config.host, settings, catalogue) if settings else []),
@@ -101,9 +110,40 @@ def _settings(config: RunConfig, catalogue: Catalogue) -> tuple[Settings | None,
         meant = f" Is `{close[0]}` meant to be `{LOSS}`?" if close else ""
         return None, [f"{config.path} has no `loss:`.{meant} Add the line `loss: dft`."]
     try:
-        return catalogue.settings(config.loss), []
+        settings = catalogue.settings(config.loss)
     except SettingsError as error:
         return None, error.problems
+    return settings, foreign_objective_problems(settings, catalogue)
+
+
+def foreign_objective_problems(settings: Settings, catalogue: Catalogue) -> list[str]:
+    """List what a third party's objective does not keep, with the options that it would run with."""
+    named = {settings.name: [ends(settings.options, end) for end in ("from", "to")]}
+    if settings.first is not None:
+        named.setdefault(settings.first.name, []).append(settings.first.options)
+    return [
+        problem
+        for name, every in named.items()
+        if catalogue.objectives[name].owner != OURS
+        for problem in dict.fromkeys(_conformance(catalogue.objectives[name], options) for options in every)
+        if problem
+    ]
+
+
+def _conformance(entry: Entry[type[Objective]], options: Mapping[str, Any]) -> str:
+    """Return what is wrong with an objective, or nothing."""
+    # It imports torch, which takes seconds: not for what is tested already.
+    from dft_plugin.testing import check_objective
+
+    try:
+        check_objective(entry.item(**options))
+    except Exception as error:
+        said = error if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+        return (
+            f"the objective `{entry.item.name}` of the plugin {entry.owner} is not sound: {said}. "
+            "Tell its author (dft_plugin.testing.check_objective says the same), or choose another loss: `dft losses`."
+        )
+    return ""
 
 
 def _find_host(config: RunConfig, catalogue: Catalogue, name: str | None) -> Host:

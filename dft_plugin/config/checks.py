@@ -31,6 +31,28 @@ def choice_of_best(host: Host, config: Mapping[str, Any], loss_name: str | None)
     return best.advice(choice.metric, choice.greater_is_better, weighted=weighted)
 
 
+def without_reference(host: Host, config: Mapping[str, Any], settings: Settings, catalogue: Catalogue) -> list[str]:
+    """List why a loss would find no reference to compare the model with.
+
+    Args:
+        host: whose config it is.
+        config: its keys.
+        settings: the loss.
+        catalogue: its objectives.
+    """
+    names = [settings.name, *([settings.first.name] if settings.first else [])]
+    reading = [name for name in names if catalogue.objectives[name].item.reference != "none"]
+    if not reading or settings.reference not in (None, "base", "start") or host.trains_adapters(config):
+        return []
+    whole = any(catalogue.objectives[name].item.reference == "distribution" for name in reading)
+    beside = "" if whole else ", or `reference: columns` where the data has what was computed beforehand"
+    return [
+        f"`loss: {reading[0]}` compares the model with a frozen reference, and this config trains all of it, so that "
+        "there are no adapters to switch off. Write `loss: {name: "
+        f"{reading[0]}, reference: copy}}` (a second copy of the weights), `reference: PATH` of a model{beside}."
+    ]
+
+
 def lost_columns(host: Host, config: Mapping[str, Any], settings: Settings, catalogue: Catalogue) -> list[Conflict]:
     """List what keeps the columns that a loss reads from reaching it; each names them."""
     names = ", ".join(f"`{name}`" for name in sorted(catalogue.columns(settings)))
@@ -50,8 +72,11 @@ def obstacles(host: Host, config: Mapping[str, Any], loss: Any, found: Iterable[
     wrong, _ = choice_of_best(host, config, None)
     too_old = [str(host.version_problem())] if host.is_too_old() else []
     catalogue = build_catalogue()
-    problems = catalogue.problems(loss)
-    lost = [] if problems else lost_columns(host, config, catalogue.settings(loss), catalogue)
+    problems, lost = catalogue.problems(loss), []
+    if not problems:
+        settings = catalogue.settings(loss)
+        problems = without_reference(host, config, settings, catalogue)
+        lost = lost_columns(host, config, settings, catalogue)
     return [*too_old, *problems, *map(str, [*found, *lost]), *wrong]
 
 

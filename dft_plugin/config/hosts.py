@@ -136,6 +136,13 @@ class Host:
             return None
         return Choice(config.get("metric_for_best_model"), config.get("greater_is_better"))
 
+    def trains_adapters(self, config: Mapping[str, Any]) -> bool:
+        """Say whether a run trains adapters (LoRA and the like), beside a base model that stays as it is. Reads only.
+
+        Where a host does not know, it says yes; what is missing is then found when the trainer is there.
+        """
+        return True
+
     def launch(self, launch: Launch) -> int:
         """Start the host's own launcher with the loss active. Returns its exit code."""
         raise NotImplementedError

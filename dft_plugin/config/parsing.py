@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from dft_plugin.config.schedules import RampSetting, ends, is_ramp
 from dft_plugin.config.settings import FIRST_KEYS, OWN_KEYS, RESERVED_KERNELS, Settings
 from dft_plugin.errors import SettingsError
-from dft_plugin.objectives import Objective
+from dft_plugin.objectives import FAMILY, Objective
 
 Objectives = Mapping[str, type[Objective]]
 
@@ -52,9 +52,37 @@ def parse_settings(
     problems += _objective_problems(own["name"], options, objectives, at, where, OWN_KEYS)
     if isinstance(own.get("first"), Mapping):
         problems += _first_problems(own["first"], objectives, f"{where}.first")
+    if isinstance(own.get("reference"), str):
+        problems += _reference_problems(own["reference"], _named(own, objectives), where)
     if problems:
         raise SettingsError(problems)
     return Settings(**own, options=options)
+
+
+def _named(own: Mapping[str, Any], objectives: Objectives) -> list[type[Objective]]:
+    """Return the objectives of a run, as far as there are such."""
+    first = own.get("first")
+    names = [own["name"], first.get("name") if isinstance(first, Mapping) else None]
+    return [objectives[name] for name in names if isinstance(name, str) and name in objectives]
+
+
+def _reference_problems(reference: str, named: list[type[Objective]], where: str) -> list[str]:
+    if named and not any(one.reference != "none" for one in named):
+        return [
+            f"`{where}.reference: {reference}`: {' and '.join(f'`{one.name}`' for one in named)} compares with no "
+            f"reference. Drop it. Those that do: {', '.join(_READ_ONE)}."
+        ]
+    whole = [one.name for one in named if one.reference == "distribution"]
+    if whole and reference == "columns":
+        return [
+            f"`{where}.reference: columns`: `{whole[0]}` reads the reference's whole distribution, which columns of "
+            "numbers do not hold. Allowed: base, start, copy, or the path of a model."
+        ]
+    return []
+
+
+_READ_ONE = tuple(kind.name for kind in FAMILY if kind.reference != "none")
+"""Those of ours that compare with a reference."""
 
 
 def _objective_problems(

@@ -83,14 +83,18 @@ class Catalogue:
         named = self.kernels.get(settings.kernel)
         objective = self.objectives[settings.name].item(**ends(settings.options, "to"))
         weights = settings.weights or DataWeights()
-        return LossPlan(
+        rules = TokenRules(settings.always_learn, weights.column, weights.tokens)
+        plan = LossPlan(
             objective=objective,
             schedule=self._schedule(objective, settings),
-            rules=TokenRules(settings.always_learn, weights.column, weights.tokens),
+            reference=settings.reference,
+            rules=rules,
             kernel=named.item if named else auto,
             path="lean" if named else settings.kernel,
             scratch_bytes=None if settings.scratch_mb is None else settings.scratch_mb << 20,
         )
+        # Words wait for a tokenizer.
+        return plan if rules.words else plan.with_ids(rules.ids, rules.factors_by_id)
 
     def _schedule(self, objective: Objective, settings: Settings) -> Schedule | None:
         if settings.first is None:

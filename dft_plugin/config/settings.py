@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
 
 from dft_plugin.config.schedules import Point, RampSetting, is_ramp
 from dft_plugin.objectives import Number
@@ -43,6 +44,26 @@ class First(BaseModel):
         return f"{_call(self.name, self.options)} until {self.until:g}"
 
 
+def _by_token(value: Any) -> Any:
+    """Read a mapping, or pairs in its place, and refuse keys that YAML did not read as the user meant them."""
+    if isinstance(value, (list, tuple)):
+        if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value):
+            raise ValueError("a mapping of tokens to factors is needed, or a list of pairs: [[11, 2.0]]")
+        keys = [pair[0] for pair in value]
+        twice = [key for at, key in enumerate(keys) if key in keys[:at]]
+        if twice:
+            raise ValueError(f"{twice[0]!r} stands there twice")
+        value = dict(value)
+    for key in value if isinstance(value, Mapping) else ():
+        if isinstance(key, bool) or not isinstance(key, (int, str)):
+            raise ValueError(
+                f"{key!r} is neither an id nor a text; put quotes around what YAML reads as something else"
+            )
+        if key == "" or (isinstance(key, int) and key < 0):
+            raise ValueError(f"{key!r} is no token; an id is 0 or more, and a text is not empty")
+    return value
+
+
 class DataWeights(BaseModel):
     """Factors on the weights: `weights: {column: ratio, tokens: {"</think>": 2.0}}`."""
 
@@ -52,9 +73,18 @@ class DataWeights(BaseModel):
         default=None,
         description="A column of the dataset: a number for each row, each message of a chat, or each token.",
     )
-    tokens: dict[int | str, Annotated[Number, Field(ge=0)]] = Field(
-        default_factory=dict, description="Factors by token: its id, or its text where that is one token."
+    tokens: Annotated[dict[int | str, Annotated[Number, Field(ge=0)]], BeforeValidator(_by_token)] = Field(
+        default_factory=dict,
+        description=(
+            'Factors by token: its id (`11: 2.0`), or its text where that is one token (`"11": 2.0`). In JSON, where '
+            "every key is a text, ids stand in pairs: `[[11, 2.0]]`."
+        ),
     )
+
+    @field_serializer("tokens", when_used="json")
+    def _pairs(self, tokens: dict[int | str, float]) -> list[tuple[int | str, float]]:
+        """JSON would make a text of an id."""
+        return list(tokens.items())
 
 
 class Settings(BaseModel):
@@ -62,7 +92,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: str = Field(description="The objective: `dft`, `nll`, or one that a plugin registers.")
+    name: str = Field(
+        description="The objective: `dft`, `nll`, `eaft` ... (`dft losses` lists them), or one of a plugin."
+    )
     kernel: str = Field(
         default="auto",
         description=(
@@ -78,10 +110,10 @@ class Settings(BaseModel):
         ge=1,
         description=(
             "MiB for the logits that exist at one time where the loss is computed from the hidden states. Unset, on a "
-            "CPU: 40 where the head's weight "
-            "is frozen, 300 where it is trained; on an accelerator: 300. At least 64 tokens and at most 1024 "
-            "(on an accelerator 256 and 4096) fit into a chunk, whatever this says. `blocked` needs no more than 40 "
-            "and does not heed it."
+            "CPU: 40 where the head's weight is frozen, 300 where it is trained; on an accelerator: at most 512 and "
+            "2048, by the shape, and a quarter of the memory that is free. At least 64 tokens and at most 1024 (on an "
+            "accelerator 256 and 4096) fit into a chunk, whatever this says. `blocked` needs no more than 40 and does "
+            "not heed it."
         ),
     )
     first: First | None = Field(
@@ -96,6 +128,17 @@ class Settings(BaseModel):
     )
     weights: DataWeights | None = Field(
         default=None, description='Factors from the data: `{column: ratio, tokens: {"</think>": 2.0}}`.'
+    )
+    reference: str | None = Field(
+        default=None,
+        min_length=1,
+        description=(
+            "What an objective that reads a frozen reference compares with. `base`: the base model, its adapters off; "
+            "with LoRA and the like that is what is taken where nothing is said. `start`: the adapters as they were "
+            "when the run began. `copy`: a second copy of the model as it was then, where all of it is trained; or "
+            "the path of a model. `columns`: what was computed beforehand, in the columns `ref_logp` or `ref_mass` of "
+            "the data. All but `columns` cost one more forward pass, without gradient, for each batch."
+        ),
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Options of the objective, written beside `name`."

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from dft_plugin.core.plan import LossPlan
-from dft_plugin.core.stats import LossStats
+from dft_plugin.core.stats import LossStats, added_to_divisor
 from dft_plugin.core.targets import IGNORE_INDEX, Facts, Selection, select
 from dft_plugin.core.transfer import send
 from dft_plugin.errors import LabelError
 from dft_plugin.kernels import (
+    IDENTITY,
     Head,
     KernelResult,
     OpaqueHead,
@@ -27,10 +28,10 @@ from dft_plugin.kernels import (
     vocab_parallel,
 )
 from dft_plugin.kernels.results import pick
-from dft_plugin.objectives import Targets
+from dft_plugin.objectives import Targets, Weigher
 
 NumItems = int | float | Tensor | None
-"""Target tokens of the whole optimizer step (all micro-batches, all ranks); None: count here."""
+"""Target tokens of the whole optimizer step (all micro-batches, all ranks); None: what is scored here is the step."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class LossResult:
         scored: the loss sum, and what is known of each of the T scored tokens.
         targets: these tokens, on the device of the loss.
         selection: where they stand; on the CPU.
+        objective: what gave the weights.
         names: values of the objective that are logged, in the whole run.
     """
 
     scored: KernelResult
     targets: Targets
     selection: Selection
+    objective: Weigher
     names: tuple[str, ...] = ()
 
     @property
@@ -59,9 +62,42 @@ class LossResult:
         """T, the number of scored tokens."""
         return self.selection.count
 
+    @property
+    def divisor(self) -> Tensor:
+        """What is added here to what the step is divided by: a scalar, detached, float64 (or the device's widest)."""
+        weight_T = self.scored.weight_T
+        wide = torch.float32 if weight_T.device.type == "mps" else torch.float64
+        return added_to_divisor(self.objective.divisor, weight_T.to(wide)).sum()
+
     def mean(self, num_items: NumItems = None) -> Tensor:
-        """Divide by the number of target tokens of the optimizer step, or by `count` if None."""
-        return normalise(self.loss_sum, self.count if num_items is None else num_items)
+        """Divide the sum, as the objective asks for.
+
+        Args:
+            num_items: target tokens of the optimizer step; None: what is scored here is the whole step.
+
+        Raises:
+            LabelError: `num_items` is impossible, or the objective does not divide by it.
+        """
+        if num_items is not None:
+            _require_any_split(self.objective)
+            return normalise(self.loss_sum, num_items)
+        return self.relative(self.count)
+
+    def relative(self, num_items: float | Tensor) -> Tensor:
+        """Divide the sum by a number of tokens as if what is scored here were all; so an evaluation means its batches.
+
+        Args:
+            num_items: tokens of the batch, as somebody counts them who counts each as one.
+        """
+        mean = normalise(self.loss_sum, num_items)
+        return mean if self.objective.divisor == "tokens" else mean * self.factor.to(mean)
+
+    @property
+    def factor(self) -> Tensor:
+        """By what a mean over the tokens is smaller than what the objective asks for; a scalar, as `divisor`."""
+        divisor = self.divisor
+        # All weights are 0, and so is the sum.
+        return torch.where(divisor == 0, torch.ones_like(divisor), self.count / divisor)
 
     def stats(self, eos_token_ids: tuple[int, ...] = (), counted_T: Tensor | None = None) -> LossStats:
         """Sum up for the log.
@@ -71,9 +107,27 @@ class LossResult:
             counted_T: bool, on the CPU, which tokens the log is to count; None: all.
         """
         if counted_T is None:
-            return LossStats.of_tokens(self.scored, self.targets.ids_T, eos_token_ids, self.names)
-        index_C = send(counted_T.nonzero()[:, 0], self.scored.loss_T.device)
-        return LossStats.of_tokens(pick(self.scored, index_C), self.targets.ids_T[index_C], eos_token_ids, self.names)
+            scored, ids_T = self.scored, self.targets.ids_T
+        else:
+            index_C = send(counted_T.nonzero()[:, 0], self.scored.loss_T.device)
+            scored, ids_T = pick(self.scored, index_C), self.targets.ids_T[index_C]
+        return LossStats.of_tokens(scored, ids_T, eos_token_ids, self.names, self.objective.divisor)
+
+
+def _require_any_split(objective: Weigher) -> None:
+    """Refuse the number of a step's tokens where a part of the step can make nothing of it."""
+    problem = None
+    if objective.divisor != "tokens":
+        by = "sum of its weights" if objective.divisor == "weights" else "number of the tokens that it keeps"
+        problem = f"divides by the {by}, which is known when all parts of an optimizer step were scored"
+    elif objective.scope == "batch":
+        problem = "weighs a token by all others of an optimizer step, which are not in a part of it"
+    if problem is not None:
+        raise LabelError(
+            f"num_items (or num_items_in_batch) was given, and {objective.name} {problem}. Leave it out where one "
+            "call scores a whole step; to accumulate gradients or train on several ranks, use "
+            "dft_plugin.activate(trainer)."
+        )
 
 
 def normalise(loss_sum: Tensor, num_items: float | Tensor) -> Tensor:
@@ -151,13 +205,14 @@ def score_hidden(
     """
     chosen.require_within(head.vocab_size)
     targets = chosen.targets(hidden_TD.device)
+    if chosen.facts.reference is not None:
+        targets = chosen.facts.reference.fill(targets, chosen, head.transform)
     kernel: Callable[..., KernelResult] = plan.kernel
     if not isinstance(head, Head):
         kernel = vocab_parallel if isinstance(head, ShardedHead) else opaque
-    scored = kernel(
-        hidden_TD, head, targets, plan.weigher(targets.clock), needs=plan.needs, scratch_bytes=plan.scratch_bytes
-    )
-    return LossResult(scored, targets, chosen, plan.statistics)
+    objective = plan.weigher(targets.clock)
+    scored = kernel(hidden_TD, head, targets, objective, needs=plan.needs, scratch_bytes=plan.scratch_bytes)
+    return LossResult(scored, targets, chosen, objective, plan.statistics)
 
 
 def logits_loss(
@@ -186,9 +241,12 @@ def logits_loss(
     chosen = select(labels, ignore_index, facts)
     chosen.require_within(logits.shape[-1])
     positions_T, targets = send(chosen.positions_T, logits.device), chosen.targets(logits.device)
+    if chosen.facts.reference is not None:
+        targets = chosen.facts.reference.fill(targets, chosen, IDENTITY)
     logits_NV = logits.reshape(-1, logits.shape[-1])
-    scored = kernel(logits_NV, positions_T, targets, plan.weigher(targets.clock), needs=plan.needs)
-    return LossResult(scored, targets, chosen, plan.statistics)
+    objective = plan.weigher(targets.clock)
+    scored = kernel(logits_NV, positions_T, targets, objective, needs=plan.needs)
+    return LossResult(scored, targets, chosen, objective, plan.statistics)
 
 
 def _require_one_per_position(scored: Tensor, labels: Tensor) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import IntEnum, auto
 from typing import Literal
 
+from dft_plugin.objectives.adjusted import DATA_WEIGHT, EXEMPT_PROB, EXEMPT_SHARE
+
 LOW_WEIGHT = 0.01
 """Below this weight a token teaches next to nothing; the log shows the share of such tokens."""
 
@@ -26,6 +28,7 @@ class Sum(IntEnum):
     LOW_WEIGHT_TOKENS = auto()
     EOS_TOKENS = auto()
     EOS_PROB = auto()
+    DIVISOR = auto()
 
 
 Sums = Mapping[Sum, float]
@@ -50,6 +53,10 @@ def _per_token(of: Sum) -> Callable[[Sums], float]:
     return lambda sums: sums[of] / sums[Sum.TOKENS]
 
 
+def _loss(sums: Sums) -> float:
+    return sums[Sum.LOSS] / (sums[Sum.DIVISOR] or 1.0)
+
+
 def _perplexity(sums: Sums) -> float:
     nll = sums[Sum.NLL] / sums[Sum.TOKENS]
     return math.inf if nll > 700 else math.exp(nll)
@@ -65,7 +72,7 @@ def _eos_prob(sums: Sums) -> float | None:
 
 
 STATISTICS = (
-    Statistic("dft/loss", "lower", _per_token(Sum.LOSS)),
+    Statistic("dft/loss", "lower", _loss),
     Statistic("dft/nll", "lower", _per_token(Sum.NLL)),
     Statistic("dft/perplexity", "lower", _perplexity),
     Statistic("dft/mean_prob", "higher", _per_token(Sum.PROB)),
@@ -77,5 +84,15 @@ STATISTICS = (
 )
 """All that is logged, in the order of the log."""
 
-DIRECTIONS: Mapping[str, Direction | None] = {statistic.key: statistic.better for statistic in STATISTICS}
+OF_RULES: Mapping[str, Direction | None] = {
+    f"dft/{EXEMPT_SHARE}": None,
+    f"dft/{EXEMPT_PROB}": "higher",
+    f"dft/{DATA_WEIGHT}": None,
+}
+"""What is logged besides where the loss treats some tokens apart (`objectives.adjusted`)."""
+
+DIRECTIONS: Mapping[str, Direction | None] = {
+    **{statistic.key: statistic.better for statistic in STATISTICS},
+    **OF_RULES,
+}
 """Which way is better, by key."""

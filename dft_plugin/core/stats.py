@@ -10,8 +10,21 @@ from torch import Tensor
 
 from dft_plugin.core.statistics import LOW_WEIGHT, STATISTICS, Sum
 from dft_plugin.kernels import KernelResult
+from dft_plugin.objectives import Divisor
 
-__all__ = ["LOW_WEIGHT", "LossStats", "Sum", "Tally"]
+__all__ = ["LOW_WEIGHT", "LossStats", "Sum", "Tally", "added_to_divisor"]
+
+
+def added_to_divisor(divisor: Divisor, weight_T: Tensor) -> Tensor:
+    """Return what each token adds to what the sum of the losses is divided by, [T].
+
+    Args:
+        divisor: 1 for each token, its weight, or 1 for each that has a weight.
+        weight_T: weights, of any float dtype; the result has it, too.
+    """
+    if divisor == "weights":
+        return weight_T
+    return torch.ones_like(weight_T) if divisor == "tokens" else (weight_T != 0).to(weight_T)
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,7 @@ class LossStats:
         ids_T: Tensor,
         eos_token_ids: tuple[int, ...] = (),
         names: tuple[str, ...] | None = None,
+        divisor: Divisor = "tokens",
     ) -> LossStats:
         """Sum up T scored tokens.
 
@@ -48,6 +62,7 @@ class LossStats:
             ids_T: token ids.
             eos_token_ids: the ids that end a sequence; their probability is summed apart.
             names: values of the objective to sum, those of a whole run; None: all that were scored.
+            divisor: what the objective divides by.
         """
         names = tuple(scored.statistics) if names is None else names
         dtype = _sum_dtype(ids_T.device)
@@ -66,6 +81,7 @@ class LossStats:
             Sum.LOW_WEIGHT_TOKENS: (weight_T < LOW_WEIGHT).to(dtype),
             Sum.EOS_TOKENS: eos_T,
             Sum.EOS_PROB: eos_T * p_T,
+            Sum.DIVISOR: added_to_divisor(divisor, weight_T),
         }
         terms = [columns[key] for key in Sum]
         for name in names:
@@ -89,7 +105,7 @@ class LossStats:
             prefix: put before each key, e.g. `eval_`.
 
         Returns:
-            `dft/loss`, `dft/nll` (nats per token), `dft/perplexity`, `dft/mean_prob`,
+            `dft/loss` (as the objective divides it), `dft/nll` (nats per token), `dft/perplexity`, `dft/mean_prob`,
             `dft/mean_weight`, `dft/effective_tokens` ((sum w)^2 / sum w^2), `dft/tokens`,
             `dft/low_weight_share`, `dft/eos_prob` where an EOS was a target, and the mean of each value of the
             objective over the tokens that have one.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from torch import Tensor
 from dft_plugin.core.transfer import Fetched, send
 from dft_plugin.errors import LabelError
 from dft_plugin.objectives import Clock, Targets
+
+if TYPE_CHECKING:
+    from dft_plugin.core.reference import Referred
 
 IGNORE_INDEX = -100
 """The label that marks a position as no target, in every host (`torch.nn.CrossEntropyLoss`)."""
@@ -48,12 +52,14 @@ class Facts:
         position_BS: int64 on the CPU, its position in its sequence; None: nobody asks.
         columns: numbers of the data by the name of their column, [B, S].
         clock: how far the run is; None where nobody knows.
+        reference: what a frozen reference made of the batch; None where nobody asks.
     """
 
     sequence_BS: Tensor | None = None
     position_BS: Tensor | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     clock: Clock | None = None
+    reference: Referred | None = None
 
 
 @dataclass(frozen=True)
@@ -97,14 +103,14 @@ class Selection:
 
     def targets(self, device: torch.device) -> Targets:
         """Return what a kernel gets, on the device of the hidden states or the logits."""
-        facts, places = self.facts, {}
+        facts, sequence_T, position_T = self.facts, None, None
         if facts.sequence_BS is not None and facts.position_BS is not None:
-            sequence_T = facts.sequence_BS.reshape(-1)[self.positions_T]
             # Those without targets are left out of the numbering.
-            places["sequence_T"] = send(torch.unique(sequence_T, return_inverse=True)[1], device)
-            places["position_T"] = send(facts.position_BS.reshape(-1)[self.positions_T], device)
+            numbers_T = torch.unique(facts.sequence_BS.reshape(-1)[self.positions_T], return_inverse=True)[1]
+            sequence_T = send(numbers_T, device)
+            position_T = send(facts.position_BS.reshape(-1)[self.positions_T], device)
         columns = {name: self._column(column, device) for name, column in facts.columns.items()}
-        return Targets(send(self.ids_T, device), **places, columns=columns, clock=facts.clock)
+        return Targets(send(self.ids_T, device), position_T, sequence_T, columns, facts.clock)
 
     def _column(self, column_BS: Tensor, device: torch.device) -> Tensor:
         column_N = column_BS.to(device, non_blocking=True).reshape(-1)

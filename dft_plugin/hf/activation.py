@@ -12,27 +12,31 @@ from torch import nn
 from dft_plugin.config.plugins import Catalogue, build_catalogue
 from dft_plugin.errors import ConflictError, UnsupportedModelError
 from dft_plugin.functional import LossLike, plan_for
-from dft_plugin.hf import best, carrying, standing
+from dft_plugin.hf import best, carrying, splits, standing, tokens
 from dft_plugin.hf.attachment import Attachment, attach_plan
 from dft_plugin.hf.loss_calls import TrainerAttachment
 from dft_plugin.hf.model import unwrap
+from dft_plugin.hf.reference import missing
 from dft_plugin.hf.startup import startup_line
 from dft_plugin.hf.trainer import TrainerHook, is_trainer
 from dft_plugin.hf.wrapping import wrapper_of
 
 
-def attach(model: nn.Module, loss: LossLike = "dft") -> Attachment:
+def attach(model: nn.Module, loss: LossLike = "dft", tokenizer: Any = None) -> Attachment:
     """Make `model(..., labels=...)` return our loss.
 
     Args:
         model: a causal `PreTrainedModel`, or a PEFT model around one.
         loss: a name, a mapping as in YAML, or an Objective.
+        tokenizer: of the model, or a processor around it: for a loss that names tokens by words, and for
+            `dft/eos_prob` to know which token ends a turn.
 
     Returns:
-        The attachment: `.detach()` undoes it, `.drain(training=True).as_logs()` gives its statistics.
+        The attachment: `.detach()` undoes it, `.drain(training=True).as_logs()` gives its statistics. Where the loss
+        changes during the run, set its `.clock = Clock(step, last_step, epoch)` before each optimizer step.
 
     Raises:
-        SettingsError: `loss` cannot be used.
+        SettingsError: `loss` cannot be used, with this model and tokenizer at least.
         UnsupportedModelError: the model cannot be attached to, or belongs to a trainer that would not ask for a loss.
     """
     if is_trainer(model):
@@ -44,7 +48,12 @@ def attach(model: nn.Module, loss: LossLike = "dft") -> Attachment:
         reason = entry.item.attach_problem(unwrap(model))
         if reason is not None:
             raise UnsupportedModelError(reason)
-    return attach_plan(model, plan)
+    read = tokens.read(plan, unwrap(model), tokenizer)
+    if read.problems:
+        raise ConflictError(read.problems)
+    attachment = attach_plan(model, read.plan)
+    attachment.ends = read.ends
+    return attachment
 
 
 def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
@@ -68,6 +77,8 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
     plan = plan_for(loss, catalogue)
     hook_class = _hook_class(trainer, catalogue)
     model = unwrap(trainer.model)
+    read = tokens.read(plan, model, getattr(trainer, "processing_class", None), hook_class.ends(trainer))
+    plan = read.plan
     before = wrapper_of(trainer)
     if before is not None and before.plan == plan and before.attachment.active and before.attachment.model is model:
         with _choice_as_given(before):
@@ -78,6 +89,7 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
         return attachment
     with _choice_as_given(before):
         problems = hook_class.conflicts(trainer)
+        problems += [*splits.problems(trainer, plan), *read.problems, *missing(plan, model)]
     problems += carrying.problems(trainer, carrying.columns_of(plan), hook_class.columns_hint)
     if problems:
         raise ConflictError(problems)
@@ -86,11 +98,12 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
     with _left_guarded(model):
         attached = attach_plan(trainer.model, plan, hook_class.attachment_class)
     assert isinstance(attached, TrainerAttachment)
+    attached.ends = read.ends
     hook = hook_class(trainer, attached)
     hook.install()
     if trainer.is_world_process_zero():
-        line = startup_line(attached, type(trainer).__name__, hook.replaced)
-        said = [line, *(f"dft: {hint}" for hint in best.hints(trainer, plan.objective))]
+        line = startup_line(attached, type(trainer).__name__, hook.replaced, read.said)
+        said = [line, *(f"dft: {hint}" for hint in best.hints(trainer, plan))]
         sys.stderr.write("".join(f"{text}\n" for text in said))
     return attached
 

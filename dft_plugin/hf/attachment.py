@@ -17,14 +17,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dft_plugin.core.loss import NumItems, normalise
+from dft_plugin.core.loss import LossResult, NumItems, normalise
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.stats import LossStats, Tally
 from dft_plugin.core.targets import Selection
 from dft_plugin.hf import standing
+from dft_plugin.hf.capturing import require_no_capture
 from dft_plugin.hf.facts import without_columns
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
 from dft_plugin.hf.passes import Pass, Passes
+from dft_plugin.hf.reference import Reference, find_reference, refuse_prompts
+from dft_plugin.hf.rescaling import Rescaling
 from dft_plugin.hf.routing import Route
 from dft_plugin.objectives import Clock
 
@@ -43,6 +46,8 @@ class Answering:
         num_items: divisor for a call that carries no `num_items_in_batch`.
         mean_of_nothing: the loss of a batch without targets: NaN in an evaluation, as that of cross-entropy is, and
             `eval_loss` does with it what the installed Trainer does.
+        rescaling: divides by more than tokens when the step is over, where the objective asks for that; None: what is
+            answered is divided at once.
     """
 
     tally: Tally | None = None
@@ -50,6 +55,7 @@ class Answering:
     counted_B: Tensor | None = None
     num_items: NumItems = None
     mean_of_nothing: float = 0.0
+    rescaling: Rescaling | None = None
 
 
 class Attachment:
@@ -65,7 +71,10 @@ class Attachment:
         calls: labelled forward passes answered so far.
         trainer_only: answer only inside `answering()`; other callers of `model(..., labels=...)` get the
             model's own loss, as Axolotl's perplexity metric expects.
-        clock: how far the run is, for a loss that changes during it: a trainer's hook sets it, your own loop may.
+        clock: how far the run is, for a loss that changes during it. A trainer's hook sets it; in your own loop,
+            `attachment.clock = Clock(step, last_step, epoch)` before each optimizer step, the same for all of its
+            micro-batches (`dft_plugin.Clock`).
+        ends: ids that end an answer, as the tokenizer says, beside those of the model's configs; for `dft/eos_prob`.
         active: False once it is detached; then it hands every call on.
         undo: what `detach()` is to put back besides, the last first.
     """
@@ -77,6 +86,7 @@ class Attachment:
         self.calls = 0
         self.trainer_only = False
         self.clock: Clock | None = None
+        self.ends: tuple[int, ...] = ()
         self.active = True
         self.undo: list[Callable[[], None]] = []
         self._passes = Passes(plan)
@@ -94,6 +104,15 @@ class Attachment:
     @plan.setter
     def plan(self, plan: LossPlan) -> None:
         self._passes.plan = plan
+
+    @property
+    def reference(self) -> Reference | None:
+        """What the loss compares the model with; None: nothing, or it is not known before the first batch."""
+        return self._passes.reference
+
+    @reference.setter
+    def reference(self, reference: Reference | None) -> None:
+        self._passes.reference = reference
 
     @property
     def route(self) -> Route | None:
@@ -133,10 +152,8 @@ class Attachment:
         self.__signature__ = inspect.Signature(parameters)
 
     def __repr__(self) -> str:
-        plan = self.plan
-        options = ", ".join(f"{key}={value}" for key, value in plan.objective.model_dump().items())
         state = self._how() if self.active else "detached"
-        return f"<Attachment of {plan.objective.name}({options}) to {type(self.model).__name__}: {state}>"
+        return f"<Attachment of {self.plan.describe()} to {type(self.model).__name__}: {state}>"
 
     def _how(self) -> str:
         route = self.route
@@ -189,7 +206,9 @@ class Attachment:
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """All arguments of a call that have names, by these."""
         names = [name for name, p in self.__signature__.parameters.items() if p.kind is not p.VAR_POSITIONAL]
-        return {**dict(zip(names, () if self._takes_any else args, strict=False)), **kwargs}
+        given = () if self._takes_any else args
+        # No zip(strict=False): torch.compile of 2.8 fails on it.
+        return {**{name: given[index] for index, name in enumerate(names[: len(given)])}, **kwargs}
 
     @property
     def _takes_any(self) -> bool:
@@ -209,7 +228,7 @@ class Attachment:
             return_dict = getattr(module.config, "return_dict", True)
         want_logits = not module.training if how.want_logits is None else how.want_logits
         done = self.score(module, inputs, want_logits, args if self._takes_any else ())
-        loss = done.result.mean(num_items)
+        loss = self.mean(done.result, num_items)
         if not done.result.count and how.mean_of_nothing and not num_items:
             loss = loss + how.mean_of_nothing
         if done.auxiliary is not None:
@@ -218,6 +237,10 @@ class Attachment:
             loss = loss + (done.auxiliary.to(loss.device) * share)
         done.output["loss"] = loss
         return done.output if return_dict else done.output.to_tuple()
+
+    def mean(self, result: LossResult, num_items: NumItems) -> Tensor:
+        """Divide what one call scored; `num_items` as the call carries it."""
+        return result.mean(num_items)
 
     def score(self, module: Any, inputs: dict[str, Any], want_logits: bool, unnamed: tuple[Any, ...] = ()) -> Pass:
         """Run `module` on labelled inputs, score them and count them; nothing is divided.
@@ -229,9 +252,11 @@ class Attachment:
             unnamed: positional arguments of a forward that gives them no names.
 
         Raises:
-            UnsupportedModelError: the plan insists on a kernel and the model does not allow it.
+            UnsupportedModelError: the plan insists on a kernel and the model does not allow it, or a CUDA graph is
+                captured.
             LabelError: labels that do not fit the model.
         """
+        require_no_capture(module)
         forward = functools.partial(self.original_of(module), *unnamed)
         done = self._passes.score(module, forward, inputs, want_logits, self.clock)
         self.calls += 1
@@ -240,7 +265,10 @@ class Attachment:
         if how.counted_B is not None:
             counted_T = _of_tokens(how.counted_B, done.result.selection)
         tally = self._tallies[module.training] if how.tally is None else how.tally
-        tally.add(done.result.stats(eos_token_ids(module), counted_T))
+        ends = tuple(dict.fromkeys((*eos_token_ids(module), *self.ends)))
+        tally.add(done.result.stats(ends, counted_T))
+        if how.rescaling is not None:
+            how.rescaling.add(done.result, done.auxiliary)
         return done
 
 
@@ -272,10 +300,15 @@ def attach_plan(model: torch.nn.Module, plan: LossPlan, attachment_class: type[A
     Raises:
         UnsupportedModelError: not a causal LM, encoder-decoder, wrapped for several devices already, or inside a
             wrapper that would never call what is put on it.
+        ConflictError: there is no reference of the kind that the plan reads.
     """
     causal_lm = require_causal_lm(unwrap(model))
     standing.require_reachable(model, causal_lm)
+    refuse_prompts(model, plan)
     earlier = standing.active(causal_lm)
     if earlier is not None:
         earlier.detach()
-    return attachment_class(causal_lm, plan)
+    reference = find_reference(plan, causal_lm)
+    attached = attachment_class(causal_lm, plan)
+    attached.reference = reference
+    return attached

@@ -11,7 +11,8 @@ from transformers import EarlyStoppingCallback, optimization
 
 from dft_plugin.config import best
 from dft_plugin.config.hosts import PLATEAU_SCHEDULERS
-from dft_plugin.objectives import Objective, Rows
+from dft_plugin.core.plan import LossPlan
+from dft_plugin.objectives import Clock, Objective, Rows
 
 Change = Callable[[Any, str, Any], None]
 """Sets an attribute until the attachment is detached: owner, name, value."""
@@ -50,16 +51,24 @@ def prefer(trainer: Any, change: Change) -> list[str]:
     return replaced
 
 
-def hints(trainer: Any, objective: Objective) -> list[str]:
+def hints(trainer: Any, plan: LossPlan) -> list[str]:
     """Say what it means to choose by the loss, where that weighs tokens."""
     if not _chooses(trainer):
         return []
-    _, meaning = best.advice(trainer.args.metric_for_best_model, None, weighted=_weighs(objective))
+    _, meaning = best.advice(trainer.args.metric_for_best_model, None, weighted=_weighs_ever(plan))
     return meaning
 
 
-def _weighs(objective: Objective) -> bool:
+def _weighs_ever(plan: LossPlan) -> bool:
+    """Whether tokens are weighed at the beginning of a run or at its end; between them a ramp lies between."""
+    return any(weighs(plan.holding(clock)) for clock in (Clock(0, 1, 0.0), Clock(1, 1, 1.0)))
+
+
+def weighs(objective: Objective) -> bool:
     """Whether an unlikely token has another weight than a likely one; no option by itself tells."""
+    if type(objective).weigh is not Objective.weigh or any(not isinstance(need, str) for need in objective.needs):
+        # By more than two rows can say.
+        return True
     logp_T = torch.tensor([-0.1, -3.0], dtype=torch.float64)
     p_T = logp_T.exp()
     rows = Rows(logp_T, 1 - p_T, p_T > 0.5, entropy_T=-p_T * logp_T, sum_p_squared_T=p_T.square())

@@ -35,9 +35,10 @@ def enter(door: Door, score: Callable[[Tensor, CalledHead], LossResult], hidden_
         hidden_TD: hidden states.
 
     Raises:
-        UnsupportedModelError: parts of the head are sharded by themselves.
+        UnsupportedModelError: parts of the head are sharded by themselves, or are trained and offloaded.
     """
     _require_whole(door.owner)
+    _require_kept(door.owner)
     called = CalledHead(door)
     results: list[LossResult] = []
     beside = _Beside()
@@ -66,6 +67,27 @@ def _require_whole(owner: nn.Module) -> None:
                 f"({type(module).__name__}), so its weight is never whole. Wrap the head as one module (not its LoRA "
                 "leaves), or leave it out of LoRA's target_modules."
             )
+
+
+def _require_kept(owner: nn.Module) -> None:
+    """Refuse a head whose gradient accelerate would throw away, with the copy of the weight that it makes."""
+    if not torch.is_grad_enabled():
+        return
+    for name, module in owner.named_modules():
+        trained = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        if trained and _offloads(module):
+            raise UnsupportedModelError(
+                f"the head ({type(owner).__name__}{name and f', its part {name}'}) is offloaded by accelerate and "
+                "trained: each pass works on a copy of its weight, and the gradient is lost with the copy, whatever "
+                "the loss. Freeze it (requires_grad_(False)), or keep it on a device: in device_map, give the head "
+                "and what it is tied to one of the GPUs."
+            )
+
+
+def _offloads(module: nn.Module) -> bool:
+    hook = getattr(module, "_hf_hook", None)
+    # accelerate's SequentialHook holds several.
+    return any(getattr(one, "offload", False) for one in getattr(hook, "hooks", (hook,)))
 
 
 def _shards_itself(module: nn.Module) -> bool:

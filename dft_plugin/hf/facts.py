@@ -72,7 +72,9 @@ def facts_of(plan: LossPlan, inputs: dict[str, Any], clock: Clock | None) -> Fac
         )
     aligned = inputs.get("labels") is None or inputs.get("shift_labels") is not None
     labels: Tensor = inputs["shift_labels"] if aligned else inputs["labels"]
-    columns = {name: given[name] for name in sorted(plan.columns)}
+    # What a reference would fill in may have come with the data.
+    optional = plan.filled & given.keys() if plan.reference is None else frozenset()
+    columns = {name: given[name] for name in sorted(plan.columns | optional)}
     for name, column in columns.items():
         if column.shape != labels.shape:
             raise ConflictError(

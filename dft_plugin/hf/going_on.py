@@ -8,6 +8,8 @@ from dft_plugin.core.stats import Tally
 from dft_plugin.hf.batch_parts import BatchParts
 from dft_plugin.hf.division import Division
 from dft_plugin.hf.evaluation import EvaluationRows
+from dft_plugin.hf.rescaling import Rescaling
+from dft_plugin.objectives import Clock
 
 
 @dataclass
@@ -18,11 +20,15 @@ class Pass:
         tally: statistics of the calls that belong to it, since its last log.
         rows: which rows of an evaluation's batches count; None in training.
         due: statistics that were reduced for the log that comes next.
+        clock: how far the run was in its last step.
+        rescaling: of the optimizer step that is going on.
     """
 
     tally: Tally
     rows: EvaluationRows | None = None
     due: dict[str, float] | None = None
+    clock: Clock | None = None
+    rescaling: Rescaling = field(default_factory=Rescaling)
 
 
 @dataclass

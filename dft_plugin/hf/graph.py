@@ -62,6 +62,33 @@ def is_compiled(tensor: Tensor) -> bool:
     return any("CompiledFunction" in node.name() for node in _nodes(tensor, ()))
 
 
+def made_of(tensor: Tensor, parts: Iterable[Any]) -> tuple[set[Any], list[Tensor]]:
+    """Return which nodes a tensor was computed from, and which leaves beside them; nothing is looked behind the nodes.
+
+    Args:
+        tensor: with a graph.
+        parts: the nodes that are looked for.
+    """
+    parts, reached, found = set(parts), set[Any](), list[Tensor]()
+    waiting, seen = [(tensor.grad_fn, tensor.output_nr)], set[Any]()
+    while waiting:
+        node, number = waiting.pop()
+        if node is None or (node, number) in seen:
+            continue
+        seen.add((node, number))
+        leaf = getattr(node, "variable", None)
+        if node in parts:
+            reached.add(node)
+        elif isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif node.name() == "_DDPSinkBackward":
+            # All that the model returns goes through it side by side.
+            waiting.append(node.next_functions[number])
+        else:
+            waiting += node.next_functions
+    return reached, found
+
+
 def _nodes(tensor: Tensor, known: Iterable[Any]) -> Iterator[Any]:
     waiting, seen = [tensor.grad_fn], set[Any](known)
     while waiting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -210,6 +211,22 @@ def require_mapping(model: nn.Module, output: Any) -> Any:
     )
 
 
+_OURS_TO_SAY = frozenset({"logits_to_keep", "return_dict", "num_items_in_batch"})
+"""Arguments of a labelled call that the original forward does not get as they are."""
+
+
+def own_arguments(model: nn.Module, forward: Callable[..., Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a labelled call as a model's own forward gets them."""
+    given = {key: value for key, value in inputs.items() if key not in _OURS_TO_SAY}
+    if given.get("labels") is None:
+        given["labels"] = given["shift_labels"]
+    if given.get("shift_labels") is None:
+        given.pop("shift_labels", None)
+    if model.training and "use_cache" in inspect.signature(forward).parameters:
+        given.setdefault("use_cache", False)
+    return given
+
+
 @contextmanager
 def without_dropout(module: nn.Module) -> Iterator[None]:
     """Switch the dropout in `module` off for a while, so that two passes through it agree.
@@ -224,6 +241,22 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for child in dropouts:
+            child.training = True
+
+
+@contextmanager
+def resting(module: nn.Module) -> Iterator[None]:
+    """Have a module in eval mode for a while: without dropout in attention too, jitter, or checkpoints.
+
+    All but the layers of bitsandbytes, see `without_dropout`.
+    """
+    trained = [m for m in module.modules() if m.training and not type(m).__module__.startswith("bitsandbytes")]
+    for child in trained:
+        child.training = False
+    try:
+        yield
+    finally:
+        for child in trained:
             child.training = True
 
 

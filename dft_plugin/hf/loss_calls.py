@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dft_plugin.core.loss import LossResult, NumItems, normalise
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.errors import ConflictError
 from dft_plugin.hf.attachment import Attachment
@@ -79,6 +80,14 @@ class TrainerAttachment(Attachment):
         if call.grad:
             return torch.is_grad_enabled()
         return self.calls == call.calls and adapters_of(self.model) == call.adapters
+
+    def mean(self, result: LossResult, num_items: NumItems) -> Tensor:
+        """Divide what one call scored: by the targets of a step, or as an evaluation of this batch."""
+        if num_items is None or self._loss_call is None:
+            return super().mean(result, num_items)
+        if self._answering is not None and self._answering.rescaling is not None:
+            return normalise(result.loss_sum, num_items)
+        return result.relative(num_items)
 
     def answers(self, inputs: dict[str, Any]) -> bool:
         """Whether a call with these arguments gets our loss."""

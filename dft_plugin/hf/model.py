@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 from dft_plugin.errors import UnsupportedModelError
@@ -105,13 +105,22 @@ def _can_be_trained(part: nn.Module) -> bool:
     return "labels" in inspect.signature(type(part).forward).parameters
 
 
-def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
-    """Token ids that end a sequence, as the generation config or the config says."""
-    for config in (getattr(model, "generation_config", None), model.config):
-        ids = getattr(config, "eos_token_id", None)
-        if ids is not None:
-            return tuple(ids) if isinstance(ids, (list, tuple)) else (ids,)
-    return ()
+def text_config(model: nn.Module) -> Any:
+    """Return the config of the language model inside; None of what is no model of transformers."""
+    config = getattr(model, "config", None)
+    return config.get_text_config() if isinstance(config, PretrainedConfig) else None
+
+
+def eos_token_ids(model: nn.Module) -> tuple[int, ...]:
+    """Token ids that end a sequence, as the generation config and the config say.
+
+    A tokenizer and its chat template may know of more (`tokens.py`).
+    """
+    found: dict[int, None] = {}
+    for holder in (getattr(model, "generation_config", None), getattr(model, "config", None), text_config(model)):
+        ids = getattr(holder, "eos_token_id", None)
+        found.update(dict.fromkeys(ids if isinstance(ids, (list, tuple)) else () if ids is None else (ids,)))
+    return tuple(found)
 
 
 def auxiliary_loss(model: PreTrainedModel, output: Any) -> Tensor | None:

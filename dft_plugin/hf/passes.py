@@ -5,7 +5,6 @@ Shapes: B batch, S sequence, T scored tokens, K checked ones, D hidden size, V v
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,7 +19,6 @@ from dft_plugin.core.loss import LossResult, logits_loss, score_hidden
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import Facts, Selection
 from dft_plugin.core.transfer import Fetched
-from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf import calibration
 from dft_plugin.hf.calibration import Reading
 from dft_plugin.hf.called import CalledHead, MixedHeadError
@@ -31,6 +29,7 @@ from dft_plugin.hf.interception import (
     HeadStandIn,
     Seen,
     logits_are_spare,
+    own_arguments,
     require_mapping,
     run_asking,
     standing_in,
@@ -39,15 +38,13 @@ from dft_plugin.hf.interception import (
 from dft_plugin.hf.labels import Labels
 from dft_plugin.hf.model import auxiliary_loss
 from dft_plugin.hf.own_loss import OwnLoss, asks_for_loss, check_own_loss, is_out_of_memory
-from dft_plugin.hf.routing import NotLean, Route, agree, all_or_none, called_often, is_sharded, judge, verdict_of
+from dft_plugin.hf.reference import Reference, demand_reference, refer, wanted_of, with_head
+from dft_plugin.hf.routing import NotLean, Route, agree, all_or_none, called_often, judge, require_free, verdict_of
 from dft_plugin.hf.untouched import Undisturbed, untouched
 from dft_plugin.kernels import Head, OpaqueHead, score_logits, score_logits_
 from dft_plugin.objectives import Clock
 
 logger = logging.getLogger(__name__)
-
-_OURS_TO_SAY = frozenset({"logits_to_keep", "return_dict", "num_items_in_batch"})
-"""Arguments of a labelled call that the original forward does not get as they are."""
 
 _STAND_IN_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError, AttributeError)
 """What a loss of a class's own may raise when it gets our stand-in for logits."""
@@ -77,10 +74,12 @@ class Passes:
     Attributes:
         plan: objective, kernel, path.
         route: how the loss is computed; None before the first batch.
+        reference: what the plan compares the model with; None: nothing, or it is not known yet.
     """
 
     def __init__(self, plan: LossPlan) -> None:
         self.plan = plan
+        self.reference: Reference | None = None
         self.route: Route | None = Route("logits", why_not_lean="asked for") if plan.path == "logits" else None
         self._checked = False
         self._distrusted: str | None = None
@@ -109,9 +108,9 @@ class Passes:
         Raises:
             UnsupportedModelError: the plan insists on the lean path and the model does not allow it.
             LabelError: labels that do not fit the model.
-            ConflictError: the plan reads a column that is not there.
+            ConflictError: the plan reads a column, or a reference, that is not there.
         """
-        inputs = self._prepared(model, forward, inputs)
+        inputs = own_arguments(model, forward, inputs)
         facts = facts_of(self.plan, inputs, clock)
         if want_logits or (self.route is not None and self.route.path == "logits"):
             return self._logits_pass(model, forward, inputs, facts, keep_logits=want_logits)
@@ -124,15 +123,17 @@ class Passes:
         inputs = inputs if kept is None else kept.again()
         return self._logits_pass(model, forward, inputs, facts, keep_logits=False)
 
-    def _prepared(self, model: nn.Module, forward: Forward, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = {key: value for key, value in inputs.items() if key not in _OURS_TO_SAY}
-        if inputs.get("labels") is None:
-            inputs["labels"] = inputs["shift_labels"]
-        if inputs.get("shift_labels") is None:
-            inputs.pop("shift_labels", None)
-        if model.training and "use_cache" in inspect.signature(forward).parameters:
-            inputs.setdefault("use_cache", False)
-        return inputs
+    def _referring(
+        self, model: nn.Module, forward: Forward, inputs: dict[str, Any], facts: Facts, vocab_size: int | None
+    ) -> Facts | NotLean:
+        """Run the reference, where the plan reads one now: before the model, which then has the memory."""
+        wanted = wanted_of(self.plan, facts)
+        if not wanted:
+            return facts
+        if self.reference is None:
+            self.reference = demand_reference(self.plan, model)
+        referred = refer(self.reference, wanted, model, forward, inputs, vocab_size)
+        return referred if isinstance(referred, NotLean) else replace(facts, reference=referred)
 
     def _lean_pass(self, model: Any, forward: Forward, inputs: dict[str, Any], facts: Facts) -> Pass | NotLean:
         """Score from hidden states, or say why that is not possible."""
@@ -141,6 +142,9 @@ class Passes:
             return NotLean("the model has no output embeddings")
         door = find_door(head)
         vocab_size = vocab_size_of(model, door)
+        referring = self._referring(model, forward, inputs, facts, vocab_size)
+        if isinstance(referring, NotLean):
+            return referring
         known = self.route if self.route is not None and self.route.still_fits(model, door) else None
         stand_in = HeadStandIn(head, self._probe_of(vocab_size))
         seen = self._run(model, forward, inputs, stand_in)
@@ -171,10 +175,11 @@ class Passes:
             return NotLean(
                 f"its head gets hidden states {tuple(hidden_BSD.shape)} for labels {tuple(labels_BS.shape)}"
             )
-        chosen, reading = targets.select(labels_BS, facts=facts), read_head(door)
+        chosen, reading = targets.select(labels_BS, facts=referring), read_head(door)
 
         def score(hidden_TD: Tensor, project: CalledHead) -> LossResult:
-            return self._score_inside(reading, hidden_TD, chosen, project, asked)
+            with_reference = with_head(self.reference, chosen, model, project)
+            return self._score_inside(reading, hidden_TD, with_reference, project, asked)
 
         try:
             with parametrize.cached():
@@ -255,6 +260,8 @@ class Passes:
         self, model: Any, forward: Forward, inputs: dict[str, Any], facts: Facts, *, keep_logits: bool
     ) -> Pass:
         """Score the logits that the model makes."""
+        referring = self._referring(model, forward, inputs, facts, None)
+        assert isinstance(referring, Facts)
         seen = self._run(model, forward, inputs)
         assert isinstance(seen, Seen)
         labels_BS, logits = seen.labels.read(), seen.logits
@@ -264,7 +271,7 @@ class Passes:
         # Logits that nobody reads again make room for their gradient.
         spare = not keep_logits and seen.auxiliary is None and logits_are_spare(model, logits)
         kernel = score_logits_ if spare else score_logits
-        result = logits_loss(self.plan, logits, labels_BS, facts=facts, kernel=kernel)
+        result = logits_loss(self.plan, logits, labels_BS, facts=referring, kernel=kernel)
         if not keep_logits:
             seen.output["logits"] = None
         return Pass(seen.output, result, seen.auxiliary)
@@ -333,17 +340,7 @@ class Passes:
 
     def _leave_lean(self, model: nn.Module, found: NotLean, first: bool) -> None:
         """Take the logits path from now on, or refuse where that cannot be done."""
-        name = type(model).__name__
-        if self.plan.path == "lean":
-            raise UnsupportedModelError(
-                f"{name}: a kernel was asked for by name, but {found.reason}. Set `kernel: auto` to score the model's "
-                "logits instead."
-            )
-        if not first and is_sharded(model):
-            raise UnsupportedModelError(
-                f"{name}: this batch cannot be scored from hidden states as the earlier ones were, since "
-                f"{found.reason}, and the ranks that share its weights cannot change together. Set `kernel: logits`."
-            )
+        require_free(model, found, insists=self.plan.path == "lean", first=first)
         if found.final:
-            logger.warning("dft: %s: scoring the model's logits, since %s.", name, found.reason)
+            logger.warning("dft: %s: scoring the model's logits, since %s.", type(model).__name__, found.reason)
             self.route = Route("logits", why_not_lean=found.reason)

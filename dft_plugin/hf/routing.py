@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf import calibration
 from dft_plugin.hf.calibration import Reading
 from dft_plugin.hf.called import Door
@@ -116,6 +117,31 @@ def agree(model: nn.Module, verdict: Transform | NotLean) -> Transform | NotLean
     verdicts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(verdicts, verdict)
     return next((other for other in verdicts if isinstance(other, NotLean)), verdict)
+
+
+def require_free(model: nn.Module, found: NotLean, *, insists: bool, first: bool) -> None:
+    """Refuse where a batch cannot be scored from hidden states, and not from logits either.
+
+    Args:
+        model: whose batch it is.
+        found: why not from hidden states.
+        insists: whether a kernel was asked for by name.
+        first: whether it is the first batch.
+
+    Raises:
+        UnsupportedModelError: says which way is closed, and what to set.
+    """
+    name = type(model).__name__
+    if insists:
+        raise UnsupportedModelError(
+            f"{name}: a kernel was asked for by name, but {found.reason}. Set `kernel: auto` to score the model's "
+            "logits instead."
+        )
+    if not first and is_sharded(model):
+        raise UnsupportedModelError(
+            f"{name}: this batch cannot be scored from hidden states as the earlier ones were, since "
+            f"{found.reason}, and the ranks that share its weights cannot change together. Set `kernel: logits`."
+        )
 
 
 def all_or_none(model: nn.Module, error: Exception | None) -> Exception | None:

@@ -6,23 +6,32 @@ from collections.abc import Sequence
 
 from dft_plugin.hf.attachment import Attachment
 from dft_plugin.hf.head import find_door, look_at
-from dft_plugin.kernels import auto, choose
+from dft_plugin.kernels import auto, blocked, choose
 
 
-def startup_line(attachment: Attachment, trainer: str, replaced: Sequence[str] = ()) -> str:
+def startup_line(attachment: Attachment, trainer: str, replaced: Sequence[str] = (), tokens: str = "") -> str:
     """Say in one line what is on: objective, how it is computed, and what of the host's was replaced.
 
     Args:
         attachment: on the model that is trained.
         trainer: what to call the trainer.
         replaced: the trainer's settings that were changed, in words.
+        tokens: which tokens are treated apart, in words.
     """
-    objective = attachment.plan.objective
     instead = f"; replaces {', '.join(replaced)}" if replaced else ""
-    options = ", ".join(f"{key}={value}" for key, value in objective.model_dump().items())
-    name = f"{objective.name}({options})" if options else objective.name
+    name = attachment.plan.describe()
     model = type(attachment.model).__name__
-    return f"dft: loss {name} is on for {model} ({trainer}): {_how(attachment)}{instead}"
+    apart = f"; {tokens}" if tokens else ""
+    compared = _compared(attachment)
+    return f"dft: loss {name} is on for {model} ({trainer}): {_how(attachment)}{compared}{apart}{instead}"
+
+
+def _compared(attachment: Attachment) -> str:
+    """Say what the model is compared with, and what that costs."""
+    if attachment.reference is None:
+        return f"; reference: {attachment.plan.reference} of the data" if attachment.plan.reference else ""
+    once_more = "one more forward pass, without gradient, for each batch"
+    return f"; reference: {attachment.reference.says} ({once_more})"
 
 
 def _how(attachment: Attachment) -> str:
@@ -39,4 +48,6 @@ def _how(attachment: Attachment) -> str:
     kernel = plan.kernel
     if kernel is auto:
         kernel = choose(reading.linear.weight.device.type, trained=reading.trained)
+    if kernel is blocked and reading.trained:
+        return "kernel chunked (blocked is for a frozen head)"
     return f"kernel {kernel.__name__}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from dft_plugin.config.handover import swapped
 from dft_plugin.core.stats import Tally
-from dft_plugin.hf import best, guard
+from dft_plugin.hf import best, guard, splits
 from dft_plugin.hf.batch_parts import BatchParts
 from dft_plugin.hf.carrying import carry, columns_of
 from dft_plugin.hf.counting import (
@@ -31,8 +31,9 @@ from dft_plugin.hf.going_on import Pass, Step
 from dft_plugin.hf.guard import not_active
 from dft_plugin.hf.in_the_way import in_the_way
 from dft_plugin.hf.loss_calls import TrainerAttachment, naming_missing_logits
+from dft_plugin.hf.rescaling import Rescaling
 from dft_plugin.hf.wrapping import Wrapper, wrapped
-from dft_plugin.objectives import Clock
+from dft_plugin.objectives import Clock, Objective
 
 __all__ = ["TrainerHook", "is_trainer", "not_active", "warn_of_weak_prior"]
 
@@ -77,6 +78,12 @@ class TrainerHook(Wrapper):
         """List what would bypass the loss: each with what to change. Called before anything is touched."""
         return [*in_the_way(trainer), *best.problems(trainer)]
 
+    @classmethod
+    def ends(cls, trainer: Trainer) -> Sequence[int]:
+        """Return ids that the host knows to end an answer, beside those of the tokenizer and its chat template."""
+        del trainer
+        return ()
+
     def install(self) -> None:
         """Wrap the trainer's methods, and mend its choice of the best model. `attachment.detach()` undoes it."""
         self.attachment.trainer_only = True
@@ -91,6 +98,7 @@ class TrainerHook(Wrapper):
     @wrapped
     def _inner_training_loop(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Train: an attempt that fails (a batch size that does not fit, say) leaves no statistics behind."""
+        splits.require_whole(self.trainer, self.plan)
         with self._in_pass(Pass(self._new_tally())):
             return inner(*args, **kwargs)
 
@@ -120,6 +128,7 @@ class TrainerHook(Wrapper):
         """Fetch the micro-batches of a step, and count its targets over them and over ranks."""
         samples, theirs = inner(*args, **kwargs)
         self._count = count_targets(self.trainer, samples)
+        self._rescaling.expect(self._count)
         return samples, theirs if theirs is None or self._count is None else self._count
 
     @wrapped
@@ -138,7 +147,7 @@ class TrainerHook(Wrapper):
             result = inner(*args, **kwargs)
             self._require(step.calls, guard.AFTER_BACKWARD)
             self._check_division(step, None)
-        return result
+        return self._rescaling.finish(self.trainer, result)
 
     @wrapped
     def prediction_step(
@@ -152,7 +161,7 @@ class TrainerHook(Wrapper):
             counted = rows.counted(inputs) if rows is not None else None
             step = Step(False, calls, BatchParts(inputs, counted, rows.warn if rows is not None else logger.warning))
         want_logits = not prediction_loss_only or self._keeps_logits()
-        how = {"want_logits": want_logits, "counted_B": counted, "mean_of_nothing": math.nan}
+        how = {"want_logits": want_logits, "counted_B": counted, "mean_of_nothing": math.nan, "rescaling": None}
         with self._in_step(step), self.attachment.loss_call(grad=False, tally=self._tally(), **how):
             result = inner(model, inputs, prediction_loss_only, *args, **kwargs)
             if result[0] is not None:
@@ -164,6 +173,8 @@ class TrainerHook(Wrapper):
         """Answer the trainer's own call for a loss, and nobody else's."""
         state = self.trainer.state
         self.attachment.clock = Clock(state.global_step, state.max_steps, float(state.epoch or 0))
+        if self._pass is not None:
+            self._pass.clock = self.attachment.clock
         with naming_missing_logits(lambda: self.attachment.calls):
             if self._step is not None and self._step.training:
                 return self._compute_training_loss(self._step, inner, *args, **kwargs)
@@ -175,7 +186,8 @@ class TrainerHook(Wrapper):
         if step is not None and step.parts is not None:
             counts, counted = step.parts.take(args[1] if len(args) > 1 else kwargs.get("inputs"))
         tally = self._tally() if counts else self._new_tally()
-        with self.attachment.loss_call(grad=torch.is_grad_enabled(), tally=tally, counted_B=counted):
+        how = {"tally": tally, "counted_B": counted, "rescaling": None}
+        with self.attachment.loss_call(grad=torch.is_grad_enabled(), **how):
             return inner(*args, **kwargs)
 
     def _compute_training_loss(self, step: Step, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -183,16 +195,19 @@ class TrainerHook(Wrapper):
         calls, tally = self.attachment.calls, self._tally()
         with self.attachment.answering(want_logits=True) if self._keeps_logits() else nullcontext():
             if self._count is None:
+                splits.require_counted(self.trainer, self.plan.holding(self.attachment.clock), self._steps())
                 with self.attachment.loss_call(grad=torch.is_grad_enabled(), tally=tally):
                     loss = inner(*args, **kwargs)
             else:
-                loss = self.compute_training_loss(inner, self._count, tally, *args, **kwargs)
+                with self.attachment.answering(rescaling=self._rescaling):
+                    loss = self.compute_training_loss(inner, self._count, tally, *args, **kwargs)
         if self._count is not None:
             stock = type(self.trainer).training_step is Trainer.training_step
             # Windows of a size that was looked at are not waited for again.
             if self.divided_later(args, kwargs) > 1 and not stock and self._steps() not in self._divides:
                 step.division.follow(loss[0] if isinstance(loss, tuple) else loss)
         self._require(calls, guard.BEFORE_BACKWARD)
+        self._rescaling.require_nothing_else(loss, self.trainer)
         return loss
 
     def compute_training_loss(
@@ -227,8 +242,10 @@ class TrainerHook(Wrapper):
             return inner(*args, **kwargs)
         this.due = self._reduce(this, "")
         if this.due and not self._warned:
-            self._warned = True
-            warn_of_weak_prior(this.due, self.plan.objective.name)
+            holding = self.plan.holding(this.clock)
+            # What is plain likelihood now may be another objective later.
+            self._warned = best.weighs(holding)
+            warn_of_weak_prior(this.due, holding)
         try:
             return inner(*args, **kwargs)
         finally:
@@ -261,6 +278,11 @@ class TrainerHook(Wrapper):
             yield step
         finally:
             self._step = before
+
+    @property
+    def _rescaling(self) -> Rescaling:
+        """The pass's; a step outside of a pass is a whole one."""
+        return Rescaling() if self._pass is None else self._pass.rescaling
 
     def _new_tally(self) -> Tally:
         return Tally(self.plan.statistics)
@@ -316,7 +338,9 @@ class TrainerHook(Wrapper):
             reduced: Tensor = accelerator.reduce(sums_K.to(accelerator.device) / copies, reduction="sum")
             return reduced
 
-        return this.tally.take(accelerator.device).reduce(all_sum).as_logs(prefix)
+        logs = this.tally.take(accelerator.device).reduce(all_sum).as_logs(prefix)
+        changing = self.plan.logs(this.clock) if logs else {}
+        return logs | {prefix + key: value for key, value in changing.items()}
 
 
 def is_trainer(trainer: object) -> bool:
@@ -324,9 +348,9 @@ def is_trainer(trainer: object) -> bool:
     return isinstance(trainer, Trainer)
 
 
-def warn_of_weak_prior(logs: Mapping[str, float], objective: str) -> None:
+def warn_of_weak_prior(logs: Mapping[str, float], objective: Objective) -> None:
     """Warn where the first logged statistics say that plain likelihood tends to train better."""
-    if logs["dft/mean_prob"] < WEAK_PRIOR and objective != "nll":
+    if logs["dft/mean_prob"] < WEAK_PRIOR and best.weighs(objective):
         logger.warning(
             "dft: the targets' mean probability is %.3f in the first steps. Below %s the model's prior is "
             "weak, and plain SFT (`loss: nll`) often trains better. See docs/when-not-to-use.md.",

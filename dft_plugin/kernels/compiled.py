@@ -6,6 +6,7 @@ Shapes: T rows of the block, V vocabulary.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,7 @@ class CompiledScorer:
         *,
         peak: float = HALF_PEAK,
     ) -> Scored:
+        """Score a block; arguments as those of `score_block_`."""
         if self._failed:
             return score_block_(logits_TV, targets_T, transform, needs, peak=peak)
         call = (logits_TV.device, logits_TV.dtype, logits_TV.shape, transform, needs, peak)
@@ -73,7 +75,9 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def say_without(what: str, device_type: str, error: Exception) -> None:
-    """Warn of what failed, with the first line of the reason."""
+    """Warn of what failed, with one line of the reason: the first, but Triton's compiler begins with a place."""
     first, *others = str(error).strip().splitlines() or [type(error).__name__]
     reason = " ".join([first, *others[:1]]) if first.endswith(":") else first
+    if re.match(r"at \d+:\d+:", first):
+        reason = [first, *others][-1]
     logger.warning("dft: %s on %s, going on without it: %s", what, device_type, reason)

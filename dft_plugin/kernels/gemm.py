@@ -23,6 +23,11 @@ def compute_dtype(weight_VD: Tensor) -> torch.dtype:
     return weight_VD.dtype
 
 
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """Return autocast's dtype for a kind of device, None where it is off."""
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+
+
 def block_dtype(weight_VD: Tensor) -> torch.dtype:
     """Return `compute_dtype`, or float32 where this CPU is not clearly faster in half precision."""
     dtype = compute_dtype(weight_VD)

@@ -20,6 +20,7 @@ from dft_plugin.kernels.results import join, weigh
 from dft_plugin.kernels.rows import block_rows
 from dft_plugin.kernels.softmax import Sums, accumulation_dtype, exponential_, sum_e_y_, sum_squares, transform_
 from dft_plugin.kernels.sweep import score
+from dft_plugin.kernels.terms import is_soft
 from dft_plugin.kernels.types import Head, KernelResult, Transform
 from dft_plugin.kernels.weighing import by_scope
 from dft_plugin.objectives import BlockFunction, Rows, RowStatistic, Targets, Weigher
@@ -57,7 +58,7 @@ def blocked(
 
     Half-precision inputs are multiplied in float32 on a CPU without AMX, block by block: faster there, and closer
     to the truth. A trained weight, bias or LoRA branch needs the whole row of probabilities at once, so such heads
-    are passed on to `chunked`.
+    are passed on to `chunked`, and so are soft targets.
 
     Args:
         hidden_TD: what the model gives to its head, only scored positions.
@@ -68,7 +69,7 @@ def blocked(
         scratch_bytes: handed to `chunked`; what is needed here is less.
     """
     trained = head.low_rank is not None or (head.trained and torch.is_grad_enabled())
-    if trained or not makes(needs | objective.needs):
+    if trained or is_soft(objective) or not makes(needs | objective.needs):
         return chunked(hidden_TD, head, targets, objective, needs=needs, scratch_bytes=scratch_bytes)
     passes = _Passes(objective, block_dtype(head.weight_VD), head.transform, needs | objective.needs)
     return score(passes, targets, hidden_TD, head.weight_VD, head.bias_V)

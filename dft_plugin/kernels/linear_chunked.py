@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.budget import chunk_rows
+from dft_plugin.kernels.budget import chunk_rows, free_bytes, processors
 from dft_plugin.kernels.gemm import compute_dtype
 from dft_plugin.kernels.gradients import sums_over_tokens
 from dft_plugin.kernels.scoring import score_rows_
@@ -59,17 +59,21 @@ def chunked(
         needs: costly statistics to return.
         scratch_bytes: bound on the buffer of logits; None: see `budget.chunk_rows`.
     """
-    dtype, low_rank = compute_dtype(head.weight_VD), head.low_rank
+    dtype, low_rank, device = compute_dtype(head.weight_VD), head.low_rank, head.weight_VD.device
     rows = chunk_rows(
-        head.weight_VD.device.type,
+        device.type,
         head.vocab_size * dtype.itemsize,
         scratch_bytes,
         tokens=hidden_TD.shape[0],
         weight_trained=head.weight_VD.requires_grad and torch.is_grad_enabled(),
+        width=head.weight_VD.shape[1],
+        processors=processors(device),
+        free_bytes=None if scratch_bytes is not None else free_bytes(device),
     )
-    score_ = partial(score_rows_, transform=head.transform, needs=needs | objective.needs)
+    needs = needs | objective.needs
+    score_ = partial(score_rows_, transform=head.transform, needs=needs)
     return score(
-        Sweep(objective, dtype, rows, score_, sums_over_tokens),
+        Sweep(objective, dtype, rows, score_, sums_over_tokens, transform=head.transform, needs=needs),
         targets,
         hidden_TD,
         head.weight_VD,

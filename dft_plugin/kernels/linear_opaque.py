@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from dft_plugin.kernels.budget import chunk_rows
+from dft_plugin.kernels.gemm import autocast_dtype
 from dft_plugin.kernels.gradients import Gradients, Inputs
 from dft_plugin.kernels.logits import may_overwrite, score_logits, score_logits_
 from dft_plugin.kernels.results import join
 from dft_plugin.kernels.softmax import accumulation_dtype
 from dft_plugin.kernels.sweep import score
+from dft_plugin.kernels.terms import distribution_of, is_soft
 from dft_plugin.kernels.types import KernelResult, OpaqueHead
 from dft_plugin.kernels.weighing import by_scope
 from dft_plugin.objectives import RowStatistic, Targets, Weigher
@@ -60,7 +62,7 @@ def opaque(
         objective,
         needs | objective.needs,
         _rounded_up(rows, head.row_multiple),
-        _autocast_dtype(hidden_TD.device.type),
+        autocast_dtype(hidden_TD.device.type),
     )
     trained = [parameter for parameter in head.parameters if parameter.requires_grad]
     return score(calls, targets, hidden_TD, *trained)
@@ -119,6 +121,8 @@ class _Calls:
             logits_CV = self.head.project(hidden_CD)
         logits_CV = self.head.transform(logits_CV.to(accumulation_dtype(logits_CV.dtype)))
         kept_C = torch.arange(C, device=logits_CV.device)
+        if is_soft(objective):
+            targets = replace(targets, reference=distribution_of(objective, targets).held())
         score_chunk = score_logits_ if may_overwrite(logits_CV) else score_logits
         return score_chunk(logits_CV, kept_C, targets, objective, needs=self.needs)
 
@@ -147,16 +151,14 @@ class _Calls:
         if torch.float16 not in (self.autocast, inputs[0].dtype, *(tensor.dtype for tensor in self.head.parameters)):
             return None
         largest_C = part.weight_T.abs() * part.rows.one_minus_p_T * abs(self.head.transform.scale)
+        if part.soft_T is not None:
+            largest_C = largest_C + part.soft_T.abs() * abs(self.head.transform.scale)
         exponent = torch.frexp(largest_C.max()).exponent - _ENTRY_EXPONENT
         if len(inputs) > 1:
             # Trained: what a token adds to a weight is bounded by its gradient times its hidden state.
             bound = (largest_C * torch.linalg.vector_norm(inputs[0].detach(), dim=1, dtype=largest_C.dtype)).sum()
             exponent = torch.maximum(exponent, torch.frexp(bound).exponent - _SUM_EXPONENT)
         return torch.ldexp(torch.ones_like(part.loss_sum), -exponent.clamp(min=-100))
-
-
-def _autocast_dtype(device_type: str) -> torch.dtype | None:
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
 
 
 def _rounded_up(rows: int, multiple: int) -> int:

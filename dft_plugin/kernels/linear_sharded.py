@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dft_plugin.errors import PluginError
 from dft_plugin.kernels.added import block_functions_in
 from dft_plugin.kernels.budget import chunk_rows
 from dft_plugin.kernels.gemm import compute_dtype
@@ -29,6 +30,7 @@ from dft_plugin.kernels.softmax import (
     transform_,
 )
 from dft_plugin.kernels.sweep import Sweep, score
+from dft_plugin.kernels.terms import is_soft
 from dft_plugin.kernels.types import KernelResult, Transform
 from dft_plugin.objectives import RowStatistic, Targets, Weigher
 
@@ -71,6 +73,11 @@ def vocab_parallel(
         needs: costly statistics to return.
         scratch_bytes: bound on the local logits of a chunk on the rank with the most rows (at least 64 tokens).
     """
+    if is_soft(objective):
+        raise PluginError(
+            f"the objective {objective.name} reads a reference's whole distribution, which no rank holds where the "
+            "vocabulary is split over ranks. Choose one that weighs by its probabilities, `prift` for one."
+        )
     dtype = compute_dtype(head.weight_LD)
     score_ = partial(_score_shard_, shard=head.shard, transform=head.transform, needs=needs | objective.needs)
     sum_hidden = partial(_sum_hidden, shard=head.shard, dtype=torch.promote_types(dtype, hidden_TD.dtype))

@@ -21,6 +21,7 @@ from dft_plugin.kernels.results import as_outputs, from_outputs, join, weigh
 from dft_plugin.kernels.rows import block_rows, scale_rows
 from dft_plugin.kernels.scoring import row_scorer, score_rows_
 from dft_plugin.kernels.softmax import accumulation_dtype
+from dft_plugin.kernels.terms import is_soft, score_softly_
 from dft_plugin.kernels.types import IDENTITY, KernelResult, refuse_second_derivative
 from dft_plugin.kernels.weighing import Fixed
 from dft_plugin.objectives import RowStatistic, Targets, Weigher
@@ -182,18 +183,16 @@ def _sweep(run: _Run, logits_NV: Tensor, grad_NV: Tensor | None) -> tuple[Kernel
     # One for all blocks: an allocator that gives each its own may not find their memory again.
     buffer_BV = logits_NV.new_empty(0 if in_place else min(T, step), V, dtype=dtype)
     parts: list[KernelResult] = []
-    at_once = run.objective if run.objective.scope == "token" else Fixed()
+    at_once = run.objective if is_soft(run.objective) or run.objective.scope == "token" else Fixed()
     for block, positions in _blocks(N, run.index_T, step):
         rows_BV = logits_NV[positions]
         work_BV = grad_NV[positions] if grad_NV is not None and in_place else buffer_BV[: len(rows_BV)]
         if not in_place or grad_NV is not logits_NV:
             work_BV.copy_(rows_BV)
-        scored = score_rows_(work_BV, run.targets.ids_T[block], IDENTITY, run.needs, peak=2.0**_HALF_EXPONENT)
-        part = weigh(at_once, scored.rows, run.targets[block])
+        part, factor_B, largest_B = _weigh_(work_BV, run.targets[block], at_once, run.needs)
         parts.append(part)
-        factor_B = part.weight_T * scored.inverse_norm_T
         if grad_NV is not None and grad_NV.dtype != dtype:
-            factor_B = _fit_half_(work_BV, factor_B, part.weight_T * scored.rows.one_minus_p_T)
+            factor_B = _fit_half_(work_BV, factor_B, largest_B)
         if grad_NV is not None and not in_place:
             _put_(grad_NV, positions, work_BV)
         factor_N1[positions, 0] = factor_B
@@ -204,6 +203,24 @@ def _sweep(run: _Run, logits_NV: Tensor, grad_NV: Tensor | None) -> tuple[Kernel
         result = weigh(run.objective, result.rows, run.targets)
         factor_N1[run.index_T, 0] *= result.weight_T
     return result, factor_N1
+
+
+def _weigh_(
+    work_BV: Tensor, targets: Targets, objective: Weigher, needs: frozenset[RowStatistic]
+) -> tuple[KernelResult, Tensor, Tensor]:
+    """Score a block of logits, and overwrite it with its gradient.
+
+    Returns:
+        `(result, factor_B, largest_B)`: what its rows are to be multiplied by, and a bound on what they are then.
+    """
+    peak = 2.0**_HALF_EXPONENT
+    if is_soft(objective):
+        part, factor_B = score_softly_(work_BV, targets, objective, IDENTITY, needs, peak=peak)
+        assert part.soft_T is not None
+        return part, factor_B, part.weight_T * part.rows.one_minus_p_T + part.soft_T
+    scored = score_rows_(work_BV, targets.ids_T, IDENTITY, needs, peak=peak)
+    part = weigh(objective, scored.rows, targets)
+    return part, part.weight_T * scored.inverse_norm_T, part.weight_T * scored.rows.one_minus_p_T
 
 
 def _fit_half_(work_BV: Tensor, factor_B: Tensor, largest_B: Tensor) -> Tensor:

@@ -54,24 +54,30 @@ def _add_widened_(total_VN: Tensor, left_VC: Tensor, right_CN: Tensor, undo_N: T
         undo_N: what the columns of the product are to be multiplied by, or None.
         first: see `add_product_`.
     """
-    wide, can = total_VN.dtype, widening_gemms(total_VN.device, left_VC.dtype, total_VN.dtype)
-    if undo_N is None and first and "mm" in can:
-        if _ran(partial(torch.mm, left_VC, right_CN, out_dtype=wide, out=total_VN)):
-            return
-    elif undo_N is None and not first and "addmm" in can:
-        if _ran(partial(torch.addmm, total_VN, left_VC, right_CN, out_dtype=wide, out=total_VN)):
-            return
+    can = widening_gemms(total_VN.device, left_VC.dtype, total_VN.dtype)
+    if undo_N is None and _added_whole(total_VN, left_VC, right_CN, can, first=first):
+        return
     V, N = total_VN.shape
     buffer_BN = total_VN.new_empty(min(V, _BLOCK_ROWS), N) if "mm" in can else None
     for start in range(0, V, _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
         total_BN, product_BN = total_VN[rows], _product(left_VC[rows], right_CN, buffer_BN)
-        if undo_N is not None:
-            product_BN = product_BN * undo_N
-        if first:
+        if undo_N is not None and first:
+            torch.mul(product_BN, undo_N, out=total_BN)
+        elif undo_N is not None:
+            total_BN.addcmul_(product_BN.to(total_BN.dtype), undo_N)
+        elif first:
             total_BN.copy_(product_BN)
         else:
             total_BN += product_BN
+
+
+def _added_whole(total_VN: Tensor, left_VC: Tensor, right_CN: Tensor, can: frozenset[str], *, first: bool) -> bool:
+    """Let one GEMM write, or add to, the whole sum; returns whether there is one that does."""
+    options = {"out_dtype": total_VN.dtype, "out": total_VN}
+    if first:
+        return "mm" in can and _ran(partial(torch.mm, left_VC, right_CN, **options))
+    return "addmm" in can and _ran(partial(torch.addmm, total_VN, left_VC, right_CN, **options))
 
 
 def _product(left_BC: Tensor, right_CN: Tensor, wide_BN: Tensor | None) -> Tensor:

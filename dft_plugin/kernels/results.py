@@ -39,7 +39,8 @@ def weigh(objective: Weigher, rows: Rows, targets: Targets) -> KernelResult:
     if weighed.value_T is not None:
         loss_T = _one_each(weighed.value_T, "values", objective, rows)
     statistics = {name: _one_each(weighed.statistics[name], name, objective, rows) for name in objective.statistics}
-    return KernelResult(loss_T.sum(), rows, weight_T, loss_T, statistics)
+    soft_T = None if weighed.soft_T is None else _one_each(weighed.soft_T, "strengths", objective, rows)
+    return KernelResult(loss_T.sum(), rows, weight_T, loss_T, statistics, soft_T)
 
 
 def _one_each(given_T: Tensor, what: str, objective: Weigher, rows: Rows) -> Tensor:
@@ -62,6 +63,7 @@ def join(parts: Sequence[KernelResult]) -> KernelResult:
         torch.cat([part.weight_T for part in parts]),
         torch.cat([part.loss_T for part in parts]),
         {name: torch.cat([part.statistics[name] for part in parts]) for name in parts[0].statistics},
+        None if parts[0].soft_T is None else torch.cat([part.soft_T for part in parts if part.soft_T is not None]),
     )
 
 
@@ -91,15 +93,15 @@ _ROWS = tuple(field.name for field in fields(Rows) if field.name != "added")
 def as_outputs(ctx: Any, result: KernelResult) -> tuple[Tensor | None, ...]:
     """Return what `forward` of a kernel's Function returns: the sum, and statistics without a gradient."""
     rows = [getattr(result.rows, name) for name in _ROWS]
-    detached = [result.weight_T, result.loss_T, *rows, *result.statistics.values()]
+    detached = [result.weight_T, result.loss_T, result.soft_T, *rows, *result.statistics.values()]
     ctx.mark_non_differentiable(*[tensor for tensor in detached if tensor is not None])
     return result.loss_sum, *detached
 
 
 def from_outputs(outputs: Sequence[Any], objective: Weigher) -> KernelResult:
     """Return the result that `as_outputs` took apart."""
-    loss_sum, weight_T, loss_T, *others = outputs
+    loss_sum, weight_T, loss_T, soft_T, *others = outputs
     rows, statistics = others[: len(_ROWS)], others[len(_ROWS) :]
     return KernelResult(
-        loss_sum, Rows(*rows), weight_T, loss_T, dict(zip(objective.statistics, statistics, strict=True))
+        loss_sum, Rows(*rows), weight_T, loss_T, dict(zip(objective.statistics, statistics, strict=True)), soft_T
     )

@@ -65,7 +65,7 @@ def score_rows_(
 
 @cache
 def row_scorer(device_type: str) -> RowScorer:
-    """Return the scorer for a kind of device, e.g. `cpu` or `cuda`: one for the process, which learns what works there.
+    """Return the scorer for a kind of device, e.g. `cpu` or `cuda`: one a process, which learns what works there.
 
     A CPU runs the plain code as it is, on blocks that stay in its cache. On an accelerator each of its passes would be
     a kernel that reads and writes the block, so there it is one kernel, or at least compiled.
@@ -114,6 +114,7 @@ class RowScorer:
         *,
         peak: float = HALF_PEAK,
     ) -> Scored:
+        """Score one row at least; arguments as those of `score_rows_`."""
         failure = None
         if self._fused and not torch.compiler.is_compiling():
             try:
@@ -140,13 +141,16 @@ class RowScorer:
         needs: frozenset[RowStatistic],
         peak: float,
     ) -> Scored | None:
-        """Score all rows at once; None if the kernel is not for such logits (float64)."""
+        """Score all rows at once; None if the kernel is not for such logits (float64), or not yet."""
         from dft_plugin.kernels import triton_rows
 
         if not triton_rows.takes(logits_TV):
             return None
         kind = (logits_TV.device, logits_TV.dtype, transform.softcap is None, needs)
         if kind not in self._trusted:
+            if logits_TV.is_cuda and torch.cuda.is_current_stream_capturing():
+                # A CUDA graph cannot wait for a comparison.
+                return None
             compare_on_sample(triton_rows.score_whole_, logits_TV, targets_T, transform, needs)
             self._trusted.add(kind)
         return triton_rows.score_whole_(logits_TV, targets_T, transform, needs, peak=peak)

@@ -16,9 +16,10 @@ from dft_plugin.kernels.allocation import new_rows
 from dft_plugin.kernels.gradients import LINEAR_PER_TOKEN, Gradients, Inputs, Projection, add_chunk_
 from dft_plugin.kernels.results import as_outputs, from_outputs, join, weigh
 from dft_plugin.kernels.softmax import Scored
-from dft_plugin.kernels.types import KernelResult, refuse_second_derivative
+from dft_plugin.kernels.terms import is_soft, score_softly_
+from dft_plugin.kernels.types import IDENTITY, KernelResult, Transform, refuse_second_derivative
 from dft_plugin.kernels.weighing import by_scope
-from dft_plugin.objectives import Targets, Weigher
+from dft_plugin.objectives import RowStatistic, Targets, Weigher
 
 
 class Scorer(Protocol):
@@ -83,6 +84,8 @@ class Sweep:
             `softmax.score_block_` does.
         twice: whether a weight that looks at other tokens takes a second sweep, given which inputs want a gradient.
         sum_hidden: completes the gradient of the hidden states: nothing to do, or a sum over ranks.
+        transform: what the model does to raw logits, for soft targets; `score_` knows it.
+        needs: costly statistics to return, for the same.
     """
 
     objective: Weigher
@@ -91,6 +94,8 @@ class Sweep:
     score_: Callable[[Tensor, Tensor], Scored]
     twice: Callable[[tuple[bool, ...]], bool]
     sum_hidden: Callable[[Tensor], Tensor] = lambda grad_TD: grad_TD
+    transform: Transform = IDENTITY
+    needs: frozenset[RowStatistic] = frozenset()
 
     def __call__(self, targets: Targets, inputs: Inputs, wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
         """Score all chunks, one after the other in the same buffer."""
@@ -119,9 +124,15 @@ class Sweep:
             hidden_CD = hidden_TD[chunk].to(self.dtype)
             input_CR = None if input_TR is None else input_TR[chunk].to(self.dtype)
             logits_CV = projection.into(buffer_CV[: hidden_CD.shape[0]], hidden_CD, input_CR)
-            scored = self.score_(logits_CV, targets.ids_T[chunk])
-            part = weigh(weigher(chunk), scored.rows, targets[chunk])
+            part, factor_C = self._weigh_(logits_CV, targets[chunk], weigher(chunk))
             parts.append(part)
-            factor_C = part.weight_T * scored.inverse_norm_T
             add_chunk_(grads, projection, chunk, logits_CV, factor_C, hidden_CD, input_CR)
         return join(parts), grads
+
+    def _weigh_(self, logits_CV: Tensor, targets: Targets, weigher: Weigher) -> tuple[KernelResult, Tensor]:
+        """Score a chunk of raw logits; leaves its gradient in their place, up to the factors that are returned."""
+        if is_soft(weigher):
+            return score_softly_(logits_CV, targets, weigher, self.transform, self.needs)
+        scored = self.score_(logits_CV, targets.ids_T)
+        part = weigh(weigher, scored.rows, targets)
+        return part, part.weight_T * scored.inverse_norm_T

@@ -38,7 +38,8 @@ _LOAD_BYTES = 16
 """The widest load of a lane: 8 columns of half precision, 4 of float32."""
 
 _MOST_THREADS = 512
-"""More wait for each other in the reductions of a row, fewer keep too few loads in flight. Not measured yet."""
+"""More wait for each other in the reductions of a row, fewer keep too few loads in flight. On an H100 (V = 151,936,
+bfloat16, 4,096 rows) it moves 2.0 TB/s; 256 threads with four loads each move 2.1, and spill registers elsewhere."""
 
 
 def launch_for(vocab_size: int, dtype: torch.dtype, lanes: int = 64 if torch.version.hip else 32) -> Launch:
@@ -52,6 +53,15 @@ def launch_for(vocab_size: int, dtype: torch.dtype, lanes: int = 64 if torch.ver
     columns = lanes * _LOAD_BYTES // dtype.itemsize
     warps = min(_MOST_THREADS // lanes, triton.next_power_of_2(triton.cdiv(vocab_size, columns)))
     return Launch(warps * columns, warps)
+
+
+def unit_of(stride: int, dtype: torch.dtype) -> int:
+    """Return in units of how many columns the kernel is told where rows start: of 16 bytes, or of 1 if need be.
+
+    Of a number that it is given, Triton only looks for a factor of 16, which a row of 50,264 does not have.
+    """
+    columns = _LOAD_BYTES // dtype.itemsize
+    return 1 if stride % columns else columns
 
 
 def takes(logits_TV: Tensor) -> bool:
@@ -91,6 +101,7 @@ def score_whole_(
     # One allocation for all statistics.
     found_ST = logits_TV.new_empty(5, T, dtype=torch.float32)
     top1_T = logits_TV.new_empty(T, dtype=torch.int8)
+    unit = unit_of(logits_TV.stride(0), logits_TV.dtype)
     cap = 1.0 if transform.softcap is None else transform.softcap
     with _on_device_of(logits_TV):
         score_row[(T,)](
@@ -98,19 +109,23 @@ def score_whole_(
             targets_T.contiguous(),
             found_ST,
             top1_T,
-            logits_TV.stride(0),
+            logits_TV.stride(0) // unit,
             T,
             V,
             float(transform.scale),
             float(cap),
             1.0 / cap,
             float(peak),
+            UNIT=unit,
             CAP=transform.softcap is not None,
             ENTROPY="entropy" in needs,
             SQUARES="sum_p_squared" in needs,
             BLOCK=launch.block,
             num_warps=launch.warps,
         )
+    if not logits_TV.is_inference():
+        # Or autograd would not notice that logits which a node has saved were overwritten.
+        torch.autograd.graph.increment_version(logits_TV)
     logp_T, one_minus_p_T, inverse_norm_T, entropy_T, squares_T = found_ST.unbind()
     rows = Rows(
         logp_T=logp_T,
@@ -169,7 +184,7 @@ def _transformed(raw, scale, cap, inverse_cap, CAP: tl.constexpr):
 @triton.jit
 def _without(raw_B, left_out_B, scale, cap, inverse_cap, CAP: tl.constexpr):
     """Return transformed logits, with -inf where a column is left out."""
-    x_B, slope_B = _transformed(raw_B, scale, cap, inverse_cap, CAP)
+    x_B, _slope_B = _transformed(raw_B, scale, cap, inverse_cap, CAP)
     return tl.where(left_out_B, -float("inf"), x_B)
 
 
@@ -209,6 +224,7 @@ def score_row(
     cap,
     inverse_cap,
     peak,
+    UNIT: tl.constexpr,
     CAP: tl.constexpr,
     ENTROPY: tl.constexpr,
     SQUARES: tl.constexpr,
@@ -217,14 +233,14 @@ def score_row(
     """Score the row of this program. The columns beyond the last whole block have a mask, which costs wide loads."""
     # T * V may be beyond 2 ** 31.
     row = tl.program_id(0).to(tl.int64)
-    x_ptr += row * stride
+    x_ptr += row * stride * UNIT
     target = tl.load(target_ptr + row)
     column_B = tl.arange(0, BLOCK)
     whole = V // BLOCK * BLOCK
     # What is no target of this vocabulary makes the loss NaN, and reads nobody's memory.
     is_there = (target >= 0) & (target < V)
     raw_target = tl.load(x_ptr + target, mask=is_there, other=float("nan")).to(tl.float32)
-    x_target, slope_target = _transformed(raw_target, scale, cap, inverse_cap, CAP)
+    x_target, _slope_target = _transformed(raw_target, scale, cap, inverse_cap, CAP)
 
     # A finite lowest maximum: -inf less -inf would be NaN.
     max_B = tl.full([BLOCK], _LOWEST, tl.float32)

@@ -102,6 +102,7 @@ class KernelResult:
         weight_T: weights of the objective, detached.
         loss_T: `-w * log p` in nats, or what the objective says it is, detached.
         statistics: per-token values of the objective, by name, detached.
+        soft_T: strengths of the objective's soft targets, detached; None where it has none.
     """
 
     loss_sum: Tensor
@@ -109,6 +110,7 @@ class KernelResult:
     weight_T: Tensor
     loss_T: Tensor
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    soft_T: Tensor | None = None
 
 
 class Kernel(Protocol):

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from dft_plugin.kernels.gradients import Gradients
 from dft_plugin.kernels.results import weigh
+from dft_plugin.kernels.terms import is_soft
 from dft_plugin.kernels.types import KernelResult
-from dft_plugin.objectives import Clock, Divisor, Rows, RowStatistic, Scope, Targets, Weigher
+from dft_plugin.objectives import Clock, Divisor, ReferenceNeed, Rows, RowStatistic, Scope, Targets, Weigher
 
 Run = Callable[[Callable[[slice], Weigher], tuple[bool, ...]], tuple[KernelResult, Gradients]]
 """Goes over all chunks: `run(weigher of a chunk, which inputs want a gradient)`."""
@@ -37,11 +38,17 @@ class Fixed:
     scope: ClassVar[Scope] = "token"
     divisor: ClassVar[Divisor] = "tokens"
     statistics: ClassVar[tuple[str, ...]] = ()
+    reference: ClassVar[ReferenceNeed] = "none"
 
     def weigh(self, rows: Rows, targets: Targets, clock: Clock | None) -> Tensor:
         """Return them."""
         del targets, clock
         return rows.logp_T.new_ones(rows.logp_T.shape) if self.weight_C is None else self.weight_C
+
+    def soft_targets(self, reference_CV: Tensor, ids_C: Tensor) -> Tensor:
+        """Return what was given: nobody asks."""
+        del ids_C
+        return reference_CV
 
 
 def by_scope(
@@ -59,7 +66,7 @@ def by_scope(
         wanted: which inputs want a gradient.
         twice: whether something is wanted that is summed over tokens.
     """
-    if objective.scope == "token":
+    if is_soft(objective) or objective.scope == "token":
         return run(lambda chunk: objective, wanted)
     first, grads = run(lambda chunk: Fixed(), tuple(want and not twice for want in wanted))
     result = weigh(objective, first.rows, targets)

@@ -1,10 +1,11 @@
 """Objectives: which weight each target token gets. Importing this package does not import torch."""
 
-from dft_plugin.objectives.base import Divisor, Number, Objective, Scope, Weighed, Weigher
+from dft_plugin.objectives.base import Divisor, Number, Objective, ReferenceNeed, Scope, Weighed, Weigher
 from dft_plugin.objectives.likelihood import DFT, NLL
-from dft_plugin.objectives.reference import IWSFT, PSFT, PriFT
+from dft_plugin.objectives.reference import IWSFT, PSFT, REFERENCE_COLUMNS, Mass, PriFT, ReferenceColumns
 from dft_plugin.objectives.rows import BlockFunction, Rank, RowFunction, Rows, RowStatistic, Top
-from dft_plugin.objectives.targets import Clock, Targets
+from dft_plugin.objectives.soft import ASFT, GIFT, SOFT_ENTROPY, SOFT_KL
+from dft_plugin.objectives.targets import Clock, Distribution, Targets
 from dft_plugin.objectives.trust import DEFT, EAFT, IDFT, ChordPhi, Focal, ProFit, Thresholded
 
 FAMILY: tuple[type[Objective], ...] = (
@@ -20,28 +21,39 @@ FAMILY: tuple[type[Objective], ...] = (
     IWSFT,
     PSFT,
     Focal,
+    ASFT,
+    GIFT,
 )
 """All that are shipped, in the order of `dft losses`."""
 
 __all__ = [
+    "ASFT",
     "DEFT",
     "DFT",
     "EAFT",
     "FAMILY",
+    "GIFT",
     "IDFT",
     "IWSFT",
     "NLL",
     "PSFT",
+    "REFERENCE_COLUMNS",
+    "SOFT_ENTROPY",
+    "SOFT_KL",
     "BlockFunction",
     "ChordPhi",
     "Clock",
+    "Distribution",
     "Divisor",
     "Focal",
+    "Mass",
     "Number",
     "Objective",
     "PriFT",
     "ProFit",
     "Rank",
+    "ReferenceColumns",
+    "ReferenceNeed",
     "RowFunction",
     "RowStatistic",
     "Rows",

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dft_plugin.objectives.base import Divisor, Scope, Weighed, Weigher
+from dft_plugin.objectives.base import Divisor, ReferenceNeed, Scope, Weighed, Weigher
 from dft_plugin.objectives.rows import Rows, RowStatistic
 from dft_plugin.objectives.targets import Clock, Targets
 
@@ -67,6 +67,15 @@ class Adjusted:
         return self.inner.divisor
 
     @property
+    def reference(self) -> ReferenceNeed:
+        """That of the objective."""
+        return self.inner.reference
+
+    def soft_targets(self, reference_CV: Tensor, ids_C: Tensor) -> Tensor:
+        """Make them as the objective does."""
+        return self.inner.soft_targets(reference_CV, ids_C)
+
+    @property
     def statistics(self) -> tuple[str, ...]:
         """Those of the objective, and those of what is changed."""
         exempt = (EXEMPT_SHARE, EXEMPT_PROB) if self.always else ()
@@ -90,7 +99,8 @@ class Adjusted:
             EXEMPT_SHARE: exempt_T.to(rows.logp_T.dtype),
             EXEMPT_PROB: rows.logp_T.exp().where(exempt_T, rows.logp_T.new_full((), float("nan"))),
         }
-        return Weighed(made.weight_T.where(~exempt_T, one_T), value_T, {**made.statistics, **said})
+        soft_T = made.soft_T if made.soft_T is None else made.soft_T.where(~exempt_T, 0 * one_T)
+        return Weighed(made.weight_T.where(~exempt_T, one_T), value_T, {**made.statistics, **said}, soft_T)
 
     def _factor(self, rows: Rows, targets: Targets) -> Tensor:
         factor_T = rows.logp_T.new_ones(rows.logp_T.shape)
@@ -102,7 +112,8 @@ class Adjusted:
 
     def _multiply(self, made: Weighed, factor_T: Tensor) -> Weighed:
         value_T = None if made.value_T is None else made.value_T * factor_T
-        return Weighed(made.weight_T * factor_T, value_T, {**made.statistics, DATA_WEIGHT: factor_T})
+        soft_T = None if made.soft_T is None else made.soft_T * factor_T
+        return Weighed(made.weight_T * factor_T, value_T, {**made.statistics, DATA_WEIGHT: factor_T}, soft_T)
 
 
 def _among(ids_T: Tensor, wanted: tuple[int, ...]) -> Tensor:

@@ -24,6 +24,9 @@ Scope = Literal["token", "sequence", "batch"]
 Divisor = Literal["tokens", "weights", "kept"]
 """What the sum of a step is divided by: its target tokens; the sum of their weights; those of a weight above 0."""
 
+ReferenceNeed = Literal["none", "columns", "distribution"]
+"""What is read of a frozen reference: nothing; the numbers of each token in `REFERENCE_COLUMNS`; its logits."""
+
 
 def _refuse_bool(value: Any) -> Any:
     if isinstance(value, bool):
@@ -44,11 +47,14 @@ class Weighed:
         value_T: the loss of each token, where it is not `-w * log p`; None: it is.
         statistics: what is to be logged beside it, by the names in `Objective.statistics`; [T], NaN for a token that
             has no such value.
+        soft_T: c, detached, of an objective that reads a reference's distribution: `c * (softmax - Q)` is added to
+            the gradient on the logits, with Q as `Objective.soft_targets` says; None: nothing is.
     """
 
     weight_T: Tensor
     value_T: Tensor | None = None
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    soft_T: Tensor | None = None
 
 
 class Weigher(Protocol):
@@ -78,6 +84,13 @@ class Weigher(Protocol):
 
     @property
     def statistics(self) -> tuple[str, ...]: ...  # noqa: D102 - as `needs`
+
+    @property
+    def reference(self) -> ReferenceNeed: ...  # noqa: D102 - as `needs`
+
+    def soft_targets(self, reference_CV: Tensor, ids_C: Tensor) -> Tensor:
+        """As `Objective.soft_targets`."""
+        ...
 
     def weigh(self, rows: Rows, targets: Targets, clock: Clock | None) -> Tensor | Weighed:
         """As `Objective.weigh`."""
@@ -120,8 +133,14 @@ class Objective(BaseModel):
     divisor: ClassVar[Divisor] = "tokens"
     """What the sum of an optimizer step is divided by."""
 
+    may_be_negative: ClassVar[bool] = False
+    """Whether a weight may be below 0: such a token is unlearned. `check_objective` refuses it otherwise."""
+
     statistics: ClassVar[tuple[str, ...]] = ()
     """Names of per-token values that `weigh` returns to be logged, as means, under `dft/NAME`."""
+
+    reference: ClassVar[ReferenceNeed] = "none"
+    """What it reads of a frozen reference; with `distribution` its scope is `token`, see `soft_targets`."""
 
     def weight(self, rows: Rows) -> Tensor:
         """Compute w_T from the statistics of the rows: the simple form, enough for most.
@@ -146,3 +165,17 @@ class Objective(BaseModel):
             w_T as `weight` returns it, or that and the loss of each token.
         """
         return self.weight(rows)
+
+    def soft_targets(self, reference_CV: Tensor, ids_C: Tensor) -> Tensor:
+        """Make the logits of Q of those of the reference: asked only where `reference` is `distribution`.
+
+        Args:
+            reference_CV: the reference's transformed logits of a few tokens, float32 (float64 for float64 inputs);
+                they may be changed in place.
+            ids_C: int64, the targets.
+
+        Returns:
+            [C, V], of which the softmax is Q. Here: the reference's own distribution.
+        """
+        del ids_C
+        return reference_CV

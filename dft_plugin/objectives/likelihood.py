@@ -30,8 +30,8 @@ class DFT(Objective):
     """Dynamic Fine-Tuning: w = sg(p), arXiv 2508.05629, eq. 9.
 
     `alpha` and `floor` generalise it to w = max(p ** alpha, floor): alpha is the q of generalised cross-entropy (arXiv
-    1805.07836), alpha 0 is SFT, and a floor
-    keeps tokens that the model finds impossible (new formats, EOS of a base model) learnable.
+    1805.07836), alpha 0 is SFT, and a floor keeps tokens that the model finds impossible (new formats, EOS of a base
+    model) learnable.
     """
 
     name: ClassVar[str] = "dft"
@@ -40,7 +40,12 @@ class DFT(Objective):
     helps: ClassVar[str] = "reasoning (maths, code) in which the model has a good prior: dft/mean_prob well above 0.1"
 
     alpha: Number = Field(
-        default=1.0, ge=0, description="Exponent of p in the weight: 1 is the paper's DFT, 0 is plain SFT."
+        default=1.0,
+        ge=0,
+        description=(
+            "Exponent of p in the weight: 1 is the paper's DFT, 0 is plain SFT. The q of generalised cross-entropy "
+            "(arXiv 1805.07836)."
+        ),
     )
     floor: Number = Field(
         default=0.0, ge=0, le=1, description="Smallest weight of a token: 0 is the paper's DFT, 1 is plain SFT."

@@ -1,21 +1,27 @@
 """Objectives that compare the model with another one: a frozen reference, or itself before an update.
 
-They read columns of the data: `ref_logp` (log-probability of the target under the reference, in nats), `ref_mass`
-(the probability that the reference gives to all tokens no likelier than the target) and `old_logp`.
+They read columns: `ref_logp` (log-probability of the target under the reference, in nats) and `ref_mass` (the
+probability that the reference gives to the target and to all that is less likely), which are made during the run or
+come with the data; and `old_logp`, of the data.
+Shapes: T scored tokens, C tokens of a chunk, V vocabulary.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from dft_plugin.objectives.base import Number, Objective, Scope, Weighed
-from dft_plugin.objectives.rows import Rows
+from dft_plugin.objectives.base import Divisor, Number, Objective, ReferenceNeed, Scope, Weighed
+from dft_plugin.objectives.rows import Rows, RowStatistic
 from dft_plugin.objectives.targets import Clock, Targets
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+REFERENCE_COLUMNS = ("ref_logp", "ref_mass")
+"""The columns that a reference can fill in during the run."""
 
 _SEQUENCE_BOUND = 16.0
 """Largest weight of a sequence, as in the released code of iw-SFT."""
@@ -35,6 +41,7 @@ class PriFT(Objective):
     summary: ClassVar[str] = "w = p_ref of a frozen reference; by mass: 1 where its tokens up to the target hold half"
     source: ClassVar[str] = "arXiv 2606.09396; github.com/wang-kee/PriFT, prift_weights.py"
     helps: ClassVar[str] = "as dft, in long trainings, where the model's own p would run away"
+    reference: ClassVar[ReferenceNeed] = "columns"
 
     by: Literal["prob", "mass"] = Field(
         default="prob", description="What is weighed by: the reference's probability of the target, or its mass."
@@ -61,6 +68,7 @@ class IWSFT(Objective):
     summary: ClassVar[str] = "w = clamp(exp(temperature * mean of log p - log p_ref over the sequence), 0, 16)"
     source: ClassVar[str] = "arXiv 2507.12856; github.com/emmyqin/iw_sft, bounding_trainers.py"
     helps: ClassVar[str] = "curated data of which some sequences suit the model better than others"
+    reference: ClassVar[ReferenceNeed] = "columns"
     columns: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     per: Literal["sequence", "token"] = Field(
@@ -119,3 +127,52 @@ def mean_of_sequences(value_T: Tensor, targets: Targets) -> Tensor:
     sum_T = value_T.new_zeros(len(value_T) + 1).index_add_(0, sequence_T, value_T)
     count_T = value_T.new_zeros(len(value_T) + 1).index_add_(0, sequence_T, value_T.new_ones(len(value_T)))
     return sum_T[sequence_T] / count_T[sequence_T]
+
+
+@dataclass(frozen=True)
+class Mass:
+    """The probability of the target and of all that is less likely, [C]: as PriFT defines it, without what ties."""
+
+    name: str = "mass"
+
+    def __call__(self, logits_CV: Tensor, targets_C: Tensor) -> Tensor:
+        """Sum them up."""
+        q_CV, target_C1 = logits_CV.softmax(-1), targets_C[:, None]
+        below_CV = logits_CV < logits_CV.gather(1, target_C1)
+        return (q_CV * below_CV).sum(1) + q_CV.gather(1, target_C1)[:, 0]
+
+
+@dataclass(frozen=True)
+class ReferenceColumns:
+    """A `Weigher` that makes the columns of a reference of its logits, as statistics.
+
+    Attributes:
+        statistics: which; of `REFERENCE_COLUMNS`.
+    """
+
+    statistics: tuple[str, ...]
+
+    name: ClassVar[str] = "reference"
+    columns: ClassVar[frozenset[str]] = frozenset()
+    places: ClassVar[bool] = False
+    scope: ClassVar[Scope] = "token"
+    divisor: ClassVar[Divisor] = "tokens"
+    reference: ClassVar[ReferenceNeed] = "none"
+
+    @property
+    def needs(self) -> frozenset[RowStatistic]:
+        """The mass, where it is asked for."""
+        return frozenset({Mass()} if "ref_mass" in self.statistics else ())
+
+    def weigh(self, rows: Rows, targets: Targets, clock: Clock | None) -> Weighed:
+        """Weigh nothing; return the columns."""
+        del targets, clock
+        made = {"ref_logp": rows.logp_T}
+        if "ref_mass" in self.statistics:
+            made["ref_mass"] = rows.added[Mass().name]
+        return Weighed(rows.logp_T.new_zeros(rows.logp_T.shape), statistics=made)
+
+    def soft_targets(self, reference_CV: Tensor, ids_C: Tensor) -> Tensor:
+        """Return what was given: nobody asks."""
+        del ids_C
+        return reference_CV

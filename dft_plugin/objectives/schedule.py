@@ -17,8 +17,14 @@ class Until:
 
     def share_of(self, clock: Clock) -> float:
         """Return how much of the way to this point is done, in [0, 1]."""
+        if not clock.step:
+            # Before a run nobody may know how long it will be.
+            return 0.0 if self.point else 1.0
         end = self.point if isinstance(self.point, int) else self.point * clock.last_step
         return 1.0 if clock.step >= end else clock.step / end
+
+    def __str__(self) -> str:
+        return f"{self.point:g}"
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,9 @@ class Ramp:
         """Return its value."""
         share = self.until.share_of(clock)
         return self.start + (self.end - self.start) * share
+
+    def __str__(self) -> str:
+        return f"{self.start:g}->{self.end:g} until {self.until}"
 
 
 @dataclass(frozen=True)
@@ -64,10 +73,26 @@ class Schedule:
 
     def at(self, clock: Clock) -> Objective:
         """Return the objective that holds, each option a number."""
-        if self.first is not None and self.first_until.share_of(clock) < 1:
+        if self.first is not None and self._begins(clock):
             return self.first
         return self.objective.model_copy(update={name: ramp.at(clock) for name, ramp in self.ramps.items()})
 
     def logs(self, clock: Clock) -> dict[str, float]:
-        """Return what the log says of it: `dft/OPTION` for each ramped option, as it stands."""
+        """Return what the log says of it: `dft/OPTION` for each ramped option that holds now, as it stands."""
+        if self.first is not None and self._begins(clock):
+            return {}
         return {f"dft/{name}": ramp.at(clock) for name, ramp in self.ramps.items()}
+
+    def _begins(self, clock: Clock) -> bool:
+        return self.first_until.share_of(clock) < 1
+
+    def __str__(self) -> str:
+        said = call(self.objective, self.ramps)
+        return said if self.first is None else f"{said} after {call(self.first)} until {self.first_until}"
+
+
+def call(objective: Objective, ramps: Mapping[str, Ramp] | None = None) -> str:
+    """Return `dft(alpha=0->1 until 0.3, floor=0.0)`, for logs."""
+    options = {**objective.model_dump(), **(ramps or {})}
+    inner = ", ".join(f"{name}={value}" for name, value in options.items())
+    return f"{objective.name}({inner})" if inner else objective.name

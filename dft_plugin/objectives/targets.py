@@ -1,13 +1,13 @@
 """What is known of the scored tokens, beside their logits.
 
-Shapes: T scored tokens.
+Shapes: T scored tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,22 @@ class Clock:
         return min(1.0, self.step / max(self.last_step, 1))
 
 
+class Distribution(Protocol):
+    """What a frozen reference says of T tokens, made a chunk at a time."""
+
+    def __getitem__(self, chunk: slice) -> Distribution:
+        """Return that of some of them."""
+        ...
+
+    def held(self) -> Distribution:
+        """Return one that holds its logits, to be read in several parts: for a chunk, never for all tokens."""
+        ...
+
+    def logits(self) -> Tensor:
+        """Make its transformed logits [T, V], float32 or float64, memory of the caller's own."""
+        ...
+
+
 @dataclass(frozen=True)
 class Targets:
     """The T tokens that are scored.
@@ -43,6 +59,7 @@ class Targets:
         sequence_T: int64, which sequence of the batch it is in, 0, 1 ... below T; None where nobody asked.
         columns: per-token numbers by the name of their column, float32 [T]; those that the objective declares.
         clock: how far the run is; None where nobody knows (a loop of one's own that does not say).
+        reference: what a frozen reference says of them; None where nobody asked, or there is none.
     """
 
     ids_T: Tensor
@@ -50,6 +67,7 @@ class Targets:
     sequence_T: Tensor | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     clock: Clock | None = None
+    reference: Distribution | None = None
 
     def __len__(self) -> int:
         """T."""
@@ -63,4 +81,5 @@ class Targets:
             position_T=None if self.position_T is None else self.position_T[chunk],
             sequence_T=None if self.sequence_T is None else self.sequence_T[chunk],
             columns={name: column_T[chunk] for name, column_T in self.columns.items()},
+            reference=None if self.reference is None else self.reference[chunk],
         )

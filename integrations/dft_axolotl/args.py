@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from dft_axolotl.host import problems_of
 from dft_plugin.errors import SettingsError
@@ -29,3 +30,13 @@ class DFTArgs(BaseModel):
         if problems:
             raise SettingsError(problems)
         return data
+
+    @field_validator("loss")
+    @classmethod
+    def write_in_pairs(cls, loss: Any) -> Any:
+        """Keep ids apart from texts: Axolotl writes its config as JSON with sorted keys, which cannot hold both."""
+        weights = loss.get("weights") if isinstance(loss, Mapping) else None
+        if not isinstance(weights, Mapping) or not isinstance(weights.get("tokens"), Mapping):
+            return loss
+        pairs = [list(pair) for pair in weights["tokens"].items()]
+        return {**loss, "weights": {**weights, "tokens": pairs}}

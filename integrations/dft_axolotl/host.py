@@ -48,6 +48,10 @@ class AxolotlHost(Host):
         """Axolotl has a key of its own for early stopping, and drops `load_best_model_at_end` in places."""
         return conflicts.choice_of_best(config)
 
+    def trains_adapters(self, config: Mapping[str, Any]) -> bool:
+        """Axolotl names the method, or an adapter to continue."""
+        return bool(config.get("adapter") or config.get("lora_model_dir"))
+
     def launch(self, launch: Launch) -> int:
         """Start as `axolotl train` does, with the launcher that the overrides name."""
         from dft_axolotl.launch import start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from axolotl.core.trainers.base import AxolotlTrainer
@@ -29,6 +30,14 @@ class AxolotlHook(TrainerHook):
                 "`trainer_cls:` or the plugin that chose this trainer."
             )
         return problems
+
+    @classmethod
+    def ends(cls, trainer: Trainer) -> Sequence[int]:
+        """Return the `eot_tokens` of the config, which may be others than the chat template's last."""
+        made: Any = trainer
+        named = (made.axolotl_cfg or {}).get("eot_tokens") or []
+        vocab = made.processing_class.get_vocab() if named else {}
+        return [vocab[token] for token in named if token in vocab]
 
     def install(self) -> None:
         """Wrap the trainer, mend `ppl` and `eval_ppl` before any logger sees them, and the choice of the best."""

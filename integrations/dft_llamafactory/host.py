@@ -61,6 +61,12 @@ class LlamaFactoryHost(Host):
         """Its cross-entropy, in whichever form."""
         return conflicts.superseded(config)
 
+    def trains_adapters(self, config: Mapping[str, Any]) -> bool:
+        """LoRA is what it does where nothing is said; the v1 trainer names a method in a mapping."""
+        if conflicts_v1.uses_v1(os.environ):
+            return bool(config.get("peft_config"))
+        return config.get("finetuning_type", "lora") not in ("full", "freeze")
+
     def launch(self, launch: Launch) -> int:
         """Start as `llamafactory-cli train` does: in this process, or through torchrun."""
         from dft_llamafactory.launch import start

@@ -10,7 +10,9 @@ from dft_llamafactory.arguments import Request
 from dft_llamafactory.host import LlamaFactoryHost
 from dft_plugin.config.checks import refuse
 from dft_plugin.config.handover import swapped
+from dft_plugin.errors import ConflictError
 from dft_plugin.functional import plan_for
+from dft_plugin.hf import splits
 from dft_plugin.hf.run import none_made
 
 
@@ -32,6 +34,9 @@ def run_with_loss(run_sft: Callable[..., Any], request: Request) -> None:
     from dft_llamafactory.trainer_v1 import LossTrainer
 
     plan = plan_for(request.loss)
+    problems = splits.problems_elsewhere(plan, "LLaMA-Factory's v1 trainer (USE_V1)")
+    if problems:
+        raise ConflictError(problems)
     made: list[LossTrainer] = []
 
     def make(**given: Any) -> LossTrainer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from transformers import Trainer
@@ -26,6 +27,16 @@ class LlamaFactoryHook(TrainerHook):
         parsed: Any = trainer
         found = conflicts.find(vars(parsed.finetuning_args), os.environ)
         return [*map(str, found), *super().conflicts(trainer)]
+
+    @classmethod
+    def ends(cls, trainer: Trainer) -> Sequence[int]:
+        """Return what LLaMA-Factory's own template ends an answer with; the tokenizer's may be another one."""
+        parsed: Any = trainer
+        template = getattr(parsed.data_collator, "template", None)
+        if template is None:
+            return ()
+        ids: list[int | None] = template.get_stop_token_ids(parsed.processing_class)
+        return [number for number in ids if number is not None]
 
     def install(self) -> None:
         """Say whether Liger's loss is superseded; wrap what writes `trainer_state.json`, of which plots are drawn."""

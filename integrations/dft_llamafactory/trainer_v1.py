@@ -13,15 +13,19 @@ from llamafactory.v1.accelerator.helper import ReduceOp
 from llamafactory.v1.accelerator.interface import DistributedInterface
 from llamafactory.v1.trainers.sft_trainer import SFTTrainer
 from llamafactory.v1.utils.callbacks import TrainerCallback
+from llamafactory.v1.utils.helper import get_tokenizer
 from torch import Tensor
 
 from dft_plugin.config.hosts import Conflict
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import ConflictError
+from dft_plugin.hf import best, tokens, turns
 from dft_plugin.hf.attachment import Attachment, attach_plan
+from dft_plugin.hf.model import unwrap
 from dft_plugin.hf.startup import startup_line
 from dft_plugin.hf.trainer import not_active, warn_of_weak_prior
+from dft_plugin.objectives import Clock
 
 
 class LossTrainer(SFTTrainer):  # type: ignore[misc]  # LLaMA-Factory ships no types
@@ -36,11 +40,16 @@ class LossTrainer(SFTTrainer):  # type: ignore[misc]  # LLaMA-Factory ships no t
     """
 
     def __init__(self, plan: LossPlan, model: Any, **given: Any) -> None:
+        renderer = given["renderer"]
+        read = tokens.read(plan, unwrap(model), renderer.processor, ends_of_answers(renderer))
+        if read.problems:
+            raise ConflictError(read.problems)
         # Before v1 wraps it.
-        self.attachment = attach_plan(model, plan)
+        self.attachment = attach_plan(model, read.plan)
+        self.attachment.ends = read.ends
         self.attachment.trainer_only = True
         if DistributedInterface().get_rank() == 0:
-            sys.stderr.write(startup_line(self.attachment, "v1 SFTTrainer") + "\n")
+            sys.stderr.write(startup_line(self.attachment, "v1 SFTTrainer", tokens=read.said) + "\n")
         super().__init__(model=model, **given)
         # Ahead of v1's own, which writes the log.
         self.callback_handler.callbacks.insert(0, Statistics(self.attachment))
@@ -52,6 +61,8 @@ class LossTrainer(SFTTrainer):  # type: ignore[misc]  # LLaMA-Factory ships no t
             for key, value in batch.items()
             if isinstance(value, Tensor) and key != "loss_weights"
         }
+        # v1 has counted the step that is going on.
+        self.attachment.clock = Clock(self.global_step - 1, self.num_training_steps, float(self.state.epoch))
         with self.attachment.answering():
             loss: Tensor = self.model(**inputs).loss
         return loss
@@ -97,6 +108,29 @@ class Steps:
         return getattr(self.batches, name)
 
 
+def ends_of_answers(renderer: Any) -> list[int]:
+    """Return what v1's own template writes after an answer: the first token that is no plain text, or none.
+
+    Args:
+        renderer: v1's, of the model that is trained.
+    """
+    one, other = (_rendered(renderer, answer) for answer in ("yes", "no"))
+    if one == other:
+        # A tokenizer that knows neither word.
+        return []
+    alike = [first == second for first, second in zip(reversed(one), reversed(other), strict=False)]
+    after = one[len(one) - alike.index(False) :]
+    marked = turns.marked(get_tokenizer(renderer.processor)).values()
+    return [number for number in after if number in marked][:1]
+
+
+def _rendered(renderer: Any, answer: str) -> list[int]:
+    said = {"user": "is it?", "assistant": answer}
+    messages = [{"role": role, "content": [{"type": "text", "value": text}]} for role, text in said.items()]
+    ids: list[int] = renderer.render_messages(messages)["input_ids"]
+    return ids
+
+
 def only_targets(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Ignore the labels that are no targets: of weight 0, and at position 0, which no position predicts.
 
@@ -132,9 +166,13 @@ class Statistics(TrainerCallback):  # type: ignore[misc]  # LLaMA-Factory ships 
         """Add them to what v1 logs. v1 calls it on every rank."""
         found = self._attachment.drain(training=True).reduce(_all_sum).as_logs()
         logs.update(found)
+        plan, clock = self._attachment.plan, self._attachment.clock
+        logs.update(plan.logs(clock))
         if found and not self._warned:
-            self._warned = True
-            warn_of_weak_prior(found, self._attachment.plan.objective.name)
+            holding = plan.holding(clock)
+            # What is plain likelihood now may be another objective later.
+            self._warned = best.weighs(holding)
+            warn_of_weak_prior(found, holding)
 
 
 def _all_sum(sums_K: Tensor) -> Tensor:

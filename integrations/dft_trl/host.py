@@ -40,6 +40,10 @@ class TrlHost(Host):
         """TRL's own loss, in whichever form."""
         return conflicts.superseded(config, settings.describe())
 
+    def trains_adapters(self, config: Mapping[str, Any]) -> bool:
+        """TRL has a switch for it."""
+        return rules.is_on(config.get("use_peft"))
+
     def launch(self, launch: Launch) -> int:
         """Start as `trl sft` does."""
         from dft_trl.launch import start

@@ -50,7 +50,10 @@ class TrlAttachment(TrainerAttachment):
         if not inputs.get("fused_lm_head") or not self.answers(inputs):
             return super().answer(module, args, kwargs)
         del inputs["fused_lm_head"]
-        output = _fused_output(self.score(module, inputs, want_logits=False))
+        done = self.score(module, inputs, want_logits=False)
+        later = self._answering is not None and self._answering.rescaling is not None
+        by_tokens = later or done.result.objective.divisor == "tokens"
+        output = _fused_output(done, None if by_tokens else done.result.factor)
         if self.watched:
             self.last = output
         return output
@@ -134,7 +137,7 @@ class TrlHook(TrainerHook):
         )
 
 
-def _fused_output(done: Pass) -> FusedCausalLMOutput:
+def _fused_output(done: Pass, factor: Tensor | None) -> FusedCausalLMOutput:
     scored = done.result.scored
     rows = scored.rows
     mask_BS = done.result.selection.mask(rows.logp_T.device)
@@ -143,7 +146,7 @@ def _fused_output(done: Pass) -> FusedCausalLMOutput:
     spread: Tensor = _Spread.apply(done.result.loss_sum, _grid(scored.loss_T, mask_BS))  # type: ignore[no-untyped-call]
     return FusedCausalLMOutput(
         loss=loss if done.auxiliary is None else loss + done.auxiliary,
-        log_probs=-spread,
+        log_probs=-spread if factor is None else -spread * factor.to(spread),
         entropy=_grid(rows.entropy_T, mask_BS),
         is_top1=_grid(rows.is_top1_T, mask_BS),
         label_mask=mask_BS,

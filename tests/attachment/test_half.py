@@ -1,4 +1,4 @@
-"""A model in float16 or bfloat16 under a loss scale: gradients as near to float64 as those of the model's own logits."""
+"""A model in float16 or bfloat16 under a loss scale: as near to float64 as the textbook on its own logits."""
 
 from __future__ import annotations
 

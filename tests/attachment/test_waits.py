@@ -149,4 +149,4 @@ def waits_on_cuda(case, loss):
             steps(batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return [f"{w.filename}:{w.lineno}" for w in seen if "synchroniz" in str(w.message)]
+    return [f"{w.filename}:{w.lineno}" for w in seen if "called a synchronizing" in str(w.message)]

@@ -194,6 +194,21 @@ def test_json_is_a_config_too(dft, config):
     assert report["loss"]["options"] == {"floor": 0.1}
 
 
+def test_ids_and_texts_of_tokens_are_told_apart_in_json(dft, config):
+    loss = 'loss: {always_learn: [eos, 5], weights: {tokens: {11: 2.0, "11": 0.5}}}\n'
+    report = json.loads(dft("check", config(TRL + loss), "--json").stdout)
+    assert report["loss"]["always_learn"] == ["eos", 5]
+    assert report["loss"]["weights"]["tokens"] == [[11, 2.0], ["11", 0.5]]
+
+
+def test_what_is_no_token_is_found_without_a_tokenizer(dft, config):
+    loss = "loss: {always_learn: [eos, ends], weights: {tokens: {yes: 2.0}}}\n"
+    problems = json.loads(dft("check", config(TRL + loss), "--json").stdout)["problems"]
+    assert len(problems) == 2
+    assert "'ends' is neither one of eos, special, added nor a token id" in problems[0]
+    assert "True is neither an id nor a text; put quotes around" in problems[1]
+
+
 def test_losses_lists_names_options_and_sources(dft):
     listed = dft("losses").stdout
     assert "arXiv 2508.05629" in listed

@@ -28,9 +28,9 @@ def load(path):
     return torch.load(path, weights_only=False)
 
 
-def run(processes, host, kind, out, batch_size):
+def run(processes, host, kind, out, batch_size, loss="dft"):
     out.mkdir()
-    err = launch(processes, ranks, host, kind, out, batch_size)
+    err = launch(processes, ranks, host, kind, out, batch_size, loss)
     return load(Path(out) / "saved.pt"), err
 
 
@@ -49,6 +49,27 @@ def test_two_processes_equal_one(host, kind, tmp_path):
             assert theirs[key] == pytest.approx(mine[key], rel=1e-5), key
     assert two["evaluated"]["eval_dft/nll"] == pytest.approx(one["evaluated"]["eval_dft/nll"], rel=1e-5)
     assert err.count("dft: loss dft") == 1, "one start-up line, not one for each rank"
+
+
+@pytest.mark.parametrize(
+    ("host", "kind", "loss"),
+    [
+        ("transformers", "full", "divided"),
+        ("transformers", "tied", "of_sequence"),
+        ("transformers", "lora", "ramp"),
+        ("trl", "lora", "divided"),
+    ],
+)
+def test_what_a_step_is_divided_by_and_when_is_the_same_on_two_ranks(host, kind, loss, tmp_path):
+    if host == "trl":
+        pytest.importorskip("trl")
+    one, _ = run(1, host, kind, tmp_path / "one", 4, loss)
+    two, _ = run(2, host, kind, tmp_path / "two", 2, loss)
+    gap = tiny.max_gap(one["weights"], two["weights"])
+    assert gap < 1e-5 * max(float(value.abs().max()) for value in one["weights"].values())
+    for mine, theirs in zip(one["logs"], two["logs"], strict=True):
+        for key in (key for key in mine if key == "loss" or key.startswith("dft/")):
+            assert theirs[key] == pytest.approx(mine[key], rel=2e-4 if key == "loss" else 1e-4), key
 
 
 @pytest.fixture(scope="module", params=["transformers", "trl"])

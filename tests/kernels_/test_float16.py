@@ -160,3 +160,26 @@ def test_a_large_weight_does_not_overflow_the_product():
     )
     assert gradient.isfinite().all()
     assert oracle.gap(gradient[:, 1:], truth[:, 1:]) < 2e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", [read, called, through_blocks])
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_on_a_gpu_too(dtype, head, way):
+    # An odd vocabulary, whose rows are padded there.
+    for p in (*PROBABILITIES, "all"):
+        here = problem(p, dtype=dtype, **HEADS[head])
+        truths = [truth.cuda() for truth in truths_of(here)]
+        made = on_gpu(here)
+        ours = gaps(way(made, DFT()), made, truths, 65536.0, 64)
+        theirs = gaps(textbook(made, DFT()), made, truths, 65536.0, 64)
+        assert all(one <= other + A_LITTLE[dtype] for one, other in zip(ours, theirs, strict=True)), (p, ours, theirs)
+
+
+def on_gpu(made):
+    tensors = iter([tensor.detach().cuda().requires_grad_() for tensor in made.inputs])
+    hidden_TD, weight_VD = next(tensors), next(tensors)
+    bias_V = None if made.bias_V is None else next(tensors)
+    low_rank = None if made.low_rank is None else (next(tensors), next(tensors))
+    return problems.Problem(hidden_TD, made.targets_T.cuda(), weight_VD, bias_V, low_rank, made.scale, made.softcap)

@@ -121,3 +121,21 @@ def test_a_sum_of_no_rows_is_zero():
         total_VN = torch.full((V, N), torch.nan)
         products.add_product_(total_VN, torch.empty(0, V, dtype=dtype), torch.empty(0, N), first=True)
         assert not total_VN.any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [V, 8192 + 65])
+def test_a_gpu_has_gemms_that_widen_and_they_round_nothing_between(rows, dtype):
+    can = products.widening_gemms(torch.device("cuda", torch.cuda.current_device()), dtype, torch.float32)
+    # 2.8 has the one, releases from 2.11 on both.
+    assert "mm" in can
+    generator = torch.Generator().manual_seed(0)
+    total_VN = torch.full((rows, N), torch.nan, device="cuda")
+    # Rows that start on 16 bytes, as those of logits do.
+    padded = torch.randn(3, C, -(-rows // 8) * 8, generator=generator).to("cuda", dtype)[..., :rows]
+    rights = torch.randn(3, C, N, generator=generator).cuda() * torch.logspace(-3, 3, N, device="cuda")
+    for index, (grad_CV, right_CN) in enumerate(zip(padded, rights, strict=True)):
+        products.add_product_(total_VN, grad_CV, right_CN.clone(), first=index == 0)
+    expected = sum(left.double().t() @ right.to(dtype).double() for left, right in zip(padded, rights, strict=True))
+    assert oracle.gap(total_VN, expected) < 1e-5

@@ -162,6 +162,7 @@ def test_a_kernel_that_does_not_compile_leaves_the_numbers_right(monkeypatch, ca
         close(asked_for_everything(device), truth)
     (message,) = warnings_of(caplog)
     assert message.startswith(f"dft: the Triton kernel does not work on {device}, going on without it: ")
+    assert "power of 2" in message
 
 
 @pytest.mark.parametrize("device", fused.DEVICES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,50 +12,59 @@ import pytest
 
 pytestmark = pytest.mark.host
 
-SAMPLE = Path(__file__).parent / "dft-sqrt"
-
-TRAIN = """
-import sys, tempfile
-from pathlib import Path
-import torch
-from dft_plugin import activate
-from support import oracle, tiny, training
-trainer = training.trainer(Path(sys.argv[1]), max_steps=1)
-batch = next(iter(trainer.get_train_dataloader()))
-expected = oracle.causal_loss(trainer.model, batch, lambda p: 0.5 * p.sqrt()).item()
-activate(trainer, {"name": "sqrt", "scale": 0.5})
-trainer.train()
-print(training.losses(trainer)[0] / expected)
-"""
+HERE = Path(__file__).parent
+SAMPLE = HERE / "dft-sqrt"
+PROJECTS = {"sqrt": SAMPLE, "downweight": HERE / "dft-downweight", "sequence_mean": HERE / "dft-sequence-mean"}
+OPTIONS = {"sqrt": "(scale=0.5)", "downweight": "(ids=(5, 9, 17), factor=0.25)", "sequence_mean": ""}
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A folder with the sample installed; offline, so without build isolation."""
+    """A folder with the samples installed; offline, so without build isolation."""
     target = tmp_path_factory.mktemp("site")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", str(target), str(SAMPLE)], check=True)
+    subprocess.run([*pip, "--target", str(target), *map(str, PROJECTS.values())], check=True)
     return target
 
 
 def run(site, *words):
     lib = Path(__file__).parents[1] / "lib"
-    environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{lib}", "COLUMNS": "200"}
+    given = [str(site), str(lib), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(given), "COLUMNS": "200"}
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, check=False)
 
 
-def test_its_objective_is_listed_with_its_owner(site):
-    listed = run(site, "-m", "dft_plugin.cli", "losses").stdout
-    (row,) = [line for line in listed.splitlines() if "sqrt(p)" in line]
-    assert "scale (1.0)" in row
-    assert "dft-sqrt:sqrt" in row
+def test_each_is_listed_with_its_options_and_its_owner(site):
+    listed = json.loads(run(site, "-m", "dft_plugin.cli", "losses", "--json").stdout)
+    found = {one["name"]: one for one in listed}
+    assert [found[name]["owner"] for name in PROJECTS] == [f"{PROJECTS[n].name}:{n}" for n in PROJECTS]
+    assert [option["name"] for option in found["downweight"]["options"]] == ["ids", "factor"]
+    assert found["sequence_mean"]["scope"] == "sequence"
 
 
-def test_its_objective_trains_with_its_options(site, tmp_path):
-    done = run(site, "-c", TRAIN, str(tmp_path))
+@pytest.mark.parametrize("name", PROJECTS)
+def test_each_conforms(site, name):
+    code = "from dft_plugin.config.plugins import build_catalogue; from dft_plugin.testing import check_objective\n"
+    code += f"check_objective(build_catalogue().objectives[{name!r}].item)"
+    done = run(site, "-c", code)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout.splitlines()[-1]) == pytest.approx(1, rel=1e-6)
-    assert "dft: loss sqrt(scale=0.5) is on" in done.stderr
+
+
+@pytest.mark.parametrize("host", ["transformers", "trl"])
+@pytest.mark.parametrize("name", PROJECTS)
+def test_each_trains_the_step_of_its_formula(site, tmp_path, name, host):
+    done = run(site, str(HERE / "one_step.py"), name, host, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    off = json.loads(done.stdout.splitlines()[-1])
+    assert off["loss"] == pytest.approx(1, rel=1e-5)
+    assert off["gradient"] < 1e-4
+    assert f"dft: loss {name}{OPTIONS[name]} is on" in done.stderr
+
+
+def test_check_finds_it_sound(site, tmp_path):
+    config = "model_name_or_path: m\ndataset_name: d\nloss: {name: downweight, ids: [1], factor: 2}\n"
+    (tmp_path / "sft.yaml").write_text(config)
+    assert run(site, "-m", "dft_plugin.cli", "check", str(tmp_path / "sft.yaml")).returncode == 0
 
 
 def test_its_options_are_checked_as_ours_are(site):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import tiny
+from support import tiny, wording
 
 pytest.importorskip("llamafactory")
 
@@ -238,3 +238,29 @@ def test_a_model_without_tokens_is_refused(home, tmp_path, monkeypatch):
     monkeypatch.setattr(conflicts_v1, "V1_RULES", ())
     with pytest.raises(UnsupportedModelError, match="is not a causal language model"):
         factory_v1.train(factory_v1.arguments(home, tmp_path, model_class="cls"), "dft")
+
+
+@pytest.mark.parametrize("template", ["chatml", "qwen3", "qwen3_nothink"])
+def test_what_ends_an_answer_is_what_v1s_template_writes(template):
+    from llamafactory.v1.core.utils.rendering import Renderer
+
+    from dft_llamafactory.trainer_v1 import ends_of_answers
+
+    tokenizer = wording.bytewise(None)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ends_of_answers(Renderer(template, tokenizer)) == [end]
+    assert ends_of_answers(Renderer(template, wording.wordwise())) == []
+
+
+def test_tokens_are_always_learned_and_weighed(home, tmp_path, capsys):
+    loss = {"name": "dft", "always_learn": ["eos", 5], "weights": {"tokens": {"w7": 3.0, 9: 0.5}}}
+    run = factory_v1.train(factory_v1.arguments(home, tmp_path, max_steps=1), loss)
+    assert (
+        "; always learned: 2 tokens (eos `</s>`, ids `w5`); weights: `w7` x 3, `w9` x 0.5" in capsys.readouterr().err
+    )
+    assert {"dft/always_learn_share", "dft/data_weight"} <= run.logs[0].keys()
+
+
+def test_a_token_that_is_none_is_refused(home, tmp_path):
+    with pytest.raises(ConflictError, match="'w1 w2' is 2 tokens"):
+        factory_v1.train(factory_v1.arguments(home, tmp_path), {"name": "dft", "weights": {"tokens": {"w1 w2": 2.0}}})

@@ -1,12 +1,13 @@
 """Train one of several ranks; what torchrun starts.
 
-torchrun --nproc-per-node 2 ranks.py HOST KIND OUT BATCH_SIZE
+torchrun --nproc-per-node 2 ranks.py HOST KIND OUT BATCH_SIZE [LOSS]
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dft_plugin import activate
 from support import tiny, training
+from support.weighers import Divided, OfSequence
 
 MODELS = {
     "full": tiny.llama,
@@ -23,7 +25,15 @@ MODELS = {
 }
 
 
-def main(host: str, kind: str, out: str, batch_size: str) -> None:
+LOSSES: dict[str, Any] = {
+    "dft": "dft",
+    "divided": Divided(),
+    "of_sequence": OfSequence(),
+    "ramp": {"name": "dft", "alpha": {"from": 0.0, "to": 1.0, "until": 2}},
+}
+
+
+def main(host: str, kind: str, out: str, batch_size: str, loss: str = "dft") -> None:
     torch.set_num_threads(1)
     make = {"transformers": training.trainer, "trl": training.sft_trainer}[host]
     trainer = make(
@@ -35,7 +45,7 @@ def main(host: str, kind: str, out: str, batch_size: str) -> None:
         average_tokens_across_devices=False,
         ddp_find_unused_parameters=False,
     )
-    activate(trainer)
+    activate(trainer, LOSSES[loss])
     trainer.train()
     evaluated = trainer.evaluate()
     if trainer.is_world_process_zero():

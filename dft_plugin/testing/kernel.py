@@ -1,53 +1,14 @@
-"""Conformance suites: what an objective, a kernel or a host of a third party must keep.
-
-Call them from a test of your own::
-
-    from dft_plugin.testing import check_objective
-
-
-    def test_mine_conforms():
-        check_objective(Mine())
-"""
+"""What a kernel must keep. Shapes: T scored tokens, D hidden size, V vocabulary."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
-from dft_plugin.config.hosts import Conflict, Host
-from dft_plugin.config.settings import RESERVED_KERNELS, Settings
+from dft_plugin.config.settings import RESERVED_KERNELS
 from dft_plugin.kernels import Head, Kernel, KernelResult, Transform, reference
 from dft_plugin.objectives import DFT, NLL, Objective, Targets
 
 _ROWS, _HIDDEN, _VOCAB = 150, 24, 301
-
-
-def check_objective(objective: Objective | type[Objective]) -> None:
-    """Check an objective: described, detached, finite, and the same for a token in any company.
-
-    Args:
-        objective: one with options set, or a class, which is taken with its defaults.
-
-    Raises:
-        AssertionError: says what does not hold.
-    """
-    if isinstance(objective, type):
-        objective = objective()
-    for attribute in ("name", "summary", "source"):
-        assert getattr(objective, attribute, None), f"{type(objective).__name__} has no {attribute}"
-    assert not hasattr(Settings, objective.name), f"the name {objective.name!r} is a setting"
-    for field, info in type(objective).model_fields.items():
-        assert info.description, f"option {field} has no description"
-        assert field not in Settings.model_fields, f"option {field} is a setting of ours"
-    hidden_TD, head, targets_T = _problem(torch.float64)
-    whole = reference(hidden_TD, head, Targets(targets_T), objective)
-    assert not whole.weight_T.requires_grad, "weights must be detached"
-    assert whole.weight_T.shape == targets_T.shape, "one weight for each token"
-    assert bool(whole.weight_T.isfinite().all()), "weights must be finite"
-    first = reference(hidden_TD[:7], head, Targets(targets_T[:7]), objective)
-    assert torch.allclose(first.weight_T, whole.weight_T[:7]), "a weight depends on other tokens"
 
 
 def check_kernel(kernel: Kernel) -> None:
@@ -71,30 +32,6 @@ def check_kernel(kernel: Kernel) -> None:
     empty = kernel(hidden_TD, head, Targets(targets_T[:0]), DFT(), needs=frozenset(), scratch_bytes=1 << 20)
     assert empty.loss_sum.item() == 0, "no tokens: a zero"
     assert empty.loss_sum.requires_grad, "no tokens: a zero that is connected to the graph"
-
-
-def check_host(host: Host, config: Mapping[str, Any], foreign: Mapping[str, Any]) -> None:
-    """Check a host: described, tells its own configs, reads without changing them.
-
-    Args:
-        host: the host.
-        config: a config of its own, as parsed from YAML, without `loss`.
-        foreign: a config of another host.
-
-    Raises:
-        AssertionError: says what does not hold.
-    """
-    for attribute in ("name", "distribution", "tested", "install"):
-        assert getattr(host, attribute, None), f"{type(host).__name__} has no {attribute}"
-    before = repr(config)
-    assert host.recognise(config), "it does not recognise its own config"
-    assert not host.recognise(foreign), "it recognises a foreign config"
-    for conflict in host.conflicts(config):
-        assert isinstance(conflict, Conflict)
-        assert conflict.remedy, f"the conflict of {conflict.key} says no remedy"
-    host.replaces(config, Settings(name="dft"))
-    assert repr(config) == before, "it changed the config"
-    assert host.version_problem() is None or host.install in str(host.version_problem())
 
 
 def _problem(dtype: torch.dtype) -> tuple[torch.Tensor, Head, torch.Tensor]:

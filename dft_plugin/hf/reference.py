@@ -1,0 +1,313 @@
+"""The frozen reference of a run: the base model with its adapters off, the model as it began, or another one.
+
+Shapes: B batch, S sequence, T scored tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dft_plugin.core.plan import COLUMNS, LossPlan
+from dft_plugin.core.reference import Referred, Wanted
+from dft_plugin.core.targets import Facts, Selection
+from dft_plugin.errors import ConflictError, UnsupportedModelError, name_of
+from dft_plugin.hf.adapters import adapter_parameters, adapters_off, has_adapters, why_not_base
+from dft_plugin.hf.called import CalledHead
+from dft_plugin.hf.head import find_door
+from dft_plugin.hf.interception import HeadStandIn, require_mapping, resting, standing_in
+from dft_plugin.hf.routing import NotLean, called_often, is_sharded
+from dft_plugin.hf.untouched import copied, unnoticed
+
+Forward = Callable[..., Any]
+
+
+class Reference(Protocol):
+    """A frozen model that a trained one is compared with.
+
+    Attributes:
+        says: what it is, for the start-up line.
+    """
+
+    says: str
+
+    def standing(self, model: Any, forward: Forward) -> Any:
+        """Return a context in which it stands, given the model that is trained; enters as its module and forward."""
+        ...
+
+
+class BaseModel:
+    """The model with its adapters off."""
+
+    says = "the base model, its adapters off"
+
+    @contextmanager
+    def standing(self, model: Any, forward: Forward) -> Iterator[tuple[Any, Forward]]:
+        """Switch the adapters off for a while."""
+        with adapters_off(model):
+            yield model, forward
+
+
+class AsItBegan:
+    """The model with its adapters as they were; they are small enough to be kept twice.
+
+    No second adapter of PEFT's, which would be saved with every checkpoint.
+
+    Args:
+        model: with the adapters that the run begins with.
+    """
+
+    says = "the adapters that the run began with"
+
+    def __init__(self, model: nn.Module) -> None:
+        wanted = adapter_parameters(model)
+        named = model.named_parameters()
+        self._began = {name: parameter.detach().clone() for name, parameter in named if id(parameter) in wanted}
+
+    @contextmanager
+    def standing(self, model: Any, forward: Forward) -> Iterator[tuple[Any, Forward]]:
+        """Put the first weights in the place of today's for a while."""
+        named = dict(model.named_parameters())
+        now = [(named[name], began, named[name].data) for name, began in self._began.items() if name in named]
+        try:
+            for parameter, began, _ in now:
+                parameter.data = began.to(parameter)
+            yield model, forward
+        finally:
+            for parameter, _, data in now:
+                parameter.data = data
+
+
+class AnotherModel:
+    """A model of its own.
+
+    Args:
+        model: it; frozen from now on.
+        says: what it is.
+    """
+
+    def __init__(self, model: Any, says: str) -> None:
+        self.says = says
+        self.model = model.requires_grad_(False).eval()
+
+    def __deepcopy__(self, memo: Any) -> AnotherModel:
+        # A copy of the model that is trained needs no other reference.
+        return self
+
+    @contextmanager
+    def standing(self, model: Any, forward: Forward) -> Iterator[tuple[Any, Forward]]:
+        """Have it where the model is by now."""
+        del forward
+        if self.model.device != model.device:
+            self.model.to(model.device)
+        yield self.model, self.model
+
+
+def find_reference(plan: LossPlan, model: Any) -> Reference | None:
+    """Make what a plan compares with; None where it does not, or nobody can say before the adapters are there.
+
+    Args:
+        plan: says which.
+        model: the causal LM, as the run begins with it.
+
+    Raises:
+        ConflictError: there is none of that kind.
+    """
+    word = plan.reference
+    if not plan.refers or word == COLUMNS or (word is None and not has_adapters(model)):
+        return None
+    if word == "copy":
+        return AnotherModel(_copy_of(model), "a frozen copy of the model, as it began")
+    if word in (None, "base", "start"):
+        problem = _without_adapters(plan, model) or (None if word == "start" else why_not_base(model))
+        if problem is not None:
+            raise ConflictError([problem])
+        return AsItBegan(model) if word == "start" else BaseModel()
+    assert word is not None
+    return AnotherModel(_load(word, model), f"the model {word}")
+
+
+def demand_reference(plan: LossPlan, model: Any) -> Reference:
+    """Do as `find_reference`, once the first batch is here, which has none of its own.
+
+    Raises:
+        ConflictError: there is none.
+    """
+    found = find_reference(plan, model)
+    if found is None:
+        raise ConflictError(missing(plan, model))
+    return found
+
+
+def missing(plan: LossPlan, model: Any) -> list[str]:
+    """List why a trainer cannot have the reference that its loss needs, if nobody has said which."""
+    problem = _without_adapters(plan, model) if plan.refers and plan.reference is None else None
+    return [] if problem is None else [problem]
+
+
+def _without_adapters(plan: LossPlan, model: Any) -> str | None:
+    if has_adapters(model):
+        return None
+    name = plan.objective.name if plan.objective.reference != "none" else plan.every[0].name
+    columns = ", ".join(f"`{column}`" for column in sorted(plan.filled))
+    beside = f", or `reference: columns` where your data has {columns}" if columns else ""
+    given = "" if plan.reference is None else f"`reference: {plan.reference}` is the model without what is trained; "
+    return (
+        f"{given}the loss {name} compares the model with a frozen reference, and {type(model).__name__} has no "
+        "adapters to switch off. Write beside its name `reference: copy` (a second copy of the weights), "
+        f"`reference: PATH` of a model{beside}; or train adapters (LoRA)."
+    )
+
+
+def _copy_of(model: Any) -> Any:
+    if isinstance(vars(model).get("forward"), types.FunctionType):
+        raise ConflictError(
+            [
+                f"`reference: copy`: the forward of this {type(model).__name__} was replaced by "
+                f"{name_of(model.forward)}, which a copy would share. Write `reference: PATH` of the same model."
+            ]
+        )
+    made = copy.deepcopy(model)
+    made.zero_grad(set_to_none=True)
+    return made
+
+
+def _load(path: str, model: Any) -> Any:
+    kind = next(cls for cls in type(model).__mro__ if hasattr(cls, "from_pretrained"))
+    try:
+        made = kind.from_pretrained(path, attn_implementation=model.config._attn_implementation)
+    except (OSError, ValueError) as error:
+        raise ConflictError(
+            [
+                f"`reference: {path}` is none of base, start, copy and columns, and no {kind.__name__} can be loaded "
+                f"from there ({str(error).splitlines()[0]}). Give the path of a model."
+            ]
+        ) from error
+    ours, theirs = (one.get_output_embeddings().weight.shape[0] for one in (model, made))
+    if ours != theirs:
+        raise ConflictError(
+            [
+                f"`reference: {path}` has {theirs} tokens, and the model {ours}. They need the same vocabulary; for "
+                "a model with new tokens write `reference: copy`."
+            ]
+        )
+    return made.to(model.dtype)
+
+
+def refuse_prompts(model: Any, plan: LossPlan) -> None:
+    """Refuse methods of PEFT that put a prompt before the tokens: the reference would be given it, too.
+
+    Args:
+        model: as it was given, maybe a PEFT model.
+        plan: what is computed.
+
+    Raises:
+        ConflictError: names the method.
+    """
+    config = getattr(model, "active_peft_config", None) if hasattr(model, "peft_config") else None
+    if plan.refers and getattr(config, "is_prompt_learning", False):
+        raise ConflictError(
+            [
+                f"{type(config).__name__} trains a prompt that stands before the tokens, and the reference would be "
+                f"given it as well, so the loss {plan.objective.name} cannot compare with it. Train LoRA, or choose "
+                "a loss without a reference, `dft` for one."
+            ]
+        )
+
+
+def wanted_of(plan: LossPlan, facts: Facts) -> Wanted:
+    """Say what is read of a reference now, and is not in the batch."""
+    if not plan.refers:
+        return Wanted()
+    now = plan.weigher(facts.clock)
+    columns = sorted((now.columns & plan.filled) - facts.columns.keys())
+    return Wanted(tuple(columns), now.reference == "distribution")
+
+
+def refer(
+    reference: Reference,
+    wanted: Wanted,
+    model: Any,
+    forward: Forward,
+    inputs: Mapping[str, Any],
+    vocab_size: int | None,
+) -> Referred | NotLean:
+    """Run a reference over a batch, without a graph, and leave nothing behind.
+
+    Args:
+        reference: what is run.
+        wanted: what will be read of it.
+        model: the one that is trained.
+        forward: its own forward.
+        inputs: keyword arguments of it.
+        vocab_size: V, to keep hidden states; None: the logits are made.
+
+    Returns:
+        What it made, or why its hidden states do not do.
+
+    Raises:
+        UnsupportedModelError: the model is sharded, or what stands before its tokens is trained.
+    """
+    given = {key: value for key, value in inputs.items() if key not in ("labels", "shift_labels")}
+    _require_plain(model, given)
+    given = copied(given)
+    with (
+        torch.no_grad(),
+        unnoticed(model),
+        reference.standing(model, forward) as (module, run),
+        resting(module),
+    ):
+        if vocab_size is None:
+            logits = require_mapping(module, run(**given, return_dict=True)).logits
+            return Referred(wanted, logits, logits.shape[-1])
+        stand_in = HeadStandIn(module.get_output_embeddings(), torch.zeros(1, 1, vocab_size))
+        with standing_in(module, stand_in):
+            run(**given, return_dict=True)
+    if stand_in.calls != 1 or stand_in.hidden is None:
+        return called_often(stand_in)
+    return Referred(wanted, stand_in.hidden, vocab_size)
+
+
+def _require_plain(model: Any, inputs: Mapping[str, Any]) -> None:
+    if is_sharded(model):
+        raise UnsupportedModelError(
+            "a loss with a reference was never run with a model whose weights are sharded over ranks (FSDP, ZeRO-3, "
+            "tensor parallelism). Train on copies of the model (DDP, ZeRO-1 or 2), or compute `ref_logp` beforehand "
+            "and write `reference: columns`."
+        )
+    embeds = inputs.get("inputs_embeds")
+    if inputs.get("past_key_values") is not None or (isinstance(embeds, Tensor) and embeds.requires_grad):
+        raise UnsupportedModelError(
+            "what stands before the tokens of this batch is trained (a prompt or a prefix), and a reference would be "
+            "given it as well. Train LoRA, or choose a loss without a reference, `dft` for one."
+        )
+
+
+def with_head(reference: Reference | None, chosen: Selection, model: Any, project: CalledHead) -> Selection:
+    """Let what a reference made be projected by its own head; called inside the head of the model.
+
+    Args:
+        reference: whose head is meant.
+        chosen: what is scored; its facts may hold what the reference made.
+        model: the one that is trained.
+        project: its head, entered.
+    """
+    referred = chosen.facts.reference
+    if reference is None or referred is None:
+        return chosen
+
+    def of_reference(hidden_TD: Tensor) -> Tensor:
+        with reference.standing(model, model) as (module, _):
+            door = find_door(module.get_output_embeddings())
+            called = project if door.owner is project.owner else CalledHead(door)
+            with resting(door.owner):
+                return called(hidden_TD)
+
+    return replace(chosen, facts=replace(chosen.facts, reference=replace(referred, project=of_reference)))

@@ -1,0 +1,187 @@
+"""The first hour on a GPU, in small and on a CPU: nothing in it is untested but the device."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import __main__ as command
+from benchmarks import cost
+from benchmarks.gpu import exact, hour, sheet, table
+from benchmarks.gpu.waits import Waits
+from benchmarks.problem import HiddenInputs, Shape
+from dft_plugin.kernels import Transform
+
+ROOT = Path(__file__).parents[1]
+
+
+def numbers(page):
+    return json.loads(page.split("```json\n")[1].split("\n```")[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("machine", "exact", "trained", "waits", "budget", "narrow", "eval", "cost"),
+        ("tests", "logits", "frozen", "lora", "qlora"),
+    ],
+)
+def test_every_part_runs_here_in_small(parts, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = tmp_path / "page.md"
+    words = ["gpu", "--device", "cpu", "--small", "--out", str(page)]
+    for part in parts:
+        words += ["--part", part]
+    done = CliRunner().invoke(command.app, words)
+    text = page.read_text()
+    assert done.exit_code == 0, text
+    assert "**failed" not in text
+    assert "**far**" not in text
+    found = numbers(text)
+    assert set(found) == set(parts)
+    if "trained" in parts:
+        ours = found["trained"]["found"]["ours (kernel: auto)"]
+        assert len(ours["seconds"]) == 9
+        assert set(ours["errors"]) == {"loss", "hidden", "weight"}
+        assert found["cost"]["trained"]["measured"] > 0
+        assert "| trained | scratch_mb: 1 (" in text
+        assert found["waits"]["ours"]["operations"] > 0
+        assert "Quack, cross-entropy | not here: ModuleNotFoundError" in text
+
+
+def test_a_part_that_fails_says_how_it_ended_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page, said = tmp_path / "page.md", []
+    options = sheet.Options("no such device", True, str(tmp_path))
+    ends = hour.take(options, ["machine", "cost"], page, 5, said.append)
+    assert ends["machine"].startswith("failed, exit code 1")
+    assert ends["cost"] == ""
+    text = page.read_text()
+    assert "device" in text.split("**failed, exit code 1; the end of its output:**")[1].split("(machine:")[0]
+    assert "Traceback" in text or "RuntimeError" in text
+    assert "Not run: the machine's ceilings were not measured." in text
+    assert len(said) == 2
+
+
+def test_a_time_limit_loses_nothing_that_was_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(hour.PARTS, "exact", replace(hour.PARTS["exact"], minutes=0.001))
+    options = sheet.Options("cpu", True, str(tmp_path))
+    sheet.Sheet(options.sheet("exact")).say("found before")
+    ends = hour.take(options, ["exact", "cost"], tmp_path / "page.md", 0.2, lambda text: None)
+    assert ends["exact"] == "not run: no time was left"
+    ends = hour.take(options, ["exact", "cost"], tmp_path / "page.md", 5, lambda text: None)
+    assert ends["exact"].startswith("stopped at its limit of 0 s")
+    assert "found before" in (tmp_path / "page.md").read_text()
+
+
+def test_what_went_wrong_while_others_went_on_stands_below_them_with_its_traceback(tmp_path):
+    found = sheet.Sheet(tmp_path / "part.json")
+    with pytest.raises(ValueError, match="first line") as caught:
+        raise ValueError("first line\nsecond line")
+    assert found.fault("a variant", caught.value) == "ValueError: first line"
+    found.fault("a peer", ModuleNotFoundError("No module named 'absent'"))
+    found.row("a | b", 1)
+    lines = sheet.read(found.path)["lines"]
+    assert lines[0] == "| a / b | 1 |"
+    assert "a variant:" in lines
+    assert any("test_first_hour.py" in line for line in lines)
+    assert "second line" in lines
+    assert not any("absent" in line for line in lines)
+
+
+def test_a_variant_that_fails_keeps_what_was_timed_and_stops_no_other(tmp_path):
+    case = table.cases(sheet.Options("cpu", True, str(tmp_path)))["eval"]
+    inputs = case.inputs(case.shape)
+    calls = []
+
+    def fails_later():
+        calls.append(1)
+        if len(calls) > 2:
+            raise RuntimeError("out of something")
+
+    steps = {"well": lambda: None, "late": fails_later, "timed before": fails_later}
+    found = {"well": {}, "late": {}, "timed before": {"seconds": [1.0]}}
+    table._in_turn(steps, found, inputs, sheet.Sheet(tmp_path / "part.json"), "cpu")
+    assert len(found["well"]["seconds"]) == table.ROUNDS
+    assert found["late"] == {"missing": "RuntimeError: out of something"}
+    assert found["timed before"] == {"seconds": [1.0]}
+
+
+def test_an_unknown_part_and_a_missing_device_are_named(tmp_path):
+    wrong = CliRunner().invoke(
+        command.app, ["gpu", "--device", "cpu", "--part", "exakt", "--out", str(tmp_path / "p")]
+    )
+    assert wrong.exit_code == 2
+    assert "no part exakt" in wrong.output
+    if not torch.cuda.is_available():
+        none = CliRunner().invoke(command.app, ["gpu", "--out", str(tmp_path / "p")])
+        assert "torch sees no CUDA device" in none.output
+
+
+@pytest.mark.parametrize("transform", [Transform(), Transform(scale=0.5, softcap=3.0)])
+def test_the_truth_is_that_of_autograd_and_a_wrong_gradient_is_far_from_it(transform):
+    shape = Shape(tokens=6, hidden=5, vocab=11, dtype="float64", trained=True)
+    problem = exact.Problem(HiddenInputs(shape), transform)
+    truth = exact.truth_of(problem)
+    assert max(problem.errors(exact._plain, truth).values()) < 1e-13
+    wrong = problem.errors(lambda problem: exact._plain(problem) * 1.01, truth)
+    assert min(wrong.values()) > 0.009
+
+
+def test_what_waits_is_counted_with_its_place():
+    numbers = torch.arange(4)
+    with Waits() as waits:
+        numbers[numbers > 1].sum().item()
+        numbers.nonzero()
+        numbers[numbers]
+    assert {place.split(" at ")[0]: count for place, count in waits.places.items()} == {
+        "index": 1,
+        "_local_scalar_dense": 1,
+        "nonzero": 1,
+    }
+    assert waits.operations > 5
+
+
+class TestCost:
+    h100 = cost.DEVICES[0]
+    head = cost.Head("Qwen's vocabulary", 4096, 151_936, trained=True)
+
+    def test_the_model_gives_what_was_published_for_an_h100(self):
+        """huggingface/trl#7244: GEMMs 42 ms, materialised logits 59 ms."""
+        assert cost.gemm_seconds(self.h100, 8192, self.head) == pytest.approx(0.042, rel=0.05)
+        assert cost.materialised(self.h100, 8192, self.head).seconds == pytest.approx(0.059, rel=0.05)
+
+    def test_two_chunks_of_a_trained_head_by_hand(self):
+        found = cost.chunked(self.h100, 8192, self.head)
+        numbers, logits = 151_936 * 4096, 8192 * 151_936
+        moved = 4 * logits + (4 + 8 + 6) * numbers
+        by_hand = 3 * 2 * 8192 * numbers / (0.75 * 989e12) + moved / (0.9 * 3350e9)
+        assert found.rows == 4096
+        assert found.seconds == pytest.approx(by_hand, rel=1e-9)
+        assert found.memory == 2 * 4096 * 151_936 + 4 * numbers
+
+    def test_a_frozen_head_has_no_gradient_to_carry_and_an_evaluation_has_one_product(self):
+        frozen = cost.chunked(self.h100, 8192, replace(self.head, trained=False))
+        assert frozen.memory == 2 * frozen.rows * 151_936
+        assert frozen.seconds < cost.chunked(self.h100, 8192, self.head).seconds * 2 / 3
+        assert cost.gemm_seconds(self.h100, 8192, self.head, grad=False) * 3 == pytest.approx(
+            cost.gemm_seconds(self.h100, 8192, self.head)
+        )
+
+    def test_a_chunk_of_few_rows_waits_for_the_weight(self):
+        few = cost.chunked(self.h100, 8192, replace(self.head, trained=False), 1)
+        assert few.rows == 256
+        assert few.ratio > cost.chunked(self.h100, 8192, replace(self.head, trained=False)).ratio
+
+    def test_cards_are_known_by_the_name_that_the_driver_gives(self):
+        assert cost.device_of("NVIDIA H100 80GB HBM3").name == "H100 SXM"
+        assert cost.device_of("Tesla T4").processors == 40
+        assert cost.device_of("a CPU") is None
+        assert self.h100.measured(700, 3000).flops == pytest.approx(700e12)

@@ -18,6 +18,7 @@ from dft_plugin.config.parsing import parse_settings
 from dft_plugin.config.schedules import ends, ramps
 from dft_plugin.config.settings import RESERVED_KERNELS, DataWeights, Settings
 from dft_plugin.errors import PluginError, SettingsError
+from dft_plugin.objectives.reference import REFERENCE_COLUMNS
 from dft_plugin.objectives.schedule import Schedule, Until
 
 if TYPE_CHECKING:
@@ -69,11 +70,14 @@ class Catalogue:
         return []
 
     def columns(self, settings: Settings) -> frozenset[str]:
-        """Return the columns of the data that these settings read."""
-        names = [settings.name, *([settings.first.name] if settings.first else [])]
-        read = frozenset[str]().union(*(self.objectives[name].item.columns for name in names))
+        """Return the columns that the data must hold for these settings."""
+        # Of objects: options may say which.
+        read = self.objectives[settings.name].item(**ends(settings.options, "to")).columns
+        if settings.first is not None:
+            read |= self.objectives[settings.first.name].item(**settings.first.options).columns
         factor = settings.weights.column if settings.weights else None
-        return read | ({factor} if factor else set())
+        filled = frozenset() if settings.reference == "columns" else frozenset(REFERENCE_COLUMNS)
+        return (read - filled) | ({factor} if factor else set())
 
     def plan(self, settings: Settings) -> LossPlan:
         """Resolve Settings to the objects that do the work."""

@@ -164,8 +164,8 @@ def _check(column: Column, dataset: Any, where: str) -> None:
     if TOKENS not in there:
         raise ConflictError(
             [
-                f"the rows of {where} hold no tokens ({', '.join(there)}), so that nobody knows which of them a "
-                f"number of the column `{column.name}` is for: they are tokenised batch by batch, or were not prepared."
+                f"the rows of {where} hold no tokens ({', '.join(there)}), so that nobody knows which of them "
+                f"a number of the column `{column.name}` is for: they are tokenised batch by batch, or not prepared."
             ]
         )
     if hasattr(dataset, "select_columns") and hasattr(dataset, "__len__"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dft_plugin.config.plugins import build_catalogue
 from dft_plugin.core.plan import LossPlan, TokenRules
 from dft_plugin.core.targets import shift
 from dft_plugin.errors import ConflictError
@@ -149,7 +150,7 @@ def test_a_number_that_is_never_taken_back_is_no_id():
 class Reads(Objective):
     name = "reads"
     summary = source = ""
-    columns = frozenset({"ref_logp"})
+    columns = frozenset({"old_logp"})
 
 
 def plan(**changes):
@@ -161,20 +162,38 @@ def test_what_a_plan_reads():
     assert columns_of(plan(rules=TokenRules(column="ratio"))) == (FACTOR,)
     assert columns_of(plan(adjusted=Adjusted(DFT(), column="ratio"))) == (FACTOR,)
     both = plan(objective=Reads(), rules=TokenRules(column="ratio"))
-    assert columns_of(both) == (FACTOR, Column("ref_logp"))
+    assert columns_of(both) == (Column("old_logp"), FACTOR)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ("dft", set()),
+        ({"name": "dft", "weights": {"column": "ratio"}}, {"ratio"}),
+        ({"name": "psft", "weights": {"column": "ratio"}}, {"ratio", "old_logp"}),
+        ({"name": "dft", "first": {"name": "psft", "for": 2}}, {"old_logp"}),
+        ("prift", set()),
+        ({"name": "prift", "reference": "columns"}, {"ref_logp"}),
+    ],
+)
+def test_a_config_tells_what_its_data_must_hold(loss, expected):
+    catalogue = build_catalogue()
+    settings = catalogue.settings(loss)
+    assert catalogue.columns(settings) == expected
+    assert {column.name for column in columns_of(catalogue.plan(settings))} == expected
 
 
 def test_bits_are_the_column_and_no_float():
     column = torch.tensor([[0.1, -2.5, 3e-38, float("inf")]])
-    inputs = {"labels": torch.tensor([[1, 2, 3, 4]]), "dft_bits_ref_logp": as_bits(column)}
-    assert not inputs["dft_bits_ref_logp"].is_floating_point()
+    inputs = {"labels": torch.tensor([[1, 2, 3, 4]]), "dft_bits_old_logp": as_bits(column)}
+    assert not inputs["dft_bits_old_logp"].is_floating_point()
     facts = facts_of(plan(objective=Reads()), inputs, None)
-    assert torch.equal(facts.columns["ref_logp"], shift(column, 0))
+    assert torch.equal(facts.columns["old_logp"], shift(column, 0))
     assert set(inputs) == {"labels"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_column_that_was_cast_is_refused_by_name(dtype):
-    inputs = {"labels": torch.tensor([[1, 2]]), "dft_column_ref_logp": torch.ones(1, 2, dtype=dtype)}
-    with pytest.raises(ConflictError, match=f"`ref_logp` has come as {dtype}"):
+    inputs = {"labels": torch.tensor([[1, 2]]), "dft_column_old_logp": torch.ones(1, 2, dtype=dtype)}
+    with pytest.raises(ConflictError, match=f"`old_logp` has come as {dtype}"):
         facts_of(plan(objective=Reads()), inputs, None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import oracle, passes, ranks, ranks_passes, ranks_tensor_parallel, tiny
+from support import oracle, passes, ranks, ranks_columns, ranks_passes, ranks_tensor_parallel, tiny
 
 pytestmark = pytest.mark.host
 
@@ -70,6 +70,19 @@ def test_what_a_step_is_divided_by_and_when_is_the_same_on_two_ranks(host, kind,
     for mine, theirs in zip(one["logs"], two["logs"], strict=True):
         for key in (key for key in mine if key == "loss" or key.startswith("dft/")):
             assert theirs[key] == pytest.approx(mine[key], rel=2e-4 if key == "loss" else 1e-4), key
+
+
+@pytest.mark.parametrize("kind", ["map", "stream"])
+def test_two_processes_weigh_by_a_column_as_one(kind, tmp_path):
+    saved = []
+    for processes, batch_size in ((1, 4), (2, 2)):
+        out = tmp_path / str(processes)
+        out.mkdir()
+        launch(processes, ranks_columns, out, batch_size, kind)
+        saved.append(load(out / "saved.pt"))
+    one, two = saved
+    assert tiny.max_gap(one["weights"], two["weights"]) < 1e-6
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
 
 
 @pytest.fixture(scope="module", params=["transformers", "trl"])

@@ -60,7 +60,7 @@ def alpaca(home):
     return rows, {row["output"]: row["ratio"] for row in rows}
 
 
-def train(home, config, **changes):
+def train(home, config, weight=oracle.nll, **changes):
     """Train one step, and keep its batches; returns the run, which knows the loss by hand."""
     cfg, trainer = axolotl_runs.prepare(axolotl_runs.write_config(home, **{**config, **changes}))
     run, batches, step = axolotl_runs.Run(trainer), [], trainer.training_step
@@ -69,7 +69,7 @@ def train(home, config, **changes):
     def training_step(model, inputs, *args, **kwargs):
         if trainer.state.global_step == 0:
             batches.append(dict(inputs))
-            run.expected = [by_hand(model, batches)]
+            run.expected = [by_hand(model, batches, weight)]
         return step(model, inputs, *args, **kwargs)
 
     trainer.training_step = training_step
@@ -81,7 +81,7 @@ def train(home, config, **changes):
     return run
 
 
-def by_hand(model, batches):
+def by_hand(model, batches, weight=oracle.nll):
     """The float64 loss of batches, given their columns."""
     total = count = 0.0
     for batch in batches:
@@ -90,7 +90,7 @@ def by_hand(model, batches):
             logits = model(**inputs).logits[:, :-1]
         labels = batch["labels"][:, 1:]
         ratio = batch["dft_bits_ratio"].view(torch.float32)[:, 1:][labels != -100].double()
-        total += float((ratio * oracle.token_losses(logits, labels, oracle.nll)).sum())
+        total += float((ratio * oracle.token_losses(logits, labels, weight)).sum())
         count += ratio.numel()
     return total / count
 
@@ -183,6 +183,14 @@ def test_four_micro_batches_of_one_equal_one_batch_of_four(home):
     whole = train(home, config)
     split = train(home, config, micro_batch_size=1, gradient_accumulation_steps=4)
     assert tiny.max_gap(whole.weights, split.weights) < 1e-6
+
+
+def test_factors_of_the_data_multiply_the_weights_of_dft(home):
+    loss = {"name": "dft", "weights": {"column": "ratio"}}
+    run = train(home, data(home, chats(home)[0], **CHAT), oracle.dft, loss=loss)
+    require_loss(run)
+    used = [batch["dft_bits_ratio"].view(torch.float32)[batch["labels"] != -100] for batch in run.batches]
+    assert run.logs[0]["dft/data_weight"] == pytest.approx(torch.cat(used).mean().item(), rel=1e-5)
 
 
 def test_evaluation_is_weighed_too(home):

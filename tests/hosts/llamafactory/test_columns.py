@@ -151,6 +151,15 @@ def test_four_micro_batches_of_one_equal_one_batch_of_four(home, tmp_path):
     assert min(run.moved for run in runs) > 1e-5
 
 
+def test_factors_of_the_data_multiply_the_weights_of_dft(home, tmp_path):
+    data = write(home, tmp_path, chats()[0], **SHAREGPT)
+    run = train(home, tmp_path, data, {"name": "dft", "weights": {"column": "ratio"}})
+    expected = by_hand(run.batches, weight=oracle.dft)
+    assert run.losses[0] == pytest.approx(expected, rel=1e-6, abs=factory.ROUNDED)
+    used = [n for _, numbers in targets(run) for n in numbers]
+    assert run.logs[0]["dft/data_weight"] == pytest.approx(sum(used) / len(used), rel=1e-6)
+
+
 def test_half_precision_does_not_round_the_numbers(home, tmp_path):
     rows = [{**row, "ratio": 1.0 + 2**-12} for row in factory.plain_rows()]
     run = train(home, tmp_path, write(home, tmp_path, rows), bf16=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from trl import SFTConfig, SFTTrainer
 
 from dft_plugin import activate
 from dft_plugin.errors import ConflictError
-from dft_plugin.objectives.adjusted import Adjusted
 from dft_trl import run
 from dft_trl.columns import carrying
 
@@ -174,10 +172,9 @@ def test_factors_of_the_data_multiply_the_weights_of_dft(tmp_path):
     given, rows = columns.chats()
     loss = {"name": "dft", "weights": {"column": "ratio"}}
     made = trainer(tmp_path, given, loss, assistant_only_loss=True)
-    attachment = made.model.forward
-    plan = attachment.plan
-    attachment.plan = replace(plan, adjusted=Adjusted(plan.objective, column="ratio"))
     assert step_1(made) == pytest.approx(columns.loss(tiny.llama(), rows, oracle.dft), rel=1e-6)
+    used = [r for row in rows for r, label in zip(row["ratio"], row["labels"], strict=True) if label != -100]
+    assert training.train_logs(made)[0]["dft/data_weight"] == pytest.approx(sum(used) / len(used), rel=1e-6)
 
 
 def test_evaluation_sets_are_weighed_whenever_they_are_given(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -90,6 +91,8 @@ class Attachment:
         self.active = True
         self.undo: list[Callable[[], None]] = []
         self._passes = Passes(plan)
+        # A pass stands in the model's own methods for a while: one at a time, whatever the threads.
+        self._alone = threading.RLock()
         self._answering: Answering | None = None
         self._tallies = {mode: Tally(plan.statistics) for mode in (True, False)}
         # generate() validates its kwargs against the signature, and Trainer drops unused columns by it.
@@ -144,10 +147,12 @@ class Attachment:
     def __getstate__(self) -> dict[str, Any]:
         # Annotations in a signature need not be picklable; it is made anew. What is to be undone belongs to a trainer,
         # and a copy of the model is no trainer's.
-        return {key: value for key, value in self.__dict__.items() if key != "__signature__"} | {"undo": []}
+        made_anew = "__signature__", "_alone"
+        return {key: value for key, value in self.__dict__.items() if key not in made_anew} | {"undo": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._alone = threading.RLock()
         parameters = list(inspect.signature(type(self.model).forward).parameters.values())[1:]
         self.__signature__ = inspect.Signature(parameters)
 
@@ -258,7 +263,8 @@ class Attachment:
         """
         require_no_capture(module)
         forward = functools.partial(self.original_of(module), *unnamed)
-        done = self._passes.score(module, forward, inputs, want_logits, self.clock)
+        with self._alone:
+            done = self._passes.score(module, forward, inputs, want_logits, self.clock)
         self.calls += 1
         how = self._answering or Answering()
         counted_T = None

@@ -1,0 +1,180 @@
+"""Calls that nobody expects, of models that do odd things to their logits: as the stock model, or refused by name."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from support import attached, tiny
+from transformers import LlamaForCausalLM
+
+from dft_plugin import attach
+
+GAPS = (1e-6, 1e-5)
+
+
+def stock(model, **batch):
+    """Loss and gradients of the model's own loss."""
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.item(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+
+def assert_as_stock(model, **batch):
+    theirs = stock(copy.deepcopy(model), **batch)
+    attachment = attach(model, "nll")
+    attached.assert_same(stock(model, **batch), theirs, *GAPS)
+    return attachment
+
+
+@pytest.mark.parametrize("where", ["attach", "pickled"])
+def test_the_first_pass_may_be_one_of_inference_mode(where):
+    model, batch = tiny.llama().train(), tiny.batch()
+    theirs = stock(copy.deepcopy(model), **batch)
+    attach(model, "nll")
+    with torch.inference_mode():
+        model(**batch)
+    if where == "pickled":
+        model = pickle.loads(pickle.dumps(model))
+    attached.assert_same(stock(model, **batch), theirs, *GAPS)
+
+
+class OwnIndex(LlamaForCausalLM):
+    """Marks what is no target by 7."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, shift_labels=None, **kwargs):
+        out = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        if labels is not None:
+            out["loss"] = self.loss_function(
+                out.logits, labels, self.config.vocab_size, ignore_index=7, shift_labels=shift_labels
+            )
+        return out
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_class_may_have_an_ignore_index_of_its_own(shifted):
+    model, batch = OwnIndex(tiny.llama().config).train(), tiny.batch()
+    batch["labels"] = batch["labels"].masked_fill(batch["labels"] == -100, 7)
+    if shifted:
+        batch["shift_labels"] = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=7)
+    assert_as_stock(model, **batch)
+
+
+class Graded(LlamaForCausalLM):
+    """Changes what comes back through its logits, and not their values."""
+
+    def change(self, logits):
+        logits.register_hook(lambda gradient: gradient * 3)
+        return logits
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        out = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        out["logits"] = self.change(out.logits)
+        out["loss"] = self.loss_function(out.logits, labels, self.config.vocab_size)
+        return out
+
+
+class Halved(Graded):
+    def change(self, logits):
+        return logits / 2 + (logits / 2).detach()
+
+
+class Rounded(Graded):
+    def change(self, logits):
+        return logits + ((logits * 1e4).round() / 1e4 - logits).detach() * 0 + (logits.detach() - logits) / 4
+
+
+@pytest.mark.parametrize("kind", [Graded, Halved, Rounded])
+def test_what_changes_only_the_gradient_of_the_logits_is_not_lost(kind):
+    attachment = assert_as_stock(kind(tiny.llama().config).train(), **tiny.batch())
+    assert attachment.route.path == "logits"
+
+
+class DetachedLater(Graded):
+    """Holds its logits from the second batch on."""
+
+    calls = 0
+
+    def change(self, logits):
+        self.calls += 1
+        return logits if self.calls == 1 else logits.detach() * 2
+
+
+def test_logits_that_are_held_in_a_later_batch_train_nothing():
+    model, batch = DetachedLater(tiny.llama().config).train(), tiny.batch()
+    attach(model, "nll")
+    model(**batch).loss.backward()
+    assert not model(**batch).loss.requires_grad
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_labels_of_the_logits_that_are_kept(training):
+    model, batch = tiny.llama().train(training), tiny.batch()
+    kept = {**batch, "labels": batch["labels"][:, -7:], "logits_to_keep": 7}
+    assert_as_stock(model, **kept)
+
+
+def test_the_default_device_does_not_matter_to_the_probe():
+    model, batch = tiny.llama().train(), tiny.batch()
+    attachment = attach(model, "nll")
+    torch.set_default_device("meta")
+    try:
+        model(**batch)
+    finally:
+        torch.set_default_device(None)
+    assert attachment.route.path == "lean"
+
+
+def test_labels_in_a_dtype_without_minus_100_train_no_token_too_many():
+    model, batch = tiny.llama(vocab_size=256).train(), tiny.batch()
+    batch["labels"] = batch["labels"].clamp(min=0)
+    theirs = stock(copy.deepcopy(model), **batch)
+    attach(model, "nll")
+    attached.assert_same(stock(model, **{**batch, "labels": batch["labels"].to(torch.uint8)}), theirs, *GAPS)
+
+
+class Weighed(LlamaForCausalLM):
+    """A loss of its own, which an argument weighs."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, weights=None, **kwargs):
+        out = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        if labels is not None:
+            losses = torch.nn.functional.cross_entropy(
+                out.logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none"
+            )
+            factor = 1 if weights is None else weights
+            out["loss"] = (losses * factor).sum() / (labels[:, 1:] != -100).sum()
+        return out
+
+
+def test_an_argument_that_comes_later_is_asked_about_then():
+    model, batch = Weighed(tiny.llama().config).train(), tiny.batch()
+    attach(model, "nll")
+    model(**batch)
+    model(**batch)
+    with pytest.raises(Exception, match="is not the likelihood of the next token"):
+        model(**batch, weights=torch.tensor(2.0))
+
+
+def test_two_threads_may_ask_one_model():
+    model, batch = tiny.llama().eval(), tiny.batch()
+    before = dict(model.__dict__)
+    attachment = attach(model, "nll")
+    expected, found = model(**batch).loss.item(), []
+
+    def ask():
+        for _ in range(20):
+            found.append(model(**batch).loss.item())
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [pytest.approx(expected)] * 40
+    attachment.detach()
+    assert model.__dict__.keys() == before.keys()

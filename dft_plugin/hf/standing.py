@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -78,7 +79,8 @@ def active(model: nn.Module) -> Attachment | None:
 def _notice_start(module: nn.Module, args: Any, kwargs: Any) -> None:
     attachment = active(module)
     if attachment is not None:
-        vars(attachment)["calls_before"] = attachment.calls
+        # Threads may be inside at the same time.
+        vars(attachment).setdefault("calls_before", {})[get_ident()] = attachment.calls
 
 
 def _notice_end(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -87,7 +89,7 @@ def _notice_end(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
     # On a trainer its own guard speaks, which knows more.
     if attachment is None or attachment.trainer_only or not attachment.answers(attachment.named(args, kwargs)):
         return
-    if attachment.calls == vars(attachment).get("calls_before"):
+    if attachment.calls == vars(attachment).get("calls_before", {}).get(get_ident()):
         raise NotActiveError(
             f"the model answered labels without the loss that was attached: its forward is now "
             f"{name_of(module.forward)}, put there afterwards. Attach the loss after that (`dft_plugin.attach`), or "

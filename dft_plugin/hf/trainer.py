@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from dft_plugin.config.handover import swapped
 from dft_plugin.core.stats import Tally
-from dft_plugin.hf import best, guard, splits
+from dft_plugin.hf import best, first_log, guard, splits
 from dft_plugin.hf.batch_parts import BatchParts
 from dft_plugin.hf.carrying import carry, columns_of
 from dft_plugin.hf.counting import (
@@ -33,14 +33,11 @@ from dft_plugin.hf.in_the_way import in_the_way
 from dft_plugin.hf.loss_calls import TrainerAttachment, naming_missing_logits
 from dft_plugin.hf.rescaling import Rescaling
 from dft_plugin.hf.wrapping import Wrapper, wrapped
-from dft_plugin.objectives import Clock, Objective
+from dft_plugin.objectives import Clock
 
-__all__ = ["TrainerHook", "is_trainer", "not_active", "warn_of_weak_prior"]
+__all__ = ["TrainerHook", "is_trainer", "not_active"]
 
 logger = logging.getLogger(__name__)
-
-WEAK_PRIOR = 0.1
-"""Mean target probability below which plain likelihood tends to train better (arXiv 2510.00526)."""
 
 
 class TrainerHook(Wrapper):
@@ -241,11 +238,8 @@ class TrainerHook(Wrapper):
         if this is None or not due:
             return inner(*args, **kwargs)
         this.due = self._reduce(this, "")
-        if this.due and not self._warned:
-            holding = self.plan.holding(this.clock)
-            # What is plain likelihood now may be another objective later.
-            self._warned = best.weighs(holding)
-            warn_of_weak_prior(this.due, holding)
+        if not self._warned:
+            self._warned = first_log.warn(this.due, self.plan.holding(this.clock))
         try:
             return inner(*args, **kwargs)
         finally:
@@ -346,14 +340,3 @@ class TrainerHook(Wrapper):
 def is_trainer(trainer: object) -> bool:
     """Say whether `trainer` is a `transformers.Trainer`."""
     return isinstance(trainer, Trainer)
-
-
-def warn_of_weak_prior(logs: Mapping[str, float], objective: Objective) -> None:
-    """Warn where the first logged statistics say that plain likelihood tends to train better."""
-    if logs["dft/mean_prob"] < WEAK_PRIOR and best.weighs(objective):
-        logger.warning(
-            "dft: the targets' mean probability is %.3f in the first steps. Below %s the model's prior is "
-            "weak, and plain SFT (`loss: nll`) often trains better. See docs/when-not-to-use.md.",
-            logs["dft/mean_prob"],
-            WEAK_PRIOR,
-        )

@@ -20,11 +20,11 @@ from dft_plugin.config.hosts import Conflict
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import ConflictError
-from dft_plugin.hf import best, tokens, turns
+from dft_plugin.hf import first_log, tokens, turns
 from dft_plugin.hf.attachment import Attachment, attach_plan
 from dft_plugin.hf.model import unwrap
 from dft_plugin.hf.startup import startup_line
-from dft_plugin.hf.trainer import not_active, warn_of_weak_prior
+from dft_plugin.hf.trainer import not_active
 from dft_plugin.objectives import Clock
 
 
@@ -168,11 +168,8 @@ class Statistics(TrainerCallback):  # type: ignore[misc]  # LLaMA-Factory ships 
         logs.update(found)
         plan, clock = self._attachment.plan, self._attachment.clock
         logs.update(plan.logs(clock))
-        if found and not self._warned:
-            holding = plan.holding(clock)
-            # What is plain likelihood now may be another objective later.
-            self._warned = best.weighs(holding)
-            warn_of_weak_prior(found, holding)
+        if not self._warned:
+            self._warned = first_log.warn(found, plan.holding(clock))
 
 
 def _all_sum(sums_K: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from datasets import Dataset
 from support import oracle, training
 from transformers import TrainerCallback
 
@@ -126,11 +127,23 @@ def test_compute_metrics_gets_the_stock_logits(tmp_path):
 def test_a_weak_prior_is_warned_of_once(tmp_path, caplog):
     trainer = training.trainer(tmp_path)
     activate(trainer)
-    with caplog.at_level(logging.WARNING, logger="dft_plugin.hf.trainer"):
+    with caplog.at_level(logging.WARNING, logger="dft_plugin.hf.first_log"):
         trainer.train()
     (record,) = caplog.records
     assert "mean probability is 0.0" in record.message
     assert "`loss: nll`" in record.message
+
+
+def test_a_run_without_any_target_is_warned_of_once(tmp_path, caplog):
+    trainer = training.trainer(tmp_path)
+    trainer.train_dataset = Dataset.from_list(
+        [{**row, "labels": [-100] * len(row["labels"])} for row in training.rows()]
+    )
+    activate(trainer)
+    with caplog.at_level(logging.WARNING, logger="dft_plugin.hf.first_log"):
+        trainer.train()
+    (record,) = caplog.records
+    assert "every label is -100, and nothing is learned" in record.message
 
 
 def test_someone_elses_labelled_call_gets_cross_entropy(tmp_path):

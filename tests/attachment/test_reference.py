@@ -172,6 +172,13 @@ class TestNothingIsLeftBehind:
 
     def test_nor_are_random_numbers_drawn(self):
         llama = tiny.llama(attention_dropout=0.3).train()
+
+        def draw(*_):
+            """As a layer that draws in any mode."""
+            torch.rand(1)
+            random.random()
+
+        llama.model.register_forward_pre_hook(draw)
         model, batch = adapted(llama, lora_dropout=0.3), tiny.batch()
         results = {}
         for loss in ("dft", {"name": "asft", "strength": 0.0}):
@@ -199,6 +206,20 @@ class TestNothingIsLeftBehind:
         assert float(llama.passes) == once
 
 
+def test_a_forward_that_writes_into_its_inputs_gets_them_as_they_were():
+    llama = tiny.llama().train()
+
+    def write(_module, _args, kwargs):
+        kwargs["input_ids"].add_(1).remainder_(tiny.VOCAB)
+
+    llama.model.register_forward_pre_hook(write, with_kwargs=True)
+    model, batch = adapted(llama), tiny.batch()
+    theirs = referred.truth(model, copy.deepcopy(batch), base_logits(model, copy.deepcopy(batch)), LOSSES["asft"][1])
+    attach(model, LOSSES["asft"][0])
+    attached.backward(model, copy.deepcopy(batch))
+    attached.assert_same(attached.backward(model, copy.deepcopy(batch)), theirs)
+
+
 def test_the_reference_has_no_dropout():
     llama = tiny.llama(attention_dropout=0.3).train()
     model, batch = adapted(llama, lora_dropout=0.5), tiny.batch()
@@ -210,6 +231,16 @@ def test_the_reference_has_no_dropout():
     model.get_base_model().forward.detach()
     torch.manual_seed(7)
     attached.assert_same(ours, referred.truth(model, batch, ref_logits, formula))
+
+
+def test_nor_has_the_adapter_on_the_head_that_the_run_began_with():
+    model, batch = adapted(target_modules=["lm_head"], lora_dropout=0.5), tiny.batch()
+    kept = batch["labels"][:, 1:] != -100
+    logits = own_logits(model.eval(), batch)[:, :-1][kept]
+    p = logits.double().softmax(1).gather(1, batch["labels"][:, 1:][kept][:, None])
+    attachment = attach(moved(model, scale=0.0), {"name": "prift", "reference": "start"})
+    attached.backward(model, batch)
+    assert attachment.drain(training=True).as_logs()["dft/mean_weight"] == pytest.approx(p.mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -234,10 +265,8 @@ class TestWhichReference:
         ref_logits = own_logits(model, batch)
         names = list(dict(model.named_parameters()))
         attach(model, {**written, "reference": "start"})
-        moved(model)
-        ours = attached.backward(model, batch)
-        model.get_base_model().forward.detach()
-        attached.assert_same(ours, referred.truth(model, batch, ref_logits, formula))
+        theirs = referred.truth(moved(model), batch, ref_logits, formula)
+        attached.assert_same(attached.backward(model, batch), theirs)
         assert list(dict(model.named_parameters())) == names
 
     @pytest.mark.parametrize("loss", LOSSES)
@@ -246,10 +275,8 @@ class TestWhichReference:
         written, formula = LOSSES[loss]
         ref_logits = own_logits(model, batch)
         attach(model, {**written, "reference": "copy"})
-        moved(model)
-        ours = attached.backward(model, batch)
-        model.forward.detach()
-        attached.assert_same(ours, referred.truth(model, batch, ref_logits, formula))
+        theirs = referred.truth(moved(model), batch, ref_logits, formula)
+        attached.assert_same(attached.backward(model, batch), theirs)
 
     def test_a_copy_of_a_model_in_a_wrapper_runs_the_copy(self):
         model, batch = tiny.llama().train(), tiny.batch()
@@ -404,6 +431,14 @@ def test_bfloat16_under_autocast(loss):
         ours = attached.backward(model, batch)
     assert ours[0] == pytest.approx(theirs[0], rel=0.05)
     assert attached.grad_gap(ours[1], theirs[1]) < 0.1
+
+
+def test_autocast_rounds_model_and_reference_alike():
+    model, batch = peft.get_peft_model(tiny.llama().train(), peft.LoraConfig(target_modules=LAYERS)), tiny.batch()
+    attachment = attach(model, "asft")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(**batch)
+    assert abs(attachment.drain(training=True).as_logs()["dft/kl"]) < 1e-7
 
 
 def test_a_head_with_a_hook_is_called_for_the_reference_too():

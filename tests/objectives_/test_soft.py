@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support import oracle
-from support.family_soft import SOFT_FORMULAS, SOFT_NAMES, asft
+from support.family_soft import SOFT_FORMULAS, SOFT_NAMES, asft, gift
 
 from dft_plugin.errors import PluginError
 from dft_plugin.kernels import (
@@ -27,7 +27,7 @@ from dft_plugin.kernels import (
     vocab_parallel,
 )
 from dft_plugin.kernels.terms import ByHead, OfLogits
-from dft_plugin.objectives import ASFT, IWSFT, NLL, Mass, Targets
+from dft_plugin.objectives import ASFT, GIFT, IWSFT, NLL, Mass, Targets
 from dft_plugin.objectives.adjusted import Adjusted
 
 T, D, V, R = 150, 24, 301, 4
@@ -152,6 +152,45 @@ def test_the_gradient_of_half_logits_is_rounded_once(objective, formula, dtype):
         assert oracle.gap(raw.grad[rows], truth.grad[rows]) < rounding
 
 
+@pytest.mark.parametrize(("objective", "formula"), SOFT_FORMULAS[2:], ids=SOFT_NAMES[2:])
+def test_where_both_are_certain_the_target_keeps_its_digits(objective, formula):
+    logits = torch.zeros(2, 50)
+    logits[:, 7] = torch.tensor([21.0, 24.0])
+    logits.requires_grad_()
+    ref = torch.zeros(2, 50)
+    ref[:, 7] = torch.tensor([24.0, 21.0])
+    targets = Targets(torch.tensor([7, 7]), reference=OfLogits(ref, Transform()))
+    score_logits(logits, torch.arange(2), targets, objective).loss_sum.backward()
+    truth = logits.detach().double().requires_grad_()
+    formula(truth, targets.ids_T, ref_logits=ref).sum().backward()
+    assert torch.allclose(logits.grad[:, 7].double(), truth.grad[:, 7], rtol=1e-4, atol=0)
+
+
+def test_small_gradients_come_through_a_product_in_float16():
+    hidden, weight, targets = problem(torch.float16)
+    # So light that most entries of the gradient on the logits are below what float16 holds.
+    light = Adjusted(GIFT(beta=0), column="ratio")
+    targets = replace(targets, columns={"ratio": torch.full((T,), 1e-5)})
+    scale = 2.0**16
+    (scale * WAYS["chunked, frozen"](hidden, weight, targets, light).loss_sum).backward()
+    _, truth_TD, _ = exact(lambda *a, **k: 1e-5 * gift(*a, beta=0, **k), hidden, weight, targets)
+    # The logits themselves are rounded to a thousandth.
+    assert oracle.gap(hidden.grad / scale, truth_TD) < 3e-2
+
+
+def test_improbable_targets_do_not_overflow_float16_behind_a_head_that_is_called():
+    hidden, weight, targets = problem(torch.float16)
+    with torch.no_grad():
+        worst_T = (hidden @ weight.T).argmin(1)
+    # The last of them, of which no target is anything but improbable.
+    targets = replace(targets, ids_T=worst_T)[100:]
+    hidden = hidden.detach()[100:].requires_grad_()
+    (2.0**6 * WAYS["opaque"](hidden, weight, targets, ASFT()).loss_sum).backward()
+    _, truth_TD, truth_VD = exact(asft, hidden, weight, targets)
+    assert oracle.gap(hidden.grad / 2.0**6, truth_TD) < 1e-2
+    assert oracle.gap(weight.grad / 2.0**6, truth_VD) < 1e-2
+
+
 def test_where_model_and_reference_agree_only_dft_is_left():
     hidden, weight, targets = problem(torch.bfloat16)
     targets = replace(targets, reference=replace(targets.reference, hidden_TD=hidden.detach()))
@@ -200,7 +239,8 @@ def test_an_impossible_token_is_no_nan():
 
 def test_an_exempt_token_learns_as_in_sft_and_a_factor_multiplies_all():
     hidden, weight, targets = problem()
-    always, rare = int(targets.ids_T[3]), int(targets.ids_T[7])
+    # Tokens of which model and reference say different things.
+    always, rare = int(targets.ids_T[103]), int(targets.ids_T[107])
     changed = Adjusted(ASFT(), always=(always,), factors={rare: 3.0})
     result = WAYS["chunked"](hidden, weight, targets, changed)
     result.loss_sum.backward()

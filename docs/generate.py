@@ -71,6 +71,19 @@ or for each token. `tokens` has factors by the text of a token, or by id. They m
 ```yaml
 loss: {name: dft, weights: {column: ratio, tokens: {"</think>": 2.0}}}
 ```
+
+**A frozen model to compare with.** Some losses read one. With LoRA it is the model with its adapters off, and nothing
+need be said; where all of the model is trained, say `copy` (a second copy of the weights), a path, or `columns`.
+
+```yaml
+loss: {name: prift, reference: copy}
+```
+
+**More in the log.** `top1` is token accuracy, `entropy` the entropy of the model's distribution in nats.
+
+```yaml
+loss: {name: dft, log: [top1, entropy]}
+```
 """
 
 

@@ -16,13 +16,13 @@ from dft_plugin.objectives.adjusted import DATA_WEIGHT, EXEMPT_PROB, EXEMPT_SHAR
 
 
 def test_every_logged_key_declares_its_direction():
-    names = (EXEMPT_SHARE, EXEMPT_PROB, DATA_WEIGHT)
+    names = (EXEMPT_SHARE, EXEMPT_PROB, DATA_WEIGHT, "top1", "entropy")
     sums = torch.ones(len(Sum) + 2 * len(names), dtype=torch.float64)
     assert list(LossStats(sums, names).as_logs()) == list(DIRECTIONS)
     by_direction = {better: {key for key in DIRECTIONS if DIRECTIONS[key] == better} for better in DIRECTIONS.values()}
     assert by_direction == {
         "lower": {"dft/loss", "dft/nll", "dft/perplexity"},
-        "higher": {"dft/mean_prob", "dft/eos_prob", "dft/always_learn_prob"},
+        "higher": {"dft/mean_prob", "dft/eos_prob", "dft/always_learn_prob", "dft/top1"},
         None: {
             "dft/tokens",
             "dft/effective_tokens",
@@ -30,6 +30,7 @@ def test_every_logged_key_declares_its_direction():
             "dft/low_weight_share",
             "dft/always_learn_share",
             "dft/data_weight",
+            "dft/entropy",
         },
     }
 

@@ -16,7 +16,7 @@ from dft_plugin.objectives import DFT, FAMILY, NLL
 
 OBJECTIVES = {"dft": DFT, "nll": NLL}
 KERNELS = ("chunked", "reference")
-DFT_KEYS = "alpha, floor, name, kernel, scratch_mb, first, always_learn, weights, reference"
+DFT_KEYS = "alpha, floor, name, kernel, scratch_mb, first, always_learn, weights, reference, log"
 
 
 def parse(value, where="loss") -> Settings:
@@ -39,6 +39,7 @@ def test_the_keys_of_settings_are_these():
         "always_learn",
         "weights",
         "reference",
+        "log",
         "options",
     }
 
@@ -120,7 +121,7 @@ def test_an_unknown_key_brings_the_closest_one():
 def test_an_option_of_another_objective_is_unknown():
     assert problems({"name": "nll", "alpha": 1}) == [
         "`loss.alpha`: `alpha` is not an option of `nll`. Allowed: "
-        "name, kernel, scratch_mb, first, always_learn, weights, reference."
+        "name, kernel, scratch_mb, first, always_learn, weights, reference, log."
     ]
 
 
@@ -317,3 +318,15 @@ def test_a_reference_that_cannot_be_is_refused(given, said):
     with pytest.raises(SettingsError) as error:
         parse_any(given)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("top1", ("top1",)), (["entropy", "top1"], ("entropy", "top1")), ([], ())]
+)
+def test_more_may_be_logged(given, kept):
+    assert parse({"log": given}).log == kept
+
+
+def test_what_is_not_logged_is_refused():
+    (problem,) = problems({"log": ["top5"]})
+    assert problem.endswith("Input should be 'top1' or 'entropy'.")

@@ -92,6 +92,7 @@ class Catalogue:
             objective=objective,
             schedule=self._schedule(objective, settings),
             reference=settings.reference,
+            extra=settings.log,
             rules=rules,
             kernel=named.item if named else auto,
             path="lean" if named else settings.kernel,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
 
@@ -30,6 +30,14 @@ def _whole(value: Any) -> Any:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         raise ValueError("a whole number of MiB is needed, without quotes, for example 300")
     return value
+
+
+Extra = Literal["top1", "entropy"]
+"""Statistics that are logged on demand."""
+
+
+def _several(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 class First(BaseModel):
@@ -144,6 +152,13 @@ class Settings(BaseModel):
             "when the run began. `copy`: a second copy of the model as it was then, where all of it is trained; or "
             "the path of a model. `columns`: what was computed beforehand, in the columns `ref_logp` or `ref_mass` of "
             "the data. All but `columns` cost one more forward pass, without gradient, for each batch."
+        ),
+    )
+    log: Annotated[tuple[Extra, ...], BeforeValidator(_several)] = Field(
+        default=(),
+        description=(
+            "What the log says besides: `top1` (token accuracy, `dft/top1`), `entropy` (in nats, `dft/entropy`; costs "
+            "what an objective that reads it costs)."
         ),
     )
     options: dict[str, Any] = Field(

@@ -27,7 +27,7 @@ from dft_plugin.kernels import (
     score_logits,
     vocab_parallel,
 )
-from dft_plugin.kernels.results import pick
+from dft_plugin.kernels.results import pick, with_extra
 from dft_plugin.objectives import Targets, Weigher
 
 NumItems = int | float | Tensor | None
@@ -211,8 +211,8 @@ def score_hidden(
     if not isinstance(head, Head):
         kernel = vocab_parallel if isinstance(head, ShardedHead) else opaque
     objective = plan.weigher(targets.clock)
-    scored = kernel(hidden_TD, head, targets, objective, needs=plan.needs, scratch_bytes=plan.scratch_bytes)
-    return LossResult(scored, targets, chosen, objective, plan.statistics)
+    scored = kernel(hidden_TD, head, targets, objective, needs=plan.wanted, scratch_bytes=plan.scratch_bytes)
+    return LossResult(with_extra(scored, plan.extra), targets, chosen, objective, plan.statistics)
 
 
 def logits_loss(
@@ -245,8 +245,8 @@ def logits_loss(
         targets = chosen.facts.reference.fill(targets, chosen, IDENTITY)
     logits_NV = logits.reshape(-1, logits.shape[-1])
     objective = plan.weigher(targets.clock)
-    scored = kernel(logits_NV, positions_T, targets, objective, needs=plan.needs)
-    return LossResult(scored, targets, chosen, objective, plan.statistics)
+    scored = kernel(logits_NV, positions_T, targets, objective, needs=plan.wanted)
+    return LossResult(with_extra(scored, plan.extra), targets, chosen, objective, plan.statistics)
 
 
 def _require_one_per_position(scored: Tensor, labels: Tensor) -> None:

@@ -62,6 +62,7 @@ class LossPlan:
         schedule: what changes during the run; None: nothing does.
         rules: what is said of tokens; their words are still to be turned into ids where `adjusted` is None.
         adjusted: these rules as ids, around the objective; None where there are none.
+        extra: statistics of rows that are logged besides: `top1`, `entropy`.
         reference: which frozen reference: `base`, `start`, `copy`, `columns` (of the data), a path; None: nobody said.
     """
 
@@ -74,6 +75,7 @@ class LossPlan:
     rules: TokenRules = TokenRules()
     adjusted: Adjusted | None = None
     reference: str | None = None
+    extra: tuple[str, ...] = ()
 
     def with_ids(self, always: Collection[int], factors: Mapping[int, float]) -> LossPlan:
         """Return the plan whose rules take effect, given what their words and ids come to.
@@ -148,7 +150,13 @@ class LossPlan:
     @property
     def statistics(self) -> tuple[str, ...]:
         """Names of per-token values that are logged, at any time of the run."""
-        return tuple(dict.fromkeys(name for one in self.every for name in one.statistics))
+        own = (name for one in self.every for name in one.statistics)
+        return tuple(dict.fromkeys((*own, *self.extra)))
+
+    @property
+    def wanted(self) -> frozenset[RowStatistic]:
+        """Costly statistics of rows that somebody wants besides the objective: the host, or the log."""
+        return self.needs | ({"entropy"} if "entropy" in self.extra else frozenset())
 
     @property
     def columns(self) -> frozenset[str]:

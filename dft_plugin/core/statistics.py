@@ -91,8 +91,12 @@ OF_RULES: Mapping[str, Direction | None] = {
 }
 """What is logged besides where the loss treats some tokens apart (`objectives.adjusted`)."""
 
+ON_DEMAND: Mapping[str, Direction | None] = {"dft/top1": "higher", "dft/entropy": None}
+"""What is logged where `log:` asks for it."""
+
 DIRECTIONS: Mapping[str, Direction | None] = {
     **{statistic.key: statistic.better for statistic in STATISTICS},
     **OF_RULES,
+    **ON_DEMAND,
 }
 """Which way is better, by key."""

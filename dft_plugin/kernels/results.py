@@ -6,7 +6,7 @@ Shapes: T rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -84,6 +84,19 @@ def pick(result: KernelResult, index_C: Tensor) -> KernelResult:
         loss_C,
         {name: value_T[index_C] for name, value_T in result.statistics.items()},
     )
+
+
+def with_extra(result: KernelResult, names: Sequence[str]) -> KernelResult:
+    """Return a result that has statistics of rows among its per-token values, too.
+
+    Args:
+        result: of T tokens.
+        names: `top1` (1 where no token is likelier than the target), `entropy` (in nats; it must have been asked for).
+    """
+    rows = result.rows
+    values = {"top1": rows.is_top1_T.to(rows.logp_T.dtype), "entropy": rows.entropy_T}
+    added = {name: value_T for name in names if (value_T := values[name]) is not None}
+    return replace(result, statistics={**result.statistics, **added}) if added else result
 
 
 _ROWS = tuple(field.name for field in fields(Rows) if field.name != "added")

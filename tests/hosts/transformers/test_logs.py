@@ -152,3 +152,22 @@ def test_someone_elses_labelled_call_gets_cross_entropy(tmp_path):
     expected = stock.model(**batch).loss.item()
     activate(stock)
     assert stock.model(**batch).loss.item() == expected
+
+
+@pytest.mark.parametrize("loss", ["dft", "eaft"])
+def test_accuracy_and_entropy_are_logged_on_demand(tmp_path, loss):
+    trainer = training.trainer(tmp_path)
+    activate(trainer, {"name": loss, "log": ["top1", "entropy"]})
+    metrics = trainer.evaluate()
+    hits, entropy, tokens = 0, 0.0, 0
+    for row in trainer.eval_dataset:
+        batch = training.collate([row])
+        with torch.no_grad():
+            logits = type(trainer.model).forward(trainer.model, batch["input_ids"], batch["attention_mask"]).logits
+        labels = batch["labels"][0, 1:]
+        logp = logits[0, :-1].double().log_softmax(-1)[labels != -100]
+        hits += int((logp.argmax(-1) == labels[labels != -100]).sum())
+        entropy += float(-(logp.exp() * logp).sum())
+        tokens += len(logp)
+    assert metrics["eval_dft/top1"] == pytest.approx(hits / tokens)
+    assert metrics["eval_dft/entropy"] == pytest.approx(entropy / tokens, rel=1e-5)

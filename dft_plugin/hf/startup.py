@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dft_plugin.hf.attachment import Attachment
 from dft_plugin.hf.head import find_door, look_at
-from dft_plugin.kernels import auto, blocked, choose
+from dft_plugin.kernels import auto, blocked, choose, hands_over
 
 
 def startup_line(attachment: Attachment, trainer: str, replaced: Sequence[str] = (), tokens: str = "") -> str:
@@ -48,6 +48,8 @@ def _how(attachment: Attachment) -> str:
     kernel = plan.kernel
     if kernel is auto:
         kernel = choose(reading.linear.weight.device.type, trained=reading.trained)
-    if kernel is blocked and reading.trained:
-        return "kernel chunked (blocked is for a frozen head)"
+    if kernel is blocked:
+        reasons = (hands_over(one, plan.wanted, trained=reading.trained) for one in plan.every)
+        for reason in filter(None, reasons):
+            return f"kernel chunked ({reason})"
     return f"kernel {kernel.__name__}"

@@ -1,7 +1,7 @@
 """Kernels: hidden states and a head, or logits, to a loss sum and statistics."""
 
 from dft_plugin.kernels.choice import auto, choose
-from dft_plugin.kernels.linear_blocked import blocked
+from dft_plugin.kernels.linear_blocked import blocked, hands_over
 from dft_plugin.kernels.linear_chunked import chunked
 from dft_plugin.kernels.linear_opaque import opaque
 from dft_plugin.kernels.linear_sharded import vocab_parallel
@@ -24,6 +24,7 @@ __all__ = [
     "blocked",
     "choose",
     "chunked",
+    "hands_over",
     "may_overwrite",
     "opaque",
     "reference",

@@ -69,15 +69,27 @@ def blocked(
         scratch_bytes: handed to `chunked`; what is needed here is less.
     """
     trained = head.low_rank is not None or (head.trained and torch.is_grad_enabled())
-    if trained or is_soft(objective) or not makes(needs | objective.needs):
+    if hands_over(objective, needs, trained=trained):
         return chunked(hidden_TD, head, targets, objective, needs=needs, scratch_bytes=scratch_bytes)
     passes = _Passes(objective, block_dtype(head.weight_VD), head.transform, needs | objective.needs)
     return score(passes, targets, hidden_TD, head.weight_VD, head.bias_V)
 
 
-def makes(needs: frozenset[RowStatistic]) -> bool:
-    """Whether all these statistics can be made without ever holding a row of logits."""
-    return all(isinstance(function, BlockFunction) for function in functions_in(needs))
+def hands_over(objective: Weigher, needs: frozenset[RowStatistic], *, trained: bool) -> str | None:
+    """Say why `chunked` scores in the place of `blocked`; None: it does not.
+
+    Args:
+        objective: gives the weights.
+        needs: costly statistics that are wanted besides.
+        trained: whether something of the head gets a gradient.
+    """
+    if trained:
+        return "blocked is for a frozen head"
+    if is_soft(objective):
+        return f"blocked holds no row of logits, as {objective.name} compares"
+    functions = functions_in(needs | objective.needs)
+    whole = [function.name for function in functions if not isinstance(function, BlockFunction)]
+    return f"blocked holds no row of logits, as {', '.join(whole)} wants" if whole else None
 
 
 @dataclass(frozen=True)

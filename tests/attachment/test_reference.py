@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 import torch
-from support import attached, referred, tiny
+from support import attached, referred, tiny, waits
 from support.referred import LOSSES
 from torch import nn
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
@@ -479,3 +479,25 @@ def test_qlora_is_compared_with_its_quantised_base(loss, skip, tmp_path):
     attach(model, written)
     for _ in range(2):
         attached.assert_same(attached.backward(model, batch), theirs, loss_gap=1e-5, gradient_gap=1e-3)
+
+
+# Not by sequences: those are read from the batch, whether there is a reference or not.
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss != "iw_sft"])
+@pytest.mark.parametrize("reference", ["base", "start"])
+def test_a_reference_waits_where_the_models_forward_does_and_nowhere_else(loss, reference):
+    def watched(run):
+        with waits.watching(torch.zeros(1)) as found:
+            run()
+        return found.seen, found.fetched, found.read
+
+    model, batch = adapted(target_modules=[*LAYERS, "lm_head"]), tiny.batch()
+    asked = {key: value for key, value in batch.items() if key != "labels"}
+    once, _, _ = watched(lambda: model(**asked))
+    found = []
+    for written in ("dft", {**LOSSES[loss][0], "reference": reference}):
+        attach(model, written)
+        attached.backward(model, tiny.batch(masked=3, seed=1))
+        found.append(watched(lambda: model(**batch, num_items_in_batch=48).loss.backward()))
+    (plain, *sent), (ours, *ours_sent) = found
+    assert ours_sent == sent
+    assert sum(ours.values()) == sum(plain.values()) + sum(once.values())

@@ -35,8 +35,8 @@ def weigh(objective: Weigher, rows: Rows, targets: Targets) -> KernelResult:
     if missing:
         raise PluginError(
             f"the objective {objective.name} reads the column {missing[0]} of the tokens, and nobody has given it: "
-            "one number for each token is needed. Use dft_plugin.attach(model, ...) or activate(trainer, ...), which take "
-            "columns from the batch, and those of a reference from a model."
+            "one number for each token is needed. Use dft_plugin.attach(model, ...) or activate(trainer, ...), which "
+            "take columns from the batch, and those of a reference from a model."
         )
     made = objective.weigh(rows, targets, targets.clock)
     weighed = made if isinstance(made, Weighed) else Weighed(made)

@@ -29,8 +29,15 @@ def weigh(objective: Weigher, rows: Rows, targets: Targets) -> KernelResult:
         targets: what they are to predict.
 
     Raises:
-        PluginError: the objective does not return one number for each row.
+        PluginError: the objective does not return one number for each row, or reads a column that is not there.
     """
+    missing = sorted(objective.columns - targets.columns.keys())
+    if missing:
+        raise PluginError(
+            f"the objective {objective.name} reads the column {missing[0]} of the tokens, and nobody has given it: "
+            "one number for each token is needed. Use dft_plugin.attach(model, ...) or activate(trainer, ...), which "
+            "take columns from the batch, and those of a reference from a model."
+        )
     made = objective.weigh(rows, targets, targets.clock)
     weighed = made if isinstance(made, Weighed) else Weighed(made)
     weight_T = _one_each(weighed.weight_T, "weights", objective, rows)

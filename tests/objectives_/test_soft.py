@@ -269,6 +269,13 @@ def test_a_split_vocabulary_and_a_missing_reference_are_refused_by_name():
         WAYS["chunked"](hidden, weight, Targets(targets.ids_T), ASFT())
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_column_that_nobody_has_given_is_named(way):
+    hidden, weight, targets = problem()
+    with pytest.raises(PluginError, match="the objective iw_sft reads the column ref_logp of the tokens, and nobody"):
+        WAYS[way](hidden, weight, targets, IWSFT(per="token"))
+
+
 class OfSequences(IWSFT):
     """Reads both."""
 

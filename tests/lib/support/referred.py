@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -59,3 +60,49 @@ def truth(
     loss = losses.sum() / (losses.numel() if num_items is None else num_items)
     loss.backward()
     return float(loss.detach()), tiny.gradients(model)
+
+
+LAYERS = ["q_proj", "v_proj"]
+PARTS = {
+    "layers": {"target_modules": LAYERS},
+    "head": {"target_modules": [*LAYERS, "lm_head"]},
+    "saved head": {"target_modules": LAYERS, "modules_to_save": ["lm_head"]},
+    "dora on the head": {"target_modules": ["lm_head"], "use_dora": True},
+}
+"""Where adapters are."""
+
+
+def adapted(model: Any = None, **lora: Any) -> Any:
+    """A LoRA model that is not its base any more."""
+    import peft
+
+    config = peft.LoraConfig(task_type="CAUSAL_LM", **{"r": 4, "lora_alpha": 8, "target_modules": LAYERS, **lora})
+    with warnings.catch_warnings():
+        # peft warns of heads that it saves.
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(tiny.llama().train() if model is None else model, config)
+    return moved(model)
+
+
+def moved(model: Any, scale: float = 0.1) -> Any:
+    """Move what is trained, as some steps of training would."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * scale)
+    return model.train()
+
+
+def base_logits(model: Any, batch: dict[str, Any]) -> Tensor:
+    asked = {key: value for key, value in batch.items() if key != "labels"}
+    training = model.training
+    with torch.no_grad(), model.disable_adapter():
+        logits = model.eval()(**asked).logits
+    model.train(training)
+    return logits
+
+
+def own_logits(model: Any, batch: dict[str, Any]) -> Tensor:
+    with torch.no_grad():
+        return model(**{key: value for key, value in batch.items() if key != "labels"}).logits

@@ -5,7 +5,7 @@ Shapes: V vocabulary, H hidden size; `...` stands for any leading dimensions, th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ def token_loss(
         LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible or refused.
         ClockError: the objective changes during a run, and `facts` has no clock.
     """
-    plan = _plan_without_tokenizer(objective)
+    plan = _plan_without_tokenizer(objective, facts)
     return logits_loss(plan, logits, labels, ignore_index=ignore_index, facts=facts).mean(num_items)
 
 
@@ -104,7 +104,7 @@ def linear_token_loss(
     """
     _require_width(hidden, weight)
     head = Head(weight, bias, Transform(logit_scale, softcap))
-    plan = _plan_without_tokenizer(objective)
+    plan = _plan_without_tokenizer(objective, facts)
     return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index, facts=facts).mean(num_items)
 
 
@@ -152,7 +152,7 @@ def vocab_parallel_token_loss(
         LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible or refused.
         ClockError: the objective changes during a run, and `facts` has no clock.
     """
-    plan = _plan_without_tokenizer(objective)
+    plan = _plan_without_tokenizer(objective, facts)
     shard = VocabShard.gather(local_weight, labels, group)
     head = ShardedHead(local_weight, shard, local_bias, Transform(logit_scale, softcap))
     return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index, facts=facts).mean(num_items)
@@ -180,12 +180,12 @@ def _installed() -> Catalogue:
     return build_catalogue()
 
 
-def _plan_without_tokenizer(objective: LossLike, given: Collection[str] = ()) -> LossPlan:
+def _plan_without_tokenizer(objective: LossLike, facts: Facts | None) -> LossPlan:
     """Resolve an objective for a function, which gets no tokenizer.
 
     Args:
         objective: as a caller passed it.
-        given: columns of the data that the caller passed.
+        facts: columns of the data that the caller passed.
 
     Raises:
         SettingsError: it names tokens by words, or reads a column of the data.
@@ -196,11 +196,13 @@ def _plan_without_tokenizer(objective: LossLike, given: Collection[str] = ()) ->
         "ids in its place: `always_learn: [tokenizer.eos_token_id]`, or `weights: {tokens: {ID: 2.0}}`."
         for word in plan.rules.words
     ]
-    columns = plan.columns | ({plan.rules.column} if plan.rules.column else set())
+    # Nobody runs a reference here.
+    columns = plan.columns | plan.filled | ({plan.rules.column} if plan.rules.column else set())
+    given = set() if facts is None else facts.columns.keys()
     problems += [
-        f"`objective` reads the column `{name}` of the data, which this function does not get. Use "
-        f"dft_plugin.attach(model), and give `dft_column_{name}`, one number for each token, to the model's forward."
-        for name in sorted(columns - set(given))
+        f"`objective` reads `{name}`, which this function was not given. Give it one number for each label: "
+        f"`facts=dft_plugin.Facts(columns={{{name!r}: tensor}})`."
+        for name in sorted(columns - given)
     ]
     if problems:
         raise SettingsError(problems)

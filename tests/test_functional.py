@@ -8,7 +8,7 @@ import pytest
 import torch
 from support import oracle, problems
 
-from dft_plugin import linear_token_loss, token_loss
+from dft_plugin import Facts, linear_token_loss, token_loss
 from dft_plugin.errors import LabelError, SettingsError
 from dft_plugin.objectives import DFT, NLL, Objective
 
@@ -267,10 +267,25 @@ def test_words_for_tokens_and_columns_are_refused_by_what_to_give():
     eos, text, column = raised.value.problems
     assert "('eos'), and this function has no tokenizer" in eos
     assert "Give ids in its place: `always_learn: [tokenizer.eos_token_id]`" in text
-    assert "reads the column `ratio` of the data" in column
-    assert "give `dft_column_ratio`, one number for each token, to the model's forward" in column
+    assert "reads `ratio`, which this function was not given" in column
+    assert "`facts=dft_plugin.Facts(columns={'ratio': tensor})`" in column
 
 
 def test_a_layer_is_no_weight():
     with pytest.raises(LabelError, match=r"weight is a Linear; a tensor .* of a layer, give its `.weight`"):
         linear_token_loss(torch.zeros(4, 8), torch.nn.Linear(8, 30), torch.zeros(4, dtype=torch.long))
+
+
+def test_columns_of_the_facts_reach_the_objective():
+    logits, labels = torch.randn(5, 9), torch.tensor([1, 2, 3, 4, 5])
+    ref_logp = torch.tensor([-0.1, -1.0, -2.0, -0.5, -3.0])
+    for reads in ({"name": "prift", "reference": "columns"}, "prift"):
+        loss = token_loss(logits, labels, objective=reads, facts=Facts(columns={"ref_logp": ref_logp}))
+        nll = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        assert loss.item() == pytest.approx((ref_logp.exp() * nll).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("reads", ["prift", "iw_sft", "psft", {"name": "dft", "weights": {"column": "ratio"}}])
+def test_a_column_that_is_not_given_is_named(reads):
+    with pytest.raises(SettingsError, match="`objective` reads `.*`, which this function was not given"):
+        token_loss(torch.randn(5, 9), torch.tensor([1, 2, 3, 4, 5]), objective=reads)

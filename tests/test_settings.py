@@ -279,6 +279,16 @@ POINT = "a share of the run lies above 0 and is at most 1.0; write steps as an i
         ),
         ({"always_learn": ["eoss"]}, "'eoss' is neither one of eos, special, added nor a token id."),
         ({"always_learn": [-1]}, "-1 is neither one of eos, special, added nor a token id."),
+        ({"weights": {}}, "a column or tokens are needed: `{column: ratio}`, or `{tokens: {TOKEN: 2}}`."),
+        (
+            {"weights": {"tokens": {}}},
+            "a column or tokens are needed: `{column: ratio}`, or `{tokens: {TOKEN: 2}}`.",
+        ),
+        ({"weights": {"column": ""}}, "String should have at least 1 character."),
+        (
+            {"first": {"name": "nll", "for": 1.0}},
+            "nothing would be left for the loss that `name` asks for; a share is below 1.0.",
+        ),
         ({"weights": {"colum": "x"}}, "`loss.weights.colum: 'x'`: Extra inputs are not permitted."),
         ({"weights": {"tokens": {"a": -1}}}, "Input should be greater than or equal to 0."),
     ],

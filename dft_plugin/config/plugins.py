@@ -16,7 +16,7 @@ import pluggy
 from dft_plugin.config import builtin, hookspecs
 from dft_plugin.config.parsing import parse_settings
 from dft_plugin.config.schedules import ends, ramps
-from dft_plugin.config.settings import RESERVED_KERNELS, DataWeights, Settings
+from dft_plugin.config.settings import RESERVED_KERNELS, Settings
 from dft_plugin.errors import PluginError, SettingsError
 from dft_plugin.objectives.reference import REFERENCE_COLUMNS
 from dft_plugin.objectives.schedule import Schedule, Until
@@ -86,8 +86,10 @@ class Catalogue:
 
         named = self.kernels.get(settings.kernel)
         objective = self.objectives[settings.name].item(**ends(settings.options, "to"))
-        weights = settings.weights or DataWeights()
-        rules = TokenRules(settings.always_learn, weights.column, weights.tokens)
+        weights = settings.weights
+        rules = TokenRules(
+            settings.always_learn, weights.column if weights else None, weights.tokens if weights else {}
+        )
         plan = LossPlan(
             objective=objective,
             schedule=self._schedule(objective, settings),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
 
 from dft_plugin.config.schedules import Point, RampSetting, is_ramp
 from dft_plugin.objectives import Number
@@ -40,13 +40,21 @@ def _several(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
+def _before_the_end(value: int | float) -> int | float:
+    if isinstance(value, float) and value >= 1:
+        raise ValueError("nothing would be left for the loss that `name` asks for; a share is below 1.0")
+    return value
+
+
 class First(BaseModel):
     """Another objective at the beginning: `first: {name: nll, for: 0.2}`; its options stand beside `name`."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
     name: str = Field(description="The objective that the run begins with.")
-    until: Point = Field(alias="for", description="How long: steps (an integer) or a share of the run (a fraction).")
+    until: Annotated[Point, AfterValidator(_before_the_end)] = Field(
+        alias="for", description="How long: steps (an integer) or a share of the run (a fraction below 1)."
+    )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -85,6 +93,7 @@ class DataWeights(BaseModel):
 
     column: str | None = Field(
         default=None,
+        min_length=1,
         description="A column of the dataset: a number for each row, each message of a chat, or each token.",
     )
     tokens: Annotated[dict[int | str, Annotated[Number, Field(ge=0)]], BeforeValidator(_by_token)] = Field(
@@ -94,6 +103,12 @@ class DataWeights(BaseModel):
             "every key is a text, ids stand in pairs: `[[11, 2.0]]`."
         ),
     )
+
+    @model_validator(mode="after")
+    def _something(self) -> DataWeights:
+        if self.column is None and not self.tokens:
+            raise ValueError("a column or tokens are needed: `{column: ratio}`, or `{tokens: {TOKEN: 2}}`")
+        return self
 
     @field_serializer("tokens", when_used="json")
     def _pairs(self, tokens: dict[int | str, float]) -> list[tuple[int | str, float]]:

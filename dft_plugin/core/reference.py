@@ -45,12 +45,14 @@ class Referred:
         states: hidden states [..., D], or, where there is no `project`, transformed logits [..., V].
         vocab_size: V.
         project: hidden [T, D] to the reference's raw logits [T, V].
+        transform: what it does to them, where it is another model; None: what the model does.
     """
 
     wanted: Wanted
     states: Tensor
     vocab_size: int
     project: Callable[[Tensor], Tensor] | None = None
+    transform: Transform | None = None
 
     def fill(self, targets: Targets, chosen: Selection, transform: Transform) -> Targets:
         """Put into the targets what the reference says of them.
@@ -58,8 +60,9 @@ class Referred:
         Args:
             targets: of the scored positions.
             chosen: where they are.
-            transform: what the model, and so the reference, does to raw logits.
+            transform: what the model does to raw logits.
         """
+        transform = self.transform or transform
         weigher = ReferenceColumns(self.wanted.columns)
         distribution: Distribution
         with torch.no_grad():

@@ -22,9 +22,7 @@ class Fetched:
         if tensor.device.type != "cuda" or not tensor.numel():
             self._copy = tensor.detach().to("cpu")
             return
-        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
-        self._copy = pinned.copy_(tensor.detach(), non_blocking=True)
-        self._arrived = torch.cuda.current_stream(tensor.device).record_event()
+        self._copy, self._arrived = _fetch(tensor)
 
     def read(self) -> Tensor:
         """Return the copy, once it is there."""
@@ -43,6 +41,20 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     """
     if device.type != "cuda" or not tensor.numel():
         return tensor.to(device)
+    sent: Tensor = _send(tensor, device)
+    return sent
+
+
+# Torch 2.11's compiler pins on the device what it makes of these.
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+def _fetch(tensor: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+    copy = pinned.copy_(tensor.detach(), non_blocking=True)
+    return copy, torch.cuda.current_stream(tensor.device).record_event()
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
     # From memory that is not pinned, the CPU would wait for the copy.
     return tensor.pin_memory().to(device, non_blocking=True)
 

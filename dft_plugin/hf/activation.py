@@ -90,6 +90,8 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
     with _choice_as_given(before):
         problems = hook_class.conflicts(trainer)
         problems += [*splits.problems(trainer, plan), *read.problems, *missing(plan, model)]
+    if any(one.places or one.scope != "token" for one in plan.every):
+        problems += hook_class.without_boundaries(trainer)
     problems += carrying.problems(trainer, carrying.columns_of(plan), hook_class.columns_hint)
     if problems:
         raise ConflictError(problems)

@@ -87,8 +87,9 @@ def facts_of(plan: LossPlan, inputs: dict[str, Any], clock: Clock | None) -> Fac
     columns = {name: align(column) for name, column in columns.items()}
     if not any(one.places or one.scope != "token" for one in plan.every):
         return Facts(columns=columns, clock=clock)
+    # Of the tokens that go in, whatever was done to their labels.
     sequence_BS = sequences(inputs, labels.shape)
-    return Facts(align(sequence_BS), align(positions(sequence_BS)), columns, clock)
+    return Facts(shift(sequence_BS, 0), shift(positions(sequence_BS), 0), columns, clock)
 
 
 def sequences(inputs: Mapping[str, Any], shape: torch.Size) -> Tensor:

@@ -17,6 +17,7 @@ from dft_plugin.core.plan import COLUMNS, LossPlan
 from dft_plugin.core.reference import Referred, Wanted
 from dft_plugin.core.targets import Facts, Selection
 from dft_plugin.errors import ConflictError, UnsupportedModelError
+from dft_plugin.hf import calibration
 from dft_plugin.hf.adapters import adapter_parameters, adapters_off, has_adapters, why_not_base
 from dft_plugin.hf.another_model import AnotherModel, copy_of, load
 from dft_plugin.hf.called import CalledHead
@@ -210,9 +211,11 @@ def refer(
         if vocab_size is None:
             logits = require_mapping(module, run(**given, return_dict=True)).logits
             return Referred(wanted, logits, logits.shape[-1])
-        stand_in = HeadStandIn(module.get_output_embeddings(), torch.zeros(1, 1, vocab_size))
+        another = isinstance(reference, AnotherModel)
+        probe = calibration.probe_logits(vocab_size) if another else torch.zeros(1, 1, vocab_size)
+        stand_in = HeadStandIn(module.get_output_embeddings(), probe)
         with standing_in(module, stand_in):
-            run(**given, return_dict=True)
+            output = require_mapping(module, run(**given, return_dict=True))
     if isinstance(reference, AnotherModel) and not stand_in.calls:
         raise UnsupportedModelError(
             f"`reference: {reference.word}`: the forward of {type(module).__name__} does not call the head that is "
@@ -220,7 +223,13 @@ def refer(
         )
     if stand_in.calls != 1 or stand_in.hidden is None:
         return called_often(stand_in)
-    return Referred(wanted, stand_in.hidden, vocab_size)
+    if not another:
+        return Referred(wanted, stand_in.hidden, vocab_size)
+    # Of the same class it may scale or cap its logits in another way.
+    transform = calibration.ask(stand_in.probe, output.logits).read()
+    if isinstance(transform, str):
+        return NotLean(f"of the reference, {transform}", final=False)
+    return Referred(wanted, stand_in.hidden, vocab_size, transform=transform)
 
 
 def _require_plain(reference: Reference, model: Any, inputs: Mapping[str, Any]) -> None:

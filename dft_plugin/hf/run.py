@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from dft_plugin.config.handover import swapped
-from dft_plugin.errors import ConflictError, NotActiveError
+from dft_plugin.errors import ConflictError, NotActiveError, SettingsError
 from dft_plugin.functional import LossLike
 from dft_plugin.hf.activation import activate
 
@@ -47,6 +48,15 @@ def activating(trainer_class: type, loss: LossLike) -> Iterator[list[Any]]:
         yield made
     if not made:
         raise none_made(trainer_class.__name__)
+
+
+def saying(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+    """Run a host's training; what is wrong with the configuration is a message and exit code 2, not a traceback."""
+    try:
+        main(argv)
+    except (SettingsError, ConflictError) as error:
+        sys.stderr.write(f"dft: {error}\n")
+        sys.exit(2)
 
 
 def none_made(trainer: str) -> NotActiveError:

@@ -76,6 +76,12 @@ class TrainerHook(Wrapper):
         return [*in_the_way(trainer), *best.problems(trainer)]
 
     @classmethod
+    def without_boundaries(cls, trainer: Trainer) -> list[str]:
+        """List what keeps the batches from saying where a sequence ends."""
+        del trainer
+        return []
+
+    @classmethod
     def ends(cls, trainer: Trainer) -> Sequence[int]:
         """Return ids that the host knows to end an answer, beside those of the tokenizer and its chat template."""
         del trainer

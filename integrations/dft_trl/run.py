@@ -12,7 +12,7 @@ from trl import SFTTrainer
 from trl.scripts import sft
 
 from dft_plugin.config import handover
-from dft_plugin.hf.run import activating
+from dft_plugin.hf.run import activating, saying
 from dft_trl.columns import carrying
 
 
@@ -29,4 +29,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    saying(main, sys.argv[1:])

@@ -66,6 +66,16 @@ class TrlHook(TrainerHook):
     columns_hint: ClassVar[str] = HINT
     _passes_on = False
 
+    @classmethod
+    def without_boundaries(cls, trainer: Any) -> list[str]:
+        """Wrapped packing lays examples end to end, and cuts them where a row is full."""
+        if not (trainer.args.packing and trainer.args.packing_strategy == "wrapped"):
+            return []
+        return [
+            "`packing_strategy: wrapped` says nowhere where an example ends, and this loss looks at whole sequences. "
+            "Set `packing_strategy: bfd`."
+        ]
+
     def install(self) -> None:
         """Let TRL sum our losses as they are, with the statistics that its metrics need."""
         super().install()

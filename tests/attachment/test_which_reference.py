@@ -66,6 +66,27 @@ class TestWhichReference:
         attach(model, {**written, "reference": str(tmp_path)})
         attached.assert_same(attached.backward(model, batch), theirs)
 
+    @pytest.mark.parametrize("kernel", ["auto", "logits"])
+    @pytest.mark.parametrize(
+        ("model_type", "change", "own"),
+        [
+            ("gemma2", {"final_logit_softcapping": 2.0}, {"head_dim": 8, "final_logit_softcapping": 5.0}),
+            ("granite", {"logits_scaling": 4.0}, {"logits_scaling": 1.5}),
+            ("cohere", {"logit_scale": 2.0}, {}),
+        ],
+    )
+    def test_another_model_scales_and_caps_its_logits_in_its_own_way(self, model_type, change, own, kernel, tmp_path):
+        other, batch = attached.build(model_type, **{**own, **change}), tiny.batch()
+        other.save_pretrained(tmp_path)
+        model = attached.build(model_type, **own).train()
+        for name in ("prift", "asft"):
+            written, formula = LOSSES[name]
+            theirs = referred.truth(model, batch, own_logits(other.eval(), batch), formula)
+            attachment = attach(model, {**written, "reference": str(tmp_path), "kernel": kernel})
+            for _ in range(2):
+                attached.assert_same(attached.backward(model, batch), theirs)
+            attachment.detach()
+
     def test_a_copy_of_the_model_does_not_copy_its_reference(self):
         model = tiny.llama().train()
         attachment = attach(model, {"name": "asft", "reference": "copy"})

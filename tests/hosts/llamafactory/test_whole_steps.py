@@ -6,11 +6,10 @@ import copy
 
 import pytest
 import torch
-from support import by_hand, tiny
 
 pytest.importorskip("llamafactory")
 
-from support import factory
+from support import by_hand, factory, tiny
 
 pytestmark = pytest.mark.host
 

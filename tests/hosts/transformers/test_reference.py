@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from datasets import Dataset
 from support import referred, tiny, training
 from support.referred import LOSSES
 
@@ -112,7 +113,11 @@ def test_an_evaluation_compares_too(keep, tmp_path):
 def test_the_start_up_line_says_which_and_what_it_costs(tmp_path, capsys):
     activate(training.trainer(tmp_path, training.lora()), "asft")
     activate(training.trainer(tmp_path), {"name": "prift", "reference": "copy"})
-    activate(training.trainer(tmp_path), {"name": "prift", "reference": "columns"})
+    scored = training.trainer(tmp_path)
+    for name in ("train_dataset", "eval_dataset"):
+        rows = [{**row, "ref_logp": [-1.0] * len(row["labels"])} for row in getattr(scored, name)]
+        setattr(scored, name, Dataset.from_list(rows))
+    activate(scored, {"name": "prift", "reference": "columns"})
     lora, copied, columns = capsys.readouterr().err.splitlines()
     cost = "(one more forward pass, without gradient, for each batch)"
     assert lora.endswith(f"; reference: the base model, its adapters off {cost}")

@@ -75,3 +75,10 @@ def test_a_router_is_refused_and_one_without_a_loss_is_not(tmp_path):
 def test_a_batch_that_is_split_is_refused(tmp_path):
     with pytest.raises(ConflictError, match="gradient_accumulation_steps is 2"):
         activate(training.sft_trainer(tmp_path, gradient_accumulation_steps=2), OfBatch())
+
+
+def test_packing_that_says_nowhere_where_an_example_ends_is_refused_for_sequences(tmp_path):
+    trainer = training.sft_trainer(tmp_path, packing=True, packing_strategy="wrapped")
+    with pytest.raises(ConflictError, match="`packing_strategy: wrapped` says nowhere where an example ends"):
+        activate(trainer, OfSequence())
+    activate(trainer, "dft")

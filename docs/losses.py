@@ -17,9 +17,9 @@ plugins bring.
 loss: eaft
 ```
 
-All of them are likelihood with a weight: the loss of a target token is `-w * log p`, and w is a constant of the step
-(no gradient flows through it). p is the model's probability of the target, H an entropy in nats, sg the stop-gradient.
-What differs is whom they trust: the data (`nll`), the model (`dft`), a frozen reference (`prift`).
+All but `asft` and `gift` are likelihood with a weight: the loss of a target token is `-w * log p`, and w is a constant
+of the step (no gradient flows through it). p is the model's probability of the target, H an entropy in nats, sg the
+stop-gradient. What differs is whom they trust: the data (`nll`), the model (`dft`), a frozen reference (`prift`).
 
 Not sure? Train a few steps with any of them and look at `dft/mean_prob`. Above 0.5: `dft` and its kin. Below 0.1:
 `nll`. Then compare runs by `dft/nll`, which means the same for every loss. [When not to use
@@ -44,7 +44,6 @@ NOTES = {
     "idft": "The paper raises `strength` from 0 to 1 between 20 and 30 % of the steps; near to it: "
     "`strength: {from: 0.0, to: 1.0, until: 0.3}`.",
     "psft": "`old_logp` must be in the data: probabilities before the updates, for which nothing else can stand.",
-    "focal": "Its authors differentiate the factor as well; here it is a constant.",
     "thresholded": "`profit` is the same with another threshold, divided by all target tokens.",
     "iw_sft": "With LoRA the reference is the base model, its adapters off: no second copy.",
     "prift": "With LoRA the reference is the base model, its adapters off: no second copy.",
@@ -100,6 +99,7 @@ def _lines(one: Explanation) -> Iterator[str]:
     if one.options:
         yield "| option | allowed | default | |\n| --- | --- | --- | --- |"
         for option in one.options:
-            yield f"| `{option.name}` | {option.allowed} | `{option.shown}` | {option.description} |"
+            description = option.description.replace("|", chr(92) + "|")
+            yield f"| `{option.name}` | {option.allowed} | `{option.shown}` | {description} |"
         yield ""
     yield "```yaml\n" + "\n".join(one.examples[-1:]) + "\n```\n"

@@ -287,5 +287,5 @@ def test_columns_of_the_facts_reach_the_objective():
 
 @pytest.mark.parametrize("reads", ["prift", "iw_sft", "psft", {"name": "dft", "weights": {"column": "ratio"}}])
 def test_a_column_that_is_not_given_is_named(reads):
-    with pytest.raises(SettingsError, match="`objective` reads `.*`, which this function was not given"):
+    with pytest.raises(SettingsError, match=r"`objective` reads `.*`, which this function was not given"):
         token_loss(torch.randn(5, 9), torch.tensor([1, 2, 3, 4, 5]), objective=reads)

@@ -252,7 +252,7 @@ POINT = "a share of the run lies above 0 and is at most 1.0; write steps as an i
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ({"alpha": {"from": 0, "to": 1}}, "`loss.alpha.until: {'from': 0, 'to': 1}`: Field required."),
+        ({"alpha": {"from": 0, "to": 1}}, "`loss.alpha.until` is missing beside {'from': 0, 'to': 1}."),
         ({"alpha": {"from": 0, "to": 1, "until": 1.5}}, f"`loss.alpha.until: 1.5`: {POINT}."),
         ({"alpha": {"from": 0, "to": 1, "until": 0}}, "`loss.alpha.until: 0`: 1 step or more is needed."),
         (
@@ -268,7 +268,7 @@ POINT = "a share of the run lies above 0 and is at most 1.0; write steps as an i
             {"first": {"name": "nl", "for": 3}},
             "`loss.first.name`: `nl` is not a known name. Did you mean `nll`? Allowed: dft, nll.",
         ),
-        ({"first": {"name": "nll"}}, "`loss.first.for: {'name': 'nll'}`: Field required."),
+        ({"first": {"name": "nll"}}, "`loss.first.for` is missing beside {'name': 'nll'}."),
         (
             {"first": {"name": "nll", "for": 3, "alpha": 1}},
             "`loss.first.alpha`: `alpha` is not an option of `nll`. Allowed: name, for.",
@@ -279,6 +279,8 @@ POINT = "a share of the run lies above 0 and is at most 1.0; write steps as an i
         ),
         ({"always_learn": ["eoss"]}, "'eoss' is neither one of eos, special, added nor a token id."),
         ({"always_learn": [-1]}, "-1 is neither one of eos, special, added nor a token id."),
+        ({"first": "nll"}, "`loss.first: 'nll'`: a mapping is needed, with `name`, `for`."),
+        ({"weights": "ratio"}, "`loss.weights: 'ratio'`: a mapping is needed, with `column`, or `tokens`."),
         ({"weights": {}}, "a column or tokens are needed: `{column: ratio}`, or `{tokens: {TOKEN: 2}}`."),
         (
             {"weights": {"tokens": {}}},

@@ -123,12 +123,22 @@ def _problems(model: type[BaseModel], values: Mapping[str, Any], where: str) -> 
     try:
         model.model_validate(dict(values))
     except ValidationError as error:
-        return [
-            f"`{'.'.join([where, *map(str, item['loc'])])}: {item['input']!r}`: "
-            f"{item['msg'].removeprefix('Value error, ')}."
-            for item in error.errors()
-        ]
+        return [_problem(item, where) for item in error.errors()]
     return []
+
+
+def _problem(item: Any, where: str) -> str:
+    key = ".".join([where, *map(str, item["loc"])])
+    if item["type"] == "missing":
+        return f"`{key}` is missing beside {item['input']!r}."
+    if item["type"] == "model_type":
+        fields = ", ".join(_KEYS[item["ctx"]["class_name"]])
+        return f"`{key}: {item['input']!r}`: a mapping is needed, with {fields}."
+    return f"`{key}: {item['input']!r}`: {item['msg'].removeprefix('Value error, ')}."
+
+
+_KEYS = {"First": ("`name`", "`for`"), "DataWeights": ("`column`", "or `tokens`"), "RampSetting": ("`from`", "`to`")}
+"""What a mapping must have, by the class that reads it."""
 
 
 def _unknown(key: str, given: str, allowed: Collection[str], what: str = "a known name") -> list[str]:

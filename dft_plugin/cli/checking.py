@@ -99,7 +99,7 @@ def check(path: Path, overrides: Sequence[str] = (), host_name: str | None = Non
             *(lost_columns(host, config.host, settings, catalogue) if settings else []),
         ],
         replaces=host.replaces(config.host, settings) if settings else [],
-        hints=[*host.cautions(config.host), *meaning],
+        hints=[*host.cautions(config.host), *meaning, *(left_to_the_run(settings, catalogue) if settings else [])],
         version_problem=host.version_problem(),
     )
 
@@ -114,6 +114,16 @@ def _settings(config: RunConfig, catalogue: Catalogue) -> tuple[Settings | None,
     except SettingsError as error:
         return None, error.problems
     return settings, foreign_objective_problems(settings, catalogue)
+
+
+def left_to_the_run(settings: Settings, catalogue: Catalogue) -> list[str]:
+    """List, in words, what only the run can look for: it loads data, tokenizer and models, and a check does not."""
+    left = [f"the column `{name}` of the data" for name in sorted(catalogue.columns(settings))]
+    words = (*settings.always_learn, *(settings.weights.tokens if settings.weights else ()))
+    left += [f"the token `{word}`" for word in words if isinstance(word, str)]
+    if settings.reference not in (None, "base", "start", "copy", "columns"):
+        left.append(f"the reference `{settings.reference}`, a path or a name of a model")
+    return [f"not looked for yet: {', '.join(left)}. The run does, and stops without it."] if left else []
 
 
 def foreign_objective_problems(settings: Settings, catalogue: Catalogue) -> list[str]:

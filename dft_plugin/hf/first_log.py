@@ -30,6 +30,13 @@ def warn(logs: Mapping[str, float], objective: Objective) -> bool:
             "template, at what is masked, and at the length at which rows are cut."
         )
         return True
+    if not logs["dft/mean_weight"] and objective.reference != "distribution":
+        logger.warning(
+            "dft: no token has had a weight above 0 so far: nothing is trained by %s. Change its options, or take "
+            "`loss: nll`.",
+            objective.name,
+        )
+        return True
     if not best.weighs(objective):
         return False
     if logs["dft/mean_prob"] < WEAK_PRIOR:

@@ -123,6 +123,16 @@ def test_overrides_reach_the_loss_and_the_host(dft, config):
     assert [conflict["key"] for conflict in report["conflicts"]] == ["label_smoothing_factor"]
 
 
+def test_check_says_what_it_leaves_to_the_run(dft, config):
+    loss = 'loss: {name: psft, always_learn: eos, weights: {column: ratio, tokens: {"</think>": 2.0}}}\n'
+    done = dft("check", config(TRL + loss), columns=400)
+    left = "the column `old_logp` of the data, the column `ratio` of the data, the token `eos`, the token `</think>`"
+    assert f"hint      not looked for yet: {left}. The run does, and stops without it." in done.stdout
+    assert "not looked for" not in dft("check", config(TRL + "loss: dft\n")).stdout
+    path = dft("check", config(TRL + "use_peft: true\nloss: {name: prift, reference: colums}\n")).stdout
+    assert "the reference `colums`, a path or a name of a model" in path
+
+
 def test_an_override_may_name_another_loss(dft, config):
     report = json.loads(dft("check", config(TRL + "loss: dft\n"), "loss=nll", "--json").stdout)
     assert (report["ok"], report["loss"]["name"]) == (True, "nll")

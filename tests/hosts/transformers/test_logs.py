@@ -146,6 +146,15 @@ def test_a_run_without_any_target_is_warned_of_once(tmp_path, caplog):
     assert "every label is -100, and nothing is learned" in record.message
 
 
+def test_a_loss_that_takes_no_token_is_warned_of_once(tmp_path, caplog):
+    trainer = training.trainer(tmp_path)
+    activate(trainer, {"name": "profit", "threshold": 0.9})
+    with caplog.at_level(logging.WARNING, logger="dft_plugin.hf.first_log"):
+        trainer.train()
+    (record,) = caplog.records
+    assert "no token has had a weight above 0 so far: nothing is trained by profit" in record.message
+
+
 def test_someone_elses_labelled_call_gets_cross_entropy(tmp_path):
     stock = training.trainer(tmp_path)
     batch = training.collate(training.rows(3))

@@ -61,7 +61,7 @@ def is_ours(key: str) -> bool:
 
 
 def with_option(loss: Any, key: str, value: Any) -> Any:
-    """Apply `loss=...` or `loss.option=...` to what stands after `loss:`.
+    """Apply `loss=...`, `loss.option=...` or `loss.option.key=...` to what stands after `loss:`.
 
     Raises:
         SettingsError: what stands there can have no option.
@@ -69,11 +69,14 @@ def with_option(loss: Any, key: str, value: Any) -> Any:
     option = key.removeprefix(LOSS).removeprefix(".")
     if not option:
         return value
-    if loss is None:
-        return {option: value}
-    named = {"name": loss} if isinstance(loss, str) else loss
+    named = {"name": loss} if isinstance(loss, str) else {} if loss is None else loss
     if not isinstance(named, Mapping):
         raise SettingsError([f"`{key}` cannot be set, since `loss` is {loss!r}; write `loss: dft`."])
+    option, _, inner = option.partition(".")
+    if inner:
+        # `loss.alpha.from`, `loss.weights.column`: a number that stands there makes room for a mapping.
+        there = named.get(option)
+        value = with_option(there if isinstance(there, (str, Mapping)) else None, f"{LOSS}.{inner}", value)
     return {**named, option: value}
 
 

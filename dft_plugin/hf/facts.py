@@ -141,6 +141,7 @@ def _begins(inputs: Mapping[str, Any], shape: torch.Size) -> Tensor:
 
 
 def _fetched(tensor: Any, shape: torch.Size) -> Tensor | None:
-    if not isinstance(tensor, Tensor) or tensor.shape != shape:
+    # Positions of one row may stand for all.
+    if not isinstance(tensor, Tensor) or tensor.shape not in (shape, torch.Size((1, shape[-1]))):
         return None
-    return Fetched(tensor).read()
+    return Fetched(tensor).read().expand(shape)

@@ -20,3 +20,8 @@ def test_places_are_those_of_the_predicted_token(shifted):
     facts = facts_of(plan_for("iw_sft"), batch, None)
     assert facts.sequence_BS[0, :-1].tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert facts.position_BS[0, :-1].tolist() == [1, 2, 3, 0, 1, 2, 3]
+
+
+def test_position_ids_of_one_row_stand_for_all():
+    facts = facts_of(plan_for("iw_sft"), {"labels": LABELS.repeat(2, 1), "position_ids": POSITIONS}, None)
+    assert facts.sequence_BS[:, :-1].tolist() == [[0, 0, 0, 1, 1, 1, 1], [2, 2, 2, 3, 3, 3, 3]]

@@ -108,7 +108,8 @@ def _can_be_trained(part: nn.Module) -> bool:
 def text_config(model: nn.Module) -> Any:
     """Return the config of the language model inside; None of what is no model of transformers."""
     config = getattr(model, "config", None)
-    return config.get_text_config() if isinstance(config, PretrainedConfig) else None
+    # What is trained decodes; of a model that has an encoder of text beside, it is one of two.
+    return config.get_text_config(decoder=True) if isinstance(config, PretrainedConfig) else None
 
 
 def eos_token_ids(model: nn.Module) -> tuple[int, ...]:

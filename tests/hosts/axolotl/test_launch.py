@@ -19,7 +19,7 @@ from dft_plugin.errors import ConflictError, SettingsError
 pytestmark = pytest.mark.host
 
 SETTINGS = Settings(name="dft", options={"alpha": 0.7})
-LOSS = {"name": "dft", "kernel": "auto", "scratch_mb": None, "alpha": 0.7}
+LOSS = {"name": "dft", "alpha": 0.7}
 
 
 def started(home, monkeypatch, *overrides, **outcome):

@@ -142,5 +142,7 @@ def test_gradient_checkpointing_changes_nothing(reentrant, tmp_path):
         gradient_checkpointing=True,
         gradient_checkpointing_kwargs={"use_reentrant": reentrant},
     )
+    # Transformers 4 leaves it to the user, where checkpoints are reentrant and only adapters are trained.
+    checkpointed.model.enable_input_require_grads()
     written, _ = LOSSES["asft"]
     assert tiny.max_gap(run(plain, written), run(checkpointed, written)) < 1e-6

@@ -10,7 +10,6 @@ import pydantic
 import pytest
 
 from dft_plugin.config.parsing import parse_settings
-from dft_plugin.config.reading import with_option
 from dft_plugin.config.settings import Settings
 from dft_plugin.errors import SettingsError
 from dft_plugin.objectives import DFT, FAMILY, NLL
@@ -343,23 +342,3 @@ def test_more_may_be_logged(given, kept):
 def test_what_is_not_logged_is_refused():
     (problem,) = problems({"log": ["top5"]})
     assert problem.endswith("Input should be 'top1' or 'entropy'.")
-
-
-@pytest.mark.parametrize(
-    ("before", "words", "after"),
-    [
-        (
-            {"name": "dft", "alpha": 0.7},
-            [("loss.alpha.from", 0), ("loss.alpha.to", 1), ("loss.alpha.until", 0.3)],
-            {"name": "dft", "alpha": {"from": 0, "to": 1, "until": 0.3}},
-        ),
-        ("dft", [("loss.weights.column", "ratio")], {"name": "dft", "weights": {"column": "ratio"}}),
-        ({"first": "nll"}, [("loss.first.for", 3)], {"first": {"name": "nll", "for": 3}}),
-        (None, [("loss.first.name", "nll"), ("loss.first.for", 3)], {"first": {"name": "nll", "for": 3}}),
-        (None, [("loss.alpha", 0.5)], {"alpha": 0.5}),
-    ],
-)
-def test_an_override_reaches_into_what_stands_there(before, words, after):
-    for key, value in words:
-        before = with_option(before, key, value)
-    assert before == after

@@ -7,7 +7,7 @@ import torch
 from support import by_hand, tiny, training
 
 from dft_plugin import Clock, Facts, activate, attach, token_loss
-from dft_plugin.errors import ClockError
+from dft_plugin.errors import ClockError, ConflictError
 from dft_plugin.objectives import DFT, NLL
 
 pytestmark = pytest.mark.host
@@ -208,3 +208,12 @@ class TestOwnLoops:
             facts = Facts(clock=Clock(step, 10, 0.0))
             found = token_loss(logits, labels, objective=FIRST, facts=facts)
             assert found.item() == pytest.approx(token_loss(logits, labels, objective=same).item())
+
+
+def test_a_first_loss_that_outlasts_the_run_is_refused_before_anything_is_trained(tmp_path):
+    trainer = training.trainer(tmp_path, max_steps=3)
+    before = training.trained(trainer.model)
+    activate(trainer, {"name": "dft", "first": {"name": "nll", "for": 3}})
+    with pytest.raises(ConflictError, match="`first` holds for 3 steps and the run has 3, so that dft would never be"):
+        trainer.train()
+    assert tiny.max_gap(before, training.trained(trainer.model)) == 0

@@ -139,7 +139,8 @@ class LossPlan:
             raise ConflictError(
                 [
                     f"`first` holds for {point} steps and the run has {clock.last_step}, so that "
-                    f"{self.objective.name} would never be trained. Give a share of the run (`for: 0.2`), or fewer steps."
+                    f"{self.objective.name} would never be trained. Give a share of the "
+                    "run (`for: 0.2`), or fewer steps."
                 ]
             )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from benchmarks import ours, peers
+from benchmarks import family, ours, peers
 from benchmarks.problem import HiddenInputs, LogitsInputs, Shape
 
 Load = Callable[[], Callable[[Any], Any]]
@@ -23,12 +23,14 @@ class Variant:
         load: may raise, which makes a row that says why.
         own: whether it is ours; peers are timed in fewer rounds.
         dft: whether it computes DFT; plain cross-entropy is checked against that.
+        checked: whether it computes one of the two at all; what does not, is tested elsewhere.
     """
 
     name: str
     load: Load
     own: bool = False
     dft: bool = True
+    checked: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,19 @@ ON_LOGITS = (
     Variant("ms-swift", partial(peers.on_logits, peers.ms_swift)),
 )
 
+def _family(name: str, make: Callable[..., Any], *args: Any, **options: Any) -> Variant:
+    return Variant(name, partial(make, *args, **options), own=True, checked=False)
+
+
+FAMILY = (
+    AUTO,
+    _family("sequence scope (iw_sft)", family.sequence_scope),
+    _family("batch scope", family.batch_scope),
+    _family("entropy of the top 20 (eaft)", family.top_k_entropy),
+    _family("a reference's log p (prift)", family.reference, "prift", "ref_logp"),
+    _family("a reference's distribution (asft)", family.reference, "asft", distribution=True),
+)
+
 WITHOUT_AMX, NO_AMX = "bf16-without-amx", "AVX512_CORE_BF16"
 """Half precision as most CPUs have it; what multiplies for torch there reads its limit once, when it is loaded."""
 
@@ -110,6 +125,7 @@ def cases(shape: Shape) -> dict[str, Case]:
         Case("half", "Half of the labels ignored, float32", half, (AUTO, MATERIALISED[0], FUSED[0]), gemms=2),
         Case("eval", "Evaluation, float32", shape, (AUTO, MATERIALISED[0]), gemms=1, grad=False),
         Case("stats", "Statistics, float32", shape, stats),
+        Case("family", "Objectives that know more than a row, frozen head, float32", shape, FAMILY, gemms=2),
         Case("logits", "Logits that exist, float32", few, ON_LOGITS, on_logits=True),
         Case("logits-bf16", "Logits that exist, bfloat16", replace(few, dtype="bfloat16"), ON_LOGITS, on_logits=True),
         *_growth(replace(shape, hidden=min(shape.hidden, GROWTH_HIDDEN))),
@@ -134,6 +150,6 @@ def _growth(shape: Shape) -> list[Case]:
     ]
 
 
-TIMED = ("frozen", "trained", "bf16", "half", "eval", "stats", "logits", "logits-bf16", "growth")
-WEIGHED = ("frozen", "trained", "lora", "logits", "logits-bf16", "growth")
+TIMED = ("frozen", "trained", "bf16", "half", "eval", "stats", "family", "logits", "logits-bf16", "growth")
+WEIGHED = ("frozen", "trained", "lora", "family", "logits", "logits-bf16", "growth")
 """Cases whose time, and whose memory, is measured; a prefix names all that begin with it."""

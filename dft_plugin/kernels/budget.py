@@ -100,6 +100,18 @@ def chunk_rows(
     return max(1, math.ceil(tokens / chunks / tile) * tile)
 
 
+def beside_another(device_type: str, scratch_bytes: int | None) -> int | None:
+    """Return the budget of logits that are made beside those of a second head, a reference's.
+
+    Such an objective costs one product more, and on a CPU short chunks would make that one and a half.
+
+    Args:
+        device_type: e.g. `cpu` or `cuda`.
+        scratch_bytes: what the user has set, or None.
+    """
+    return _TRAINED_BYTES if scratch_bytes is None and device_type == "cpu" else scratch_bytes
+
+
 def _preferred_bytes(row_bytes: int, weight_trained: bool, width: int | None, processors: int) -> int:
     """Return what a chunk is to have on an accelerator that has memory enough."""
     tile = _ACCELERATOR_ROWS[0]

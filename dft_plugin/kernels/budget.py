@@ -67,7 +67,7 @@ def chunk_rows(
 ) -> int:
     """Return the rows of a chunk of logits: as few as make no more chunks than the budget does.
 
-    On a CPU the budget is 40 MiB if the weight is frozen, else 300 MiB. On an accelerator:
+    On a CPU the budget is 40 MiB if the weight is frozen, else 300 MiB (see also `beside_another`). On an accelerator:
 
     - a trained weight: as many rows as keep the traffic of its gradient at a tenth of the time of the GEMMs, 4,096;
     - a frozen one: one wave of tiles of the smaller product, [C, V] @ [V, D], and enough rows for arithmetic to count;

@@ -143,7 +143,8 @@ def free_bytes(device: torch.device) -> int | None:
             held = torch.accelerator.memory_stats(device)
         unused = held.get("reserved_bytes.all.current", 0) - held.get("allocated_bytes.all.current", 0)
         return int(free + unused)
-    except (AttributeError, NotImplementedError, RuntimeError):
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError):
+        # Among others: a device of another kind than the one that this torch accelerates.
         return None
 
 

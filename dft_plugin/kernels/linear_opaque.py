@@ -94,7 +94,9 @@ class _Calls:
         def run(weigher: Callable[[slice], Weigher], wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
             return self._run(targets, inputs, wanted, weigher)
 
-        return by_scope(run, self.objective, targets, wanted, twice=any(wanted[1:]))
+        # The gradients are made here, in forward: those of a head that has chosen float32 for itself are made in it.
+        with torch.autocast(targets.ids_T.device.type, enabled=False):
+            return by_scope(run, self.objective, targets, wanted, twice=any(wanted[1:]))
 
     def _run(
         self, targets: Targets, inputs: Inputs, wanted: tuple[bool, ...], weigher: Callable[[slice], Weigher]

@@ -184,7 +184,7 @@ def compare_on_sample(
     theirs = score_block_(theirs_SV, targets_S, transform, needs)
     exact, rounding = _STATISTICS_TOLERANCE, max(4 * torch.finfo(logits_TV.dtype).eps, _STATISTICS_TOLERANCE)
     # Of a target that is all but certain 1 - p may be denormal, which one of the codes may take for 0.
-    gradient_atol_S1 = (_GRADIENT_TOLERANCE * abs(transform.scale) * theirs.rows.one_minus_p_T)[:, None].clamp(
+    gradient_atol_S = (_GRADIENT_TOLERANCE * abs(transform.scale) * theirs.rows.one_minus_p_T).clamp(min=_TINY)
         min=_TINY
     )
     agree = {

@@ -24,7 +24,7 @@ class Until:
         return 1.0 if clock.step >= end else clock.step / end
 
     def __str__(self) -> str:
-        return f"{self.point:g}"
+        return f"step {self.point}" if isinstance(self.point, int) else f"{100 * self.point:g} % of the run"
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,18 @@ class Schedule:
 
     def at(self, clock: Clock) -> Objective:
         """Return the objective that holds, each option a number."""
-        if self.first is not None and self._begins(clock):
+        if self.first is not None and self.begins(clock):
             return self.first
         return self.objective.model_copy(update={name: ramp.at(clock) for name, ramp in self.ramps.items()})
 
     def logs(self, clock: Clock) -> dict[str, float]:
         """Return what the log says of it: `dft/OPTION` for each ramped option that holds now, as it stands."""
-        if self.first is not None and self._begins(clock):
+        if self.first is not None and self.begins(clock):
             return {}
         return {f"dft/{name}": ramp.at(clock) for name, ramp in self.ramps.items()}
 
-    def _begins(self, clock: Clock) -> bool:
+    def begins(self, clock: Clock) -> bool:
+        """Say whether the time of `first` is not over."""
         return self.first_until.share_of(clock) < 1
 
     def __str__(self) -> str:
@@ -92,7 +93,7 @@ class Schedule:
 
 
 def call(objective: Objective, ramps: Mapping[str, Ramp] | None = None) -> str:
-    """Return `dft(alpha=0->1 until 0.3, floor=0.0)`, for logs."""
+    """Return `dft(alpha=0->1 until 30 % of the run, floor=0.0)`, for logs."""
     options = {**objective.model_dump(), **(ramps or {})}
     inner = ", ".join(f"{name}={value}" for name, value in options.items())
     return f"{objective.name}({inner})" if inner else objective.name

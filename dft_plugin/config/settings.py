@@ -69,7 +69,7 @@ class First(BaseModel):
 
     def describe(self) -> str:
         """Return `nll until 20 % of the run`, for logs."""
-        return f"{_call(self.name, self.options)} until {Until(self.until)}"
+        return f"{_call(self.name, self.options)} until {Until(self.until).in_words}"
 
 
 def _by_token(value: Any) -> Any:

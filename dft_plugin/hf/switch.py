@@ -24,7 +24,8 @@ def line(plan: LossPlan, before: Clock | None, now: Clock) -> str:
     schedule = plan.schedule
     if schedule is None or schedule.first is None or (before is not None and before.step == now.step):
         return ""
-    if schedule.begins(now) or not schedule.begins(replace(now, step=now.step - 1)):
+    holds, held = (schedule.at(clock) is schedule.first for clock in (now, replace(now, step=now.step - 1)))
+    if holds or not held:
         return ""
     then = call(schedule.objective, schedule.ramps)
     return f"dft: loss: {call(schedule.first)} until step {now.step}, {then} from here on"

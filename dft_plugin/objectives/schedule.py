@@ -15,6 +15,11 @@ class Until:
 
     point: int | float
 
+    @property
+    def in_words(self) -> str:
+        """`step 30`, or `30 % of the run`."""
+        return f"step {self.point}" if isinstance(self.point, int) else f"{100 * self.point:g} % of the run"
+
     def share_of(self, clock: Clock) -> float:
         """Return how much of the way to this point is done, in [0, 1]."""
         if not clock.step:
@@ -24,7 +29,7 @@ class Until:
         return 1.0 if clock.step >= end else clock.step / end
 
     def __str__(self) -> str:
-        return f"step {self.point}" if isinstance(self.point, int) else f"{100 * self.point:g} % of the run"
+        return f"{self.point:g}"
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Ramp:
         return self.start + (self.end - self.start) * share
 
     def __str__(self) -> str:
-        return f"{self.start:g}->{self.end:g} until {self.until}"
+        return f"{self.start:g}->{self.end:g} until {self.until.in_words}"
 
 
 @dataclass(frozen=True)
@@ -73,23 +78,22 @@ class Schedule:
 
     def at(self, clock: Clock) -> Objective:
         """Return the objective that holds, each option a number."""
-        if self.first is not None and self.begins(clock):
+        if self.first is not None and self._begins(clock):
             return self.first
         return self.objective.model_copy(update={name: ramp.at(clock) for name, ramp in self.ramps.items()})
 
     def logs(self, clock: Clock) -> dict[str, float]:
         """Return what the log says of it: `dft/OPTION` for each ramped option that holds now, as it stands."""
-        if self.first is not None and self.begins(clock):
+        if self.first is not None and self._begins(clock):
             return {}
         return {f"dft/{name}": ramp.at(clock) for name, ramp in self.ramps.items()}
 
-    def begins(self, clock: Clock) -> bool:
-        """Say whether the time of `first` is not over."""
+    def _begins(self, clock: Clock) -> bool:
         return self.first_until.share_of(clock) < 1
 
     def __str__(self) -> str:
         said = call(self.objective, self.ramps)
-        return said if self.first is None else f"{said} after {call(self.first)} until {self.first_until}"
+        return said if self.first is None else f"{said} after {call(self.first)} until {self.first_until.in_words}"
 
 
 def call(objective: Objective, ramps: Mapping[str, Ramp] | None = None) -> str:

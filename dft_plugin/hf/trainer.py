@@ -177,7 +177,7 @@ class TrainerHook(Wrapper):
         state = self.trainer.state
         self.attachment.clock = Clock(state.global_step, state.max_steps, float(state.epoch or 0))
         if self._pass is not None:
-            if state.is_world_process_zero and self._step is not None and self._step.training:
+            if self.trainer.state.is_world_process_zero and self._step is not None and self._step.training:
                 switch.say(self.plan, self._pass.clock, self.attachment.clock)
             self._pass.clock = self.attachment.clock
         with naming_missing_logits(lambda: self.attachment.calls):

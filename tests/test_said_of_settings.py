@@ -91,6 +91,7 @@ def test_all_of_it_in_one_line_of_a_check():
     assert checked(
         {
             "name": "prift",
+            "by": "mass",
             "threshold": {"from": 0.0, "to": 0.5, "until": 30},
             "first": {"name": "focal", "gamma": 3, "for": 0.29},
             "always_learn": ["eos", 7],
@@ -100,7 +101,7 @@ def test_all_of_it_in_one_line_of_a_check():
             "scratch_mb": 64,
         }
     ) == (
-        "prift(threshold=0->0.5 until step 30) after focal(gamma=3) until 29 % of the run, kernel auto; "
+        "prift(by=mass, threshold=0->0.5 until step 30) after focal(gamma=3) until 29 % of the run, kernel auto; "
         "scratch 64 MiB; reference: copy; always learned: eos, 7; weights: column `ratio`, `</think>` x 2, 11 x 0.5; "
         "logs dft/top1, dft/entropy"
     )

@@ -22,7 +22,7 @@ def line(plan: LossPlan, before: Clock | None, now: Clock) -> str:
         now: how far it is.
     """
     schedule = plan.schedule
-    if schedule is None or schedule.first is None or (before is not None and before.step == now.step):
+    if schedule is None or schedule.first is None or not now.step or (before is not None and before.step == now.step):
         return ""
     holds, held = (schedule.at(clock) is schedule.first for clock in (now, replace(now, step=now.step - 1)))
     if holds or not held:

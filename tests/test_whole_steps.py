@@ -121,4 +121,4 @@ class TestClocks:
             DFT(alpha=1.0),
         ]
         assert [schedule.logs(Clock(step, 10, 0.0)) for step in (1, 2)] == [{}, {"dft/alpha": 0.75}]
-        assert str(schedule) == "dft(alpha=0.5->1 until 4, floor=0.0) after nll until 2"
+        assert str(schedule) == "dft(alpha=0.5->1 until step 4, floor=0.0) after nll until step 2"

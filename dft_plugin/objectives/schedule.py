@@ -15,6 +15,11 @@ class Until:
 
     point: int | float
 
+    @property
+    def in_words(self) -> str:
+        """`step 30`, or `30 % of the run`."""
+        return f"step {self.point}" if isinstance(self.point, int) else f"{100 * self.point:g} % of the run"
+
     def share_of(self, clock: Clock) -> float:
         """Return how much of the way to this point is done, in [0, 1]."""
         if not clock.step:
@@ -47,7 +52,7 @@ class Ramp:
         return self.start + (self.end - self.start) * share
 
     def __str__(self) -> str:
-        return f"{self.start:g}->{self.end:g} until {self.until}"
+        return f"{self.start:g}->{self.end:g} until {self.until.in_words}"
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,11 @@ class Schedule:
 
     def __str__(self) -> str:
         said = call(self.objective, self.ramps)
-        return said if self.first is None else f"{said} after {call(self.first)} until {self.first_until}"
+        return said if self.first is None else f"{said} after {call(self.first)} until {self.first_until.in_words}"
 
 
 def call(objective: Objective, ramps: Mapping[str, Ramp] | None = None) -> str:
-    """Return `dft(alpha=0->1 until 0.3, floor=0.0)`, for logs."""
+    """Return `dft(alpha=0->1 until 30 % of the run, floor=0.0)`, for logs."""
     options = {**objective.model_dump(), **(ramps or {})}
     inner = ", ".join(f"{name}={value}" for name, value in options.items())
     return f"{objective.name}({inner})" if inner else objective.name

@@ -131,9 +131,9 @@ class TestWhatIsSaid:
     @pytest.mark.parametrize(
         ("loss", "said"),
         [
-            (RAMP, "dft(alpha=0->1 until 0.5, floor=0.0)"),
-            (FIRST, "dft(alpha=1.0, floor=0.0) after nll until 2"),
-            (BOTH, "dft(alpha=0.5->1 until 3, floor=0.0) after nll until 0.25"),
+            (RAMP, "dft(alpha=0->1 until 50 % of the run, floor=0.0)"),
+            (FIRST, "dft(alpha=1.0, floor=0.0) after nll until step 2"),
+            (BOTH, "dft(alpha=0.5->1 until step 3, floor=0.0) after nll until 25 % of the run"),
         ],
     )
     def test_at_the_start_and_of_the_attachment(self, loss, said, tmp_path, capsys):

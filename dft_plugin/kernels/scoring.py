@@ -185,8 +185,6 @@ def compare_on_sample(
     exact, rounding = _STATISTICS_TOLERANCE, max(4 * torch.finfo(logits_TV.dtype).eps, _STATISTICS_TOLERANCE)
     # Of a target that is all but certain 1 - p may be denormal, which one of the codes may take for 0.
     gradient_atol_S = (_GRADIENT_TOLERANCE * abs(transform.scale) * theirs.rows.one_minus_p_T).clamp(min=_TINY)
-        min=_TINY
-    )
     agree = {
         "log p": _close(ours.rows.logp_T, theirs.rows.logp_T, exact),
         "1 - p": _close(ours.rows.one_minus_p_T, theirs.rows.one_minus_p_T, exact),

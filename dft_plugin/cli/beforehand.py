@@ -65,7 +65,7 @@ class Shown:
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
-        self._task = self._bar.add_task("rows", total=None, visible=False)
+        self._task = self._bar.add_task("rows", start=False, total=None, visible=False)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -78,11 +78,11 @@ class Shown:
     def begin(self, total: int, done: int, made_of: Mapping[str, str]) -> None:
         """Say what is done, and where it goes on."""
         self.total, self.done = total, done
-        of = ", ".join(f"{key} {made_of[key]}" for key in made_of if key.startswith(("model", "adapters")))
-        typer.echo(f"dft: {', '.join(self.columns)} of {total} rows by {of}, into {self.out}", err=True)
+    XX
         if done:
             typer.echo(f"dft: {done} rows are there already", err=True)
         if done < total:
+            self._bar.start_task(self._task)
             self._bar.update(self._task, total=total, completed=done, visible=True)
             self._bar.start()
 

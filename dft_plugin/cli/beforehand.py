@@ -78,7 +78,8 @@ class Shown:
     def begin(self, total: int, done: int, made_of: Mapping[str, str]) -> None:
         """Say what is done, and where it goes on."""
         self.total, self.done = total, done
-    XX
+        by = ", ".join(f"{key}: {made_of[key]}" for key in made_of if key.startswith(("model", "adapters")))
+        typer.echo(f"dft: {', '.join(self.columns)} of {total} rows ({by}), into {self.out}", err=True)
         if done:
             typer.echo(f"dft: {done} rows are there already", err=True)
         if done < total:

@@ -183,7 +183,7 @@ def _made_of(trainer: Any, request: Request, every: Sequence[Standing], data: Ma
     """Return all that rows and columns depend on, in words."""
     found = {"columns": ", ".join([*request.columns, *request.carried])}
     for standing in every:
-        whose = "" if len(every) == 1 else f" ({', '.join(standing.names)})"
+        whose = "" if len(every) == 1 else f" of {', '.join(standing.names)}"
         found |= {key + whose: value for key, value in standing.says().items()}
     mixed = trainer.accelerator.mixed_precision
     found["precision"] = f"{trainer.model.dtype}".removeprefix("torch.") + (f" in {mixed}" if mixed != "no" else "")

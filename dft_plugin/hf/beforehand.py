@@ -25,7 +25,7 @@ from dft_plugin.hf.facts import COLUMN
 from dft_plugin.hf.recording import Standing, standings
 from dft_plugin.hf.shards import Folder, write
 
-MASK = "attention_mask"
+MASK, POSITIONS = "attention_mask", "position_ids"
 
 _OTHER_SENSES = ("images", "image", "videos", "audios", "audio", "pixel_values", "input_features")
 """Columns of data that holds more than text."""
@@ -152,8 +152,9 @@ class _Rows:
             )
         self._senses = [key for key in _OTHER_SENSES if key in there]
         self._named = {name: COLUMN + name if COLUMN + name in there else name for name in carried}
-        masks = [MASK] if MASK in there else []
-        kept = [TOKENS, LABELS, *masks, *self._named.values(), *self._senses]
+        # Of rows that a host packs while it tokenises, positions begin again.
+        beside = [key for key in (MASK, POSITIONS) if key in there]
+        kept = [TOKENS, LABELS, *beside, *self._named.values(), *self._senses]
         self.split, self.dataset = split, dataset.select_columns(kept).with_format(None)
 
     def read(self, rows: range) -> dict[str, Any]:
@@ -163,9 +164,11 @@ class _Rows:
             raise ConflictError(
                 [f"the {self.split} data holds {', '.join(self._senses)}; `dft reference` runs text alone."]
             )
-        masks = given.get(MASK) or [[1] * len(ids) for ids in given[TOKENS]]
+        beside = {MASK: given.get(MASK) or [[1] * len(ids) for ids in given[TOKENS]]}
+        if POSITIONS in given:
+            beside[POSITIONS] = given[POSITIONS]
         named = {name: given[key] for name, key in self._named.items()}
-        return {TOKENS: given[TOKENS], LABELS: given[LABELS], MASK: masks, **named}
+        return {TOKENS: given[TOKENS], LABELS: given[LABELS], **beside, **named}
 
     def digest(self) -> str:
         """Tell these rows from others."""
@@ -210,7 +213,9 @@ def _collated(rows: Mapping[str, Any], batch: Sequence[int], device: torch.devic
     """Pad on the right."""
     width = max(1, max(len(rows[TOKENS][row]) for row in batch))
     made = {}
-    for key, filler in ((TOKENS, 0), (MASK, 0), (LABELS, IGNORE_INDEX)):
+    for key, filler in ((TOKENS, 0), (MASK, 0), (POSITIONS, 0), (LABELS, IGNORE_INDEX)):
+        if key not in rows:
+            continue
         padded = [[*rows[key][row], *[filler] * (width - len(rows[key][row]))] for row in batch]
         made[key] = torch.tensor(padded, dtype=torch.long, device=device)
     return made

@@ -22,7 +22,7 @@ MANIFEST = "reference.json"
 _LEAST, _MOST = 64, 256
 """Rows of a shard at least, and shards of a split at most: what an interrupted run loses, and files to open."""
 
-_WIDTHS = {"input_ids": "int32", "labels": "int32", "attention_mask": "int8"}
+_WIDTHS = {"input_ids": "int32", "labels": "int32", "position_ids": "int32", "attention_mask": "int8"}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,12 @@ from dft_plugin.hf.shards import Folder, write
 
 MASK, POSITIONS = "attention_mask", "position_ids"
 
+ALONE = (
+    "`dft reference` runs in one process, and this config asks for FSDP or DeepSpeed. Leave that out for this one command, "
+    "in a copy of the config."
+)
+"""What is said where a config shards a model."""
+
 _OTHER_SENSES = ("images", "image", "videos", "audios", "audio", "pixel_values", "input_features")
 """Columns of data that holds more than text."""
 
@@ -107,18 +113,19 @@ def compute(trainer: Any, request: Request, watcher: Watcher) -> dict[str, int]:
 
 def _require_plain(trainer: Any) -> None:
     config = getattr(trainer.model, "active_peft_config", None) if hasattr(trainer.model, "peft_config") else None
-    problem = None
     if trainer.args.world_size > 1:
-        problem = "it runs in one process, and here are several. Start `dft reference` without a launcher."
-    elif trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        problem = (
-            "it runs in one process, and this config asks for FSDP or DeepSpeed. Leave that out for this one command, "
-            "e.g. in a copy of the config."
+        raise ConflictError(
+            ["`dft reference` runs in one process, and here are several. Start it without a launcher."]
         )
-    elif getattr(config, "is_prompt_learning", False):
-        problem = f"{type(config).__name__} puts a prompt before the tokens. Train LoRA, or all of the model."
-    if problem is not None:
-        raise ConflictError([f"`dft reference`: {problem}"])
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ConflictError([ALONE])
+    if getattr(config, "is_prompt_learning", False):
+        raise ConflictError(
+            [
+                f"{type(config).__name__} puts a prompt before the tokens, and `dft reference` would run without it. "
+                "Train LoRA, or all of the model."
+            ]
+        )
 
 
 def _datasets(trainer: Any) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from dft_plugin.config.hosts import Launch
 from dft_plugin.hf.columns import Column
 from dft_plugin.hf.run import first_trainer
 
+_OF_THE_RUN = ("deepspeed", "fsdp", "fsdp_config", "hub_model_id")
+"""Keys that mean a training on several devices, or an upload."""
+
 
 def show(launch: Launch, columns: Sequence[str], take: Callable[[Any], None]) -> None:
     """Make a trainer as Axolotl's command does, and hand it over. Axolotl packs while it trains, so rows are whole."""
@@ -37,7 +40,8 @@ def _without_loss() -> Iterator[None]:
         cfg.pop("loss", None)
         if cfg.get("plugins"):
             cfg["plugins"] = [name for name in cfg["plugins"] if name != PLUGIN]
-        cfg["hub_model_id"] = None
+        for key in _OF_THE_RUN:
+            cfg.pop(key, None)
         plain(cfg)
 
     with swapped(axolotl.cli.config, "prepare_plugins", prepare_plugins):

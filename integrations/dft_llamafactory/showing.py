@@ -38,7 +38,9 @@ def show(launch: Launch, columns: Sequence[str], take: Callable[[Any], None]) ->
     if config.get("dataset"):
         # What is there may be of another template or loss.
         config["tokenized_path"] = None
-    config["push_to_hub"] = False
+    # Of a training on several devices, and of an upload.
+    config |= {"push_to_hub": False, "deepspeed": None, "fsdp": ""}
+    from llamafactory.extras.misc import get_device_count
     from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
     from llamafactory.train.tuner import run_exp
 
@@ -46,6 +48,13 @@ def show(launch: Launch, columns: Sequence[str], take: Callable[[Any], None]) ->
     from dft_plugin.hf.recording import Carried
     from dft_plugin.hf.run import first_trainer
 
+    if get_device_count() > 1:
+        raise ConflictError(
+            [
+                "`dft reference` runs in one process, in which LLaMA-Factory takes one device: show it one, "
+                f"`CUDA_VISIBLE_DEVICES=0 dft reference {launch.config_path}`."
+            ]
+        )
     with carrying(Carried(names=tuple(columns))):
         trainer = first_trainer(CustomSeq2SeqTrainer, lambda: run_exp(config))
     take(trainer)

@@ -10,6 +10,7 @@ from trl.scripts import sft
 
 from dft_plugin.config.hosts import Launch
 from dft_plugin.errors import ConflictError
+from dft_plugin.hf.beforehand import ALONE
 from dft_plugin.hf.recording import Carried
 from dft_plugin.hf.run import first_trainer
 from dft_trl.columns import carrying
@@ -31,6 +32,8 @@ def show(launch: Launch, columns: Sequence[str], take: Callable[[Any], None]) ->
 
 def _leave_unpacked(args: Any) -> None:
     """Change TRL's arguments such that each row stays one, cut as a packed one would be."""
+    if args.deepspeed or args.fsdp:
+        raise ConflictError([ALONE])
     if args.packing and args.packing_strategy != "bfd":
         raise ConflictError(
             [

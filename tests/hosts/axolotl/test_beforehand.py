@@ -9,7 +9,7 @@ from support import tiny
 
 pytest.importorskip("axolotl")
 
-from support import axolotl_folder, axolotl_runs
+from support import axolotl_runs
 
 from dft_plugin.cli import beforehand
 

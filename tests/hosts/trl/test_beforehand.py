@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -306,3 +309,26 @@ def test_new_adapters_are_the_base_and_change_no_folder(folder, capsys):
     expected = by_hand(row["input_ids"], row["labels"])
     assert row["ref_logp"] == pytest.approx(expected["ref_logp"], rel=1e-5, nan_ok=True)
     assert row["old_logp"] == pytest.approx(expected["ref_logp"], rel=1e-5, nan_ok=True)
+
+
+def test_the_command_writes_beside_the_config_and_says_in_one_line_what_it_cannot(folder):
+    config(folder, "psft")
+    done = dft(folder, "reference", "sft.yaml", "--batch-size", "3", "--columns", "old_logp,ref_mass")
+    assert done.returncode == 0, done.stderr
+    assert "dataset_name: sft-reference\n" in done.stdout
+    row = load_dataset(str(folder / "sft-reference"), cache_dir=str(folder / "cache"))["train"][0]
+    assert {"old_logp", "ref_mass"} < row.keys()
+    refused = dft(folder, "reference", "sft.yaml", "loss=dft")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("dft: the loss dft reads nothing that is computed beforehand")
+
+
+def dft(folder, *words):
+    return subprocess.run(
+        [sys.executable, "-m", "dft_plugin.cli", *words],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )

@@ -28,8 +28,8 @@ from dft_plugin.hf.shards import Folder, write
 MASK, POSITIONS = "attention_mask", "position_ids"
 
 ALONE = (
-    "`dft reference` runs in one process, and this config asks for FSDP or DeepSpeed. Leave that out for this one command, "
-    "in a copy of the config."
+    "`dft reference` runs in one process, and this config asks for FSDP or DeepSpeed. Leave that out for this one "
+    "command, in a copy of the config."
 )
 """What is said where a config shards a model."""
 

@@ -283,12 +283,13 @@ def test_rows_to_evaluate_are_written_too(folder, capsys):
     [
         ({"packing": True, "packing_strategy": "wrapped"}, "`packing_strategy: wrapped` cuts rows .*Set `packing_str"),
         ({"dataset_streaming": True}, "the train data is streamed"),
+        ({"fsdp": "full_shard"}, "asks for FSDP or DeepSpeed. Leave that out"),
         (
             {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "loss": {"name": "asft"}},
             "whole distribution",
         ),
     ],
-    ids=["wrapped", "streamed", "asft"],
+    ids=["wrapped", "streamed", "sharded", "asft"],
 )
 def test_what_cannot_be_done_is_refused_and_nothing_is_written(changes, said, folder):
     changes = dict(changes)

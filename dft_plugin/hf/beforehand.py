@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -90,25 +89,29 @@ def compute(trainer: Any, request: Request, watcher: Watcher) -> dict[str, int]:
     folder = Folder(request.out, made_of, counts, *([] if request.least is None else [request.least]))
     todo = folder.open()
     watcher.begin(sum(counts.values()), sum(counts.values()) - sum(len(shard.rows) for shard in todo), made_of)
-    if todo:
-        for shard in todo:
-            rows = data[shard.split].read(shard.rows)
-            found: dict[str, list[Any]] = {name: [None] * len(shard.rows) for name in request.columns}
-            batches = list(_by_length(rows[TOKENS], request.batch_size))
-            for standing in every:
-                # Each stands for a whole shard: adapters are not switched for each batch.
-                with ExitStack() as stack:
-                    attached = stack.enter_context(standing.recording())
-                    stack.enter_context(trainer.accelerator.autocast())
-                    for batch in batches:
-                        made = standing.ask(attached, _collated(rows, batch, standing.asked.device))
-                        for name, column_BS in made.items():
-                            for row, numbers_S in zip(batch, column_BS, strict=True):
-                                found[name][row] = numbers_S[: len(rows[TOKENS][row])].numpy()
-                        if standing is every[-1]:
-                            watcher.advance(len(batch))
-            write(shard, {**rows, **found})
+    for shard in todo:
+        rows = data[shard.split].read(shard.rows)
+        write(shard, {**rows, **_columns(trainer, request, every, rows, watcher)})
     return counts
+
+
+def _columns(
+    trainer: Any, request: Request, every: Sequence[Standing], rows: Mapping[str, Any], watcher: Watcher
+) -> dict[str, list[Any]]:
+    """Return the columns of some rows, a list for each row."""
+    found: dict[str, list[Any]] = {name: [None] * len(rows[TOKENS]) for name in request.columns}
+    batches = list(_by_length(rows[TOKENS], request.batch_size))
+    for standing in every:
+        # Each stands for all of them: adapters are not switched for each batch.
+        with standing.recording() as attached, trainer.accelerator.autocast():
+            for batch in batches:
+                made = standing.ask(attached, _collated(rows, batch, standing.asked.device))
+                for name, column_BS in made.items():
+                    for row, numbers_S in zip(batch, column_BS, strict=True):
+                        found[name][row] = numbers_S[: len(rows[TOKENS][row])].numpy()
+                if standing is every[-1]:
+                    watcher.advance(len(batch))
+    return found
 
 
 def _require_plain(trainer: Any) -> None:

@@ -82,6 +82,16 @@ def test_dropout_is_off_and_everything_is_put_back():
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_batch_without_targets_first_and_one_with_after_it():
+    empty = tiny.batch()
+    empty["labels"].fill_(-100)
+    (standing,) = standings(tiny.llama(), None, ("ref_logp",))
+    with standing.recording() as attached:
+        assert standing.ask(attached, empty)["ref_logp"].isnan().all()
+        found = standing.ask(attached, tiny.batch())
+    assert_equal(found["ref_logp"], truth(tiny.llama(), tiny.batch())["ref_logp"])
+
+
 def test_a_model_that_caps_its_logits():
     torch.manual_seed(0)
     model = Gemma2ForCausalLM(Gemma2Config(**tiny.SHAPE, head_dim=8, final_logit_softcapping=0.5))

@@ -94,7 +94,8 @@ data, processors of images, LLaMA-Factory's v1 trainer), `dft check` says so. Co
 (`old_logp`; `ref_logp` and `ref_mass` with `reference: columns`) travel in the same forms.
 
 **A frozen model to compare with.** Some losses read one. With LoRA it is the model with its adapters off, and nothing
-need be said; where all of the model is trained, say `copy` (a second copy of the weights), a path, or `columns`.
+need be said; where all of the model is trained, say `copy` (a second copy of the weights), a path, or `columns`:
+[computed beforehand](reference.md) by `dft reference CONFIG`, so that the run needs no second model.
 
 ```yaml
 loss: {name: prift, reference: copy}

@@ -48,7 +48,7 @@ NOTES = {
     "eaft": "At most 1 with the paper's divisor, and up to 3 with Axolotl's: that is another learning rate.",
     "idft": "The paper raises `strength` from 0 to 1 between 20 and 30 % of the steps; near to it: "
     "`strength: {from: 0.0, to: 1.0, until: 0.3}`.",
-    "psft": "`old_logp` must be in the data: probabilities before the updates, for which nothing else can stand.",
+    "psft": "`old_logp` must be in the data: `dft reference CONFIG` [computes it](reference.md).",
     "thresholded": "`profit` is the same with another threshold, divided by all target tokens.",
     "iw_sft": "With LoRA the reference is the base model, its adapters off: no second copy.",
     "prift": "With LoRA the reference is the base model, its adapters off: no second copy.",

@@ -1,4 +1,4 @@
-"""The commands: `dft train`, `check`, `losses`, `hosts`, and the group `autoload`."""
+"""The commands: `dft train`, `check`, `reference`, `losses`, `hosts`, and the group `autoload`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dft_plugin.cli import autoload
+from dft_plugin.cli import autoload, beforehand
 from dft_plugin.cli.checking import check
 from dft_plugin.cli.explaining import explain, find
 from dft_plugin.cli.printing import print_loss, print_losses, print_report
@@ -66,6 +66,35 @@ def check_command(
     else:
         print_report(report)
     raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def reference(
+    config: Config,
+    overrides: Overrides = None,
+    host: HostName = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045 - as above
+        typer.Option(help="The folder to write. CONFIG-reference, beside the config, where nothing is said."),
+    ] = None,
+    columns: Annotated[
+        str, typer.Option(help="ref_logp, ref_mass, old_logp, with commas between them; or what the loss reads.")
+    ] = "",
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a forward pass.")] = 8,
+) -> None:
+    """Run the frozen reference of a loss over the data once, and write what the loss reads of it beside the tokens.
+
+    Interrupted, the same command goes on where it was.
+    """
+    asked = beforehand.Asked(
+        config,
+        overrides or [],
+        host,
+        out or config.parent / f"{config.stem}-reference",
+        [name for name in columns.replace(",", " ").split() if name],
+        batch_size,
+    )
+    raise typer.Exit(beforehand.run(asked))
 
 
 @app.command()

@@ -82,8 +82,8 @@ def check(path: Path, overrides: Sequence[str] = (), host_name: str | None = Non
     """
     catalogue = build_catalogue()
     config = load(path, overrides)
-    host = _find_host(config, catalogue, host_name)
-    settings, problems = _settings(config, catalogue)
+    host = find_host(config, catalogue, host_name)
+    settings, problems = settings_of(config, catalogue)
     wrong, meaning = choice_of_best(host, config.host, settings.name if settings else None)
     return Report(
         config=config,
@@ -104,7 +104,8 @@ def check(path: Path, overrides: Sequence[str] = (), host_name: str | None = Non
     )
 
 
-def _settings(config: RunConfig, catalogue: Catalogue) -> tuple[Settings | None, Sequence[str]]:
+def settings_of(config: RunConfig, catalogue: Catalogue) -> tuple[Settings | None, Sequence[str]]:
+    """Return what stands after `loss:`, None where that cannot be used, and what is wrong with it."""
     if config.loss is None:
         close = closest(LOSS, config.host)
         meant = f" Is `{close}` meant to be `{LOSS}`?" if close else ""
@@ -158,7 +159,12 @@ def _conformance(entry: Entry[type[Objective]], options: Mapping[str, Any]) -> s
     return ""
 
 
-def _find_host(config: RunConfig, catalogue: Catalogue, name: str | None) -> Host:
+def find_host(config: RunConfig, catalogue: Catalogue, name: str | None) -> Host:
+    """Return the host that a config is written for.
+
+    Raises:
+        UnknownNameError: no host, or more than one, recognises it.
+    """
     known = ", ".join(catalogue.hosts)
     if name is not None:
         if name not in catalogue.hosts:

@@ -25,9 +25,9 @@ DIVISORS = {
 }
 
 COLUMNS = {
-    "ref_logp": "of a frozen reference: one forward pass of it more, or computed beforehand",
-    "ref_mass": "of a frozen reference: one forward pass of it more, or computed beforehand",
-    "old_logp": "log-probabilities before the updates, which the data must hold",
+    "ref_logp": "of a frozen reference: one forward pass of it more, or computed beforehand (`dft reference`)",
+    "ref_mass": "of a frozen reference: one forward pass of it more, or computed beforehand (`dft reference`)",
+    "old_logp": "log-probabilities before the updates, computed beforehand (`dft reference`)",
 }
 """What we know of columns by name."""
 

@@ -45,7 +45,8 @@ def without_reference(host: Host, config: Mapping[str, Any], settings: Settings,
     if not reading or settings.reference not in (None, "base", "start") or host.trains_adapters(config):
         return []
     whole = any(catalogue.objectives[name].item.reference == "distribution" for name in reading)
-    beside = "" if whole else ", or `reference: columns` where the data has what was computed beforehand"
+    made = ", or `reference: columns` where the data has what was computed beforehand (`dft reference CONFIG`)"
+    beside = "" if whole else made
     return [
         f"`loss: {reading[0]}` compares the model with a frozen reference, and this config trains all of it, so that "
         "there are no adapters to switch off. Write `loss: {name: "

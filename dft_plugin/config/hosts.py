@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -145,6 +145,37 @@ class Host:
 
     def launch(self, launch: Launch) -> int:
         """Start the host's own launcher with the loss active. Returns its exit code."""
+        raise NotImplementedError
+
+    def show_trainer(self, launch: Launch, columns: Sequence[str], take: Callable[[Any], None]) -> None:
+        """Make the trainer that a run would begin with, in this process, its rows not packed, and train nothing.
+
+        Args:
+            launch: the config; its loss is not put on the trainer.
+            columns: what the rows are to carry of the user's data, a number for each token, as `dft_column_NAME`.
+            take: is given the trainer.
+
+        Raises:
+            ConflictError: the config, or the host, does not allow it.
+        """
+        raise ConflictError(
+            [
+                f"`dft reference` cannot prepare the data of {self.name}. Put the columns into tokenised rows by "
+                "yourself, a number for each token, or let the reference run beside the training: `dft train`."
+            ]
+        )
+
+    def reading(self, folder: str, splits: Sequence[str], config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Say with which keys of its config the host reads tokenised rows, written by `dft reference`.
+
+        Args:
+            folder: what was written; a host may need it in another form, and may write that into it.
+            splits: `train`, and others to evaluate.
+            config: the keys as they are.
+
+        Returns:
+            Keys to write, with their values; None: a key to remove.
+        """
         raise NotImplementedError
 
     def trainer_hook(self, trainer: object) -> type[TrainerHook] | None:

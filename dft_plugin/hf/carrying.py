@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dft_plugin.config.beforehand import COMPUTABLE
 from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import ConflictError
 from dft_plugin.hf.columns import Column, Numbers, columns_of, missing, of_row
 from dft_plugin.hf.counting import context_parallel_size
-from dft_plugin.hf.facts import BITS, as_bits
+from dft_plugin.hf.facts import BITS, COLUMN, as_bits
 from dft_plugin.hf.passports import Passports
 
 TOKENS = "input_ids"
@@ -36,7 +37,9 @@ class ColumnCollator:
     def __init__(self, inner: Callable[..., Any], columns: Sequence[Column]) -> None:
         self.inner = inner
         self.columns = tuple(columns)
-        self._own = {key for column in columns for key in (column.key, column.name)}
+        # Beside those that are read, what was computed for another loss.
+        names = {*COMPUTABLE, *(column.name for column in columns)}
+        self._own = names | {COLUMN + name for name in names}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "inner":

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dft_plugin.config.beforehand import COMPUTABLE
 from dft_plugin.config.spelling import did_you_mean
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import IGNORE_INDEX
@@ -51,6 +52,8 @@ def missing(column: Column, there: Sequence[str], where: str, hint: str = "") ->
     """Return the error for a column that is not in the data."""
     said = f"the loss reads the column `{column.name}`, which is not in {where}."
     said += f"{did_you_mean(column.name, there)} There are: {', '.join(there)}."
+    if column.name in COMPUTABLE:
+        said += " `dft reference CONFIG` computes it, and says how to train with it."
     return ConflictError([f"{said} {hint}".rstrip()])
 
 

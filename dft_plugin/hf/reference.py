@@ -137,7 +137,7 @@ def _without_adapters(plan: LossPlan, model: Any) -> str | None:
         return None
     name = plan.objective.name if plan.objective.reference != "none" else plan.every[0].name
     columns = ", ".join(f"`{column}`" for column in sorted(plan.filled))
-    beside = f", or `reference: columns` where your data has {columns}" if columns else ""
+    beside = f", or `reference: columns` where your data has {columns} (`dft reference CONFIG`)" if columns else ""
     given = "" if plan.reference is None else f"`reference: {plan.reference}` is the model without what is trained; "
     return (
         f"{given}the loss {name} compares the model with a frozen reference, and {type(model).__name__} has no "

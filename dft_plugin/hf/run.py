@@ -50,6 +50,39 @@ def activating(trainer_class: type, loss: LossLike) -> Iterator[list[Any]]:
         raise none_made(trainer_class.__name__)
 
 
+class _Made(BaseException):
+    """Leaves a host's run from inside; none of its handlers of errors is meant."""
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__()
+        self.trainer = trainer
+
+
+def first_trainer(trainer_class: type, run: Callable[[], object]) -> Any:
+    """Start a host's run, and return the trainer that it makes, as it is before anything is trained or written.
+
+    Args:
+        trainer_class: the host's trainer.
+        run: starts it.
+
+    Raises:
+        NotActiveError: it ended, and made none.
+    """
+    plain: Any = trainer_class.__init__  # type: ignore[misc]  # of this very class, not of a subclass
+
+    @functools.wraps(plain)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        plain(self, *args, **kwargs)
+        raise _Made(self)
+
+    try:
+        with swapped(trainer_class, "__init__", init):
+            run()
+    except _Made as made:
+        return made.trainer
+    raise NotActiveError(f"the run ended, and has made no {trainer_class.__name__}: it is none that trains tokens.")
+
+
 def saying(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
     """Run a host's training; what is wrong with the configuration is a message and exit code 2, not a traceback."""
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dft_axolotl import conflicts
@@ -57,6 +57,18 @@ class AxolotlHost(Host):
         from dft_axolotl.launch import start
 
         return start(launch)
+
+    def show_trainer(self, launch: Launch, columns: Sequence[str], take: Callable[[Any], None]) -> None:
+        """Run Axolotl's own command up to its trainer."""
+        from dft_axolotl.showing import show
+
+        show(launch, columns, take)
+
+    def reading(self, folder: str, splits: Sequence[str], config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Axolotl takes rows that are tokenised where no `type` is given; what it prepares of them goes with them."""
+        named = {split: [{"path": folder, "split": split, "type": None}] for split in splits}
+        test = {"test_datasets": named["test"], "val_set_size": 0} if "test" in splits else {}
+        return {"datasets": named["train"], **test, "dataset_prepared_path": f"{folder}/prepared"}
 
 
 def problems_of(config: Mapping[str, Any]) -> list[str]:

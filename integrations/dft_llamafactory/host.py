@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dft_llamafactory import conflicts, conflicts_v1
@@ -72,3 +73,15 @@ class LlamaFactoryHost(Host):
         from dft_llamafactory.launch import start
 
         return start(launch)
+
+    def show_trainer(self, launch: Launch, columns: Sequence[str], take: Callable[[Any], None]) -> None:
+        """Run LLaMA-Factory's own command up to its trainer."""
+        from dft_llamafactory.showing import show
+
+        show(launch, columns, take)
+
+    def reading(self, folder: str, splits: Sequence[str], config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """LLaMA-Factory takes rows that are tokenised from a folder of another form, which is written, too."""
+        from dft_llamafactory.showing import tokenized
+
+        return {"tokenized_path": str(tokenized(Path(folder), splits))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dft_plugin.config import rules
@@ -49,6 +49,21 @@ class TrlHost(Host):
         from dft_trl.launch import start
 
         return start(launch)
+
+    def show_trainer(self, launch: Launch, columns: Sequence[str], take: Callable[[Any], None]) -> None:
+        """Run TRL's own script up to its trainer."""
+        from dft_trl.showing import show
+
+        show(launch, columns, take)
+
+    def reading(self, folder: str, splits: Sequence[str], config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """TRL takes rows that are tokenised as they are, their labels too."""
+        data = {"dataset_name": folder, "dataset_train_split": "train"}
+        test = {"dataset_test_split": "test"} if "test" in splits else {}
+        gone = {key: None for key in ("datasets", "dataset_config", "dataset_streaming") if key in config}
+        # The labels say it by now, and TRL would look for chats.
+        only = {"assistant_only_loss": False} if rules.is_on(config.get("assistant_only_loss")) else {}
+        return {**data, **test, **only, **gone}
 
     def trainer_hook(self, trainer: object) -> type[TrainerHook] | None:
         """Return TrlHook for an SFTTrainer; refuse TRL's trainers of other kinds.

@@ -126,7 +126,7 @@ def test_costs_are_those_that_are_declared():
 
 
 def test_a_cost_that_hangs_on_a_choice_says_on_which():
-    reference = "of a frozen reference: one forward pass of it more, or computed beforehand"
+    reference = "of a frozen reference: one forward pass of it more, or computed beforehand (`dft reference`)"
     assert costs(by_name("prift")) == (
         f"with `by: prob` the column `ref_logp`, {reference}",
         f"with `by: mass` the column `ref_mass`, {reference}",

@@ -8,10 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from dft_plugin.config.schedules import RampSetting, ends, is_ramp
+from dft_plugin.config.schedules import RampSetting, ends, is_ramp, ramps
 from dft_plugin.config.settings import FIRST_KEYS, OWN_KEYS, RESERVED_KERNELS, Settings
 from dft_plugin.errors import SettingsError
 from dft_plugin.objectives import Objective
+from dft_plugin.objectives.options import WITHOUT_EFFECT
+from dft_plugin.objectives.schedule import Schedule, Until
 
 Objectives = Mapping[str, type[Objective]]
 
@@ -56,7 +58,19 @@ def parse_settings(
         problems += _reference_problems(own["reference"], _named(own, objectives), objectives, where)
     if problems:
         raise SettingsError(problems)
-    return Settings(**own, options=options)
+    settings = Settings(**own, options=options)
+    if never := _never_reached(settings, objectives):
+        raise SettingsError([f"`{where}`: {problem}" for problem in never])
+    return settings
+
+
+def _never_reached(settings: Settings, objectives: Objectives) -> list[str]:
+    """List what would not hold however long the run is; the run itself looks again, when it knows."""
+    if settings.first is None:
+        return []
+    first = objectives[settings.first.name](**settings.first.options)
+    objective = objectives[settings.name](**ends(settings.options, "to"))
+    return Schedule(objective, ramps(settings.options), first, Until(settings.first.until)).never_reached(None)
 
 
 def _named(own: Mapping[str, Any], objectives: Objectives) -> list[type[Objective]]:
@@ -129,6 +143,8 @@ def _problems(model: type[BaseModel], values: Mapping[str, Any], where: str) -> 
 
 def _problem(item: Any, where: str) -> str:
     key = ".".join([where, *map(str, item["loc"])])
+    if item["type"] == WITHOUT_EFFECT:
+        return f"`{key}`: {item['msg']}."
     if item["type"] == "missing":
         return f"`{key}` is missing beside {item['input']!r}."
     if item["type"] == "model_type":

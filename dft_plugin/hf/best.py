@@ -61,7 +61,7 @@ def hints(trainer: Any, plan: LossPlan) -> list[str]:
 
 def _weighs_ever(plan: LossPlan) -> bool:
     """Whether tokens are weighed at the beginning of a run or at its end; between them a ramp lies between."""
-    return any(weighs(plan.holding(clock)) for clock in (Clock(0, 1, 0.0), Clock(1, 1, 1.0)))
+    return any(weighs(one) for one in (plan.holding(Clock(0, None, 0.0)), plan.objective))
 
 
 def weighs(objective: Objective) -> bool:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict
 
+from dft_plugin.objectives.options import Options
 from dft_plugin.objectives.rows import Rows, RowStatistic
 from dft_plugin.objectives.targets import Clock, Targets
 
@@ -97,7 +98,7 @@ class Weigher(Protocol):
         ...
 
 
-class Objective(BaseModel):
+class Objective(Options):
     """Base of all objectives. Fields are the options that a user may set beside `name`.
 
     Subclass it, give it `name`, `summary`, `source` and `weight`, and return the class from a

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dft_plugin.errors import ClockError
 from dft_plugin.objectives.base import Objective
 from dft_plugin.objectives.targets import Clock
 
@@ -16,12 +17,39 @@ class Until:
     point: int | float
 
     def share_of(self, clock: Clock) -> float:
-        """Return how much of the way to this point is done, in [0, 1]."""
+        """Return how much of the way to this point is done, in [0, 1].
+
+        Raises:
+            ClockError: it is a share of a run that is going on, and nobody knows how long that is.
+        """
         if not clock.step:
             # Before a run nobody may know how long it will be.
             return 0.0 if self.point else 1.0
-        end = self.point if isinstance(self.point, int) else self.point * clock.last_step
+        end = self.steps(clock.last_step)
+        if end is None:
+            raise ClockError(
+                f"a loss changes until {self} of the run, of which step {clock.step} is done, and its clock does not "
+                "say how many there will be. Give `last_step`, or write steps in place of a share."
+            )
         return 1.0 if clock.step >= end else clock.step / end
+
+    def steps(self, last_step: int | None) -> float | None:
+        """Return after how many steps of a run it is reached; None where that depends on a length nobody knows."""
+        if isinstance(self.point, int):
+            return self.point
+        return None if last_step is None else self.point * last_step
+
+    def is_before(self, other: Until, last_step: int | None) -> bool:
+        """Whether it is reached no later than another, as far as that is known."""
+        if isinstance(self.point, int) == isinstance(other.point, int):
+            return self.point <= other.point
+        one, two = self.steps(last_step), other.steps(last_step)
+        return one is not None and two is not None and one <= two
+
+    @property
+    def of(self) -> str:
+        """What is counted."""
+        return "steps" if isinstance(self.point, int) else "of the run"
 
     def __str__(self) -> str:
         return f"{self.point:g}"
@@ -82,6 +110,36 @@ class Schedule:
         if self.first is not None and self._begins(clock):
             return {}
         return {f"dft/{name}": ramp.at(clock) for name, ramp in self.ramps.items()}
+
+    def never_reached(self, last_step: int | None) -> list[str]:
+        """List what of it would never hold in a run, with what to do.
+
+        Args:
+            last_step: how many steps the run has; None: nobody knows, and points are compared where they can be.
+        """
+        end, begun = last_step, None if self.first is None else self.first_until.steps(last_step)
+        problems = []
+        # Steps that are trained are 0 to last_step - 1.
+        if end is not None and begun is not None and begun > end - 1:
+            problems.append(
+                f"`first` holds for {self.first_until} {self.first_until.of} and the run has {end} steps, so "
+                f"that {self.objective.name} would never be trained. Give a smaller share of the run (`for: 0.2`), or "
+                "fewer steps."
+            )
+        for name, ramp in self.ramps.items():
+            until = ramp.until.steps(last_step)
+            said = f"`{name}` goes from {ramp.start:g} to {ramp.end:g} until {ramp.until} {ramp.until.of}"
+            if until is not None and end is not None and until > end:
+                problems.append(
+                    f"{said} and the run has {end} steps, so that it would never get to {ramp.end:g}. Give a share of "
+                    "the run (`until: 0.3`), or fewer steps."
+                )
+            elif self.first is not None and ramp.until.is_before(self.first_until, last_step):
+                problems.append(
+                    f"{said}, and `first` holds for {self.first_until} {self.first_until.of}, so that nothing of it "
+                    f"would be trained. Give a later `until`, or write `{name}: {ramp.end:g}`."
+                )
+        return problems
 
     def _begins(self, clock: Clock) -> bool:
         return self.first_until.share_of(clock) < 1

@@ -66,6 +66,9 @@ def _weighs_ever(plan: LossPlan) -> bool:
 
 def weighs(objective: Objective) -> bool:
     """Whether an unlikely token has another weight than a likely one; no option by itself tells."""
+    if objective.replaces_target:
+        # What is made of a reference does not ask how likely the target is.
+        return False
     if type(objective).weigh is not Objective.weigh or any(not isinstance(need, str) for need in objective.needs):
         # By more than two rows can say.
         return True

@@ -30,7 +30,8 @@ def warn(logs: Mapping[str, float], objective: Objective) -> bool:
             "template, at what is masked, and at the length at which rows are cut."
         )
         return True
-    if not logs["dft/mean_weight"] and objective.reference != "distribution":
+    anchored = objective.reference == "distribution" and not objective.replaces_target
+    if not logs["dft/mean_weight"] and not anchored:
         logger.warning(
             "dft: no token has had a weight above 0 so far: nothing is trained by %s. Change its options, or take "
             "`loss: nll`.",

@@ -89,6 +89,9 @@ class Weigher(Protocol):
     @property
     def reference(self) -> ReferenceNeed: ...  # noqa: D102 - as `needs`
 
+    @property
+    def replaces_target(self) -> bool: ...  # noqa: D102 - as `needs`
+
     def soft_targets(self, reference_CV: Tensor, ids_C: Tensor) -> Tensor:
         """As `Objective.soft_targets`."""
         ...
@@ -142,6 +145,10 @@ class Objective(Options):
 
     reference: ClassVar[ReferenceNeed] = "none"
     """What it reads of a frozen reference; with `distribution` its scope is `token`, see `soft_targets`."""
+
+    replaces_target: ClassVar[bool] = False
+    """Whether its soft targets stand in the place of the target: then the weight of a token, in the log and in the
+    divisor, is w + c, since c is what its loss is multiplied by. Otherwise it is held to them besides, and it is w."""
 
     def weight(self, rows: Rows) -> Tensor:
         """Compute w_T from the statistics of the rows: the simple form, enough for most.

@@ -161,6 +161,7 @@ class ReferenceColumns:
     scope: ClassVar[Scope] = "token"
     divisor: ClassVar[Divisor] = "tokens"
     reference: ClassVar[ReferenceNeed] = "none"
+    replaces_target: ClassVar[bool] = False
 
     @property
     def needs(self) -> frozenset[RowStatistic]:

@@ -73,6 +73,13 @@ def _check_description(objective: Objective) -> None:
     _require(objective.divisor in get_args(Divisor), f"divisor is {objective.divisor!r}; allowed: {_words(Divisor)}")
     known = get_args(ReferenceNeed)
     _require(objective.reference in known, f"reference is {objective.reference!r}; allowed: {', '.join(known)}")
+    _require(
+        objective.reference == "distribution" or not objective.replaces_target,
+        "`replaces_target` is True, and `reference` is not `distribution`: there are no soft targets",
+    )
+    for option, (other, _) in objective.without_effect.items():
+        unknown = {option, other} - set(type(objective).model_fields)
+        _require(not unknown, f"`without_effect` names {_listed(unknown)}, which is no option")
     needs, again = objective.needs, objective.needs
     _require(needs == again, "`needs` gives functions that do not equal each other: make them frozen dataclasses")
     for need in needs:

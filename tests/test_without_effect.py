@@ -9,6 +9,8 @@ import pydantic
 import pytest
 import torch
 
+import dft_plugin
+from dft_plugin import Facts
 from dft_plugin.config.parsing import parse_settings
 from dft_plugin.config.plugins import build_catalogue
 from dft_plugin.errors import SettingsError
@@ -113,3 +115,50 @@ def test_every_number_changes_something_unless_it_is_declared_not_to(kind, mode,
     changes = any(not torch.equal(found[0], other) for other in found[1:])
     other, without = kind.without_effect.get(option, (None, ()))
     assert changes == (mode.get(other) not in without)
+
+
+def through_logits(objective, facts=None):
+    return dft_plugin.token_loss(torch.randn(3, 5), torch.tensor([0, 1, 2]), objective=objective, facts=facts)
+
+
+def through_hidden(objective, facts=None):
+    hidden, weight = torch.randn(3, 4), torch.randn(5, 4)
+    return dft_plugin.linear_token_loss(hidden, weight, torch.tensor([0, 1, 2]), objective=objective, facts=facts)
+
+
+REFERENCE = "`objective` sets `reference`, which has no effect in this function: it takes what a reference says in "
+
+
+@pytest.mark.parametrize(
+    ("function", "objective", "says"),
+    [
+        (through_logits, {"kernel": "chunked"}, "`objective` sets `kernel`, which has no effect in this function."),
+        (through_logits, {"kernel": "logits"}, "`objective` sets `kernel`, which has no effect in this function."),
+        (through_hidden, {"kernel": "logits"}, "`objective` sets `kernel`, which has no effect in this function."),
+        (through_logits, {"scratch_mb": 3}, "`objective` sets `scratch_mb`, which has no effect in this function."),
+        (through_logits, {"log": "top1"}, "`objective` sets `log`, which has no effect in this function: it writes "),
+        (through_hidden, {"log": "top1"}, "`objective` sets `log`, which has no effect in this function: it writes "),
+        (through_hidden, {"name": "prift", "reference": "base"}, REFERENCE),
+        (through_logits, {"always_learn": [4, 5]}, "`objective` names the token 5, and there are 5 logits (allowed: "),
+        (through_hidden, {"weights": {"tokens": {9: 2}}}, "`objective` names the token 9, and there are 5 logits "),
+    ],
+)
+def test_a_function_refuses_what_it_cannot_heed(function, objective, says):
+    facts = Facts(columns={"ref_logp": torch.zeros(3)})
+    with pytest.raises(SettingsError) as raised:
+        function(objective, facts)
+    (problem,) = raised.value.problems
+    assert problem.startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("function", "objective"),
+    [
+        (through_hidden, {"kernel": "chunked", "scratch_mb": 3}),
+        (through_hidden, {"kernel": "auto"}),
+        (through_logits, {"kernel": "auto", "always_learn": [4]}),
+        (through_logits, {"name": "prift", "reference": "columns"}),
+    ],
+)
+def test_what_it_heeds_it_takes(function, objective):
+    assert function(objective, Facts(columns={"ref_logp": torch.zeros(3)})).isfinite()

@@ -106,8 +106,8 @@ LATE = {"alpha": {"from": 0.0, "to": 1.0, "until": 3}}
         (
             first(0.3, **LATE),
             10,
-            "`alpha` goes from 0 to 1 until 3 steps, and `first` holds for 0.3 of the run, so that nothing of it would "
-            "be trained. Give a later `until`, or write `alpha: 1`.",
+            "`alpha` goes from 0 to 1 until 3 steps, and `first` holds for 0.3 of the run, so that nothing of it "
+            "would be trained. Give a later `until`, or write `alpha: 1`.",
         ),
     ],
 )
@@ -142,6 +142,14 @@ def test_a_ramp_that_is_over_before_its_loss_begins_is_refused_with_the_settings
     loss = {**ramp(until), "first": {"name": "nll", "for": switch}}
     with pytest.raises(SettingsError, match=r"`loss`: `alpha` goes from 0 to 1 until .* nothing of it would be"):
         build_catalogue().settings(loss)
+
+
+@pytest.mark.parametrize(
+    ("written", "point"), [("1", 1), (" 20 ", 20), ("1.0", 1.0), ("1e-1", 0.1), (1, 1), (1.0, 1.0)]
+)
+def test_a_step_in_quotes_is_a_step(written, point):
+    until = plan_for(ramp(written)).schedule.ramps["alpha"].until.point
+    assert (until, type(until)) == (point, type(point))
 
 
 @pytest.mark.parametrize("points", [(4, 3), (0.3, 0.2), (3, 0.2), (0.2, 3)])

@@ -77,6 +77,22 @@ def test_what_has_an_effect_or_was_not_given_is_accepted(given):
     assert build_catalogue().settings(given)
 
 
+@pytest.mark.parametrize(
+    ("given", "read_by"),
+    [
+        ({"name": "prift"}, "prift"),
+        ({"name": "prift", "reference": "columns"}, "prift"),
+        ({"name": "dft", "first": {"name": "iw_sft", "for": 2}}, "iw_sft"),
+    ],
+)
+def test_what_an_objective_reads_is_no_factor(given, read_by):
+    assert problems({**given, "weights": {"column": "ref_logp"}}) == [
+        f"`loss.weights.column: ref_logp` is what `{read_by}` reads, and no factor. Give the factors a column of "
+        "another name."
+    ]
+    assert build_catalogue().settings({**given, "weights": {"column": "ratio"}})
+
+
 def test_so_it_is_in_python():
     with pytest.raises(pydantic.ValidationError, match="`threshold` has no effect with `by: prob`"):
         PriFT(threshold=0.7)

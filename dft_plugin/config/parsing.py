@@ -59,18 +59,29 @@ def parse_settings(
     if problems:
         raise SettingsError(problems)
     settings = Settings(**own, options=options)
-    if never := _never_reached(settings, objectives):
-        raise SettingsError([f"`{where}`: {problem}" for problem in never])
+    if problems := _at_odds(settings, objectives, where):
+        raise SettingsError(problems)
     return settings
 
 
-def _never_reached(settings: Settings, objectives: Objectives) -> list[str]:
-    """List what would not hold however long the run is; the run itself looks again, when it knows."""
-    if settings.first is None:
-        return []
-    first = objectives[settings.first.name](**settings.first.options)
+def _at_odds(settings: Settings, objectives: Objectives, where: str) -> list[str]:
+    """List what is right by itself, and not beside the rest."""
     objective = objectives[settings.name](**ends(settings.options, "to"))
-    return Schedule(objective, ramps(settings.options), first, Until(settings.first.until)).never_reached(None)
+    every, problems = [objective], []
+    if settings.first is not None:
+        first = objectives[settings.first.name](**settings.first.options)
+        every.append(first)
+        schedule = Schedule(objective, ramps(settings.options), first, Until(settings.first.until))
+        # The run itself looks again, when it knows how long it is.
+        problems = [f"`{where}`: {problem}" for problem in schedule.never_reached(None)]
+    column = settings.weights.column if settings.weights else None
+    problems += [
+        f"`{where}.weights.column: {column}` is what `{one.name}` reads, and no factor. Give the factors a column of "
+        "another name."
+        for one in every
+        if column in one.columns
+    ]
+    return problems
 
 
 def _named(own: Mapping[str, Any], objectives: Objectives) -> list[type[Objective]]:

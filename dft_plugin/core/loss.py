@@ -63,15 +63,15 @@ class LossResult:
         return self.selection.count
 
     @property
-    def weight_T(self) -> Tensor:
-        """What the loss of each token is multiplied by, detached."""
+    def weights(self) -> Tensor:
+        """What the loss of each token is multiplied by, [T], detached."""
         weight_T, soft_T = self.scored.weight_T, self.scored.soft_T
         return weight_T if soft_T is None or not self.objective.replaces_target else weight_T + soft_T
 
     @property
     def divisor(self) -> Tensor:
         """What is added here to what the step is divided by: a scalar, detached, float64 (or the device's widest)."""
-        weight_T = self.weight_T
+        weight_T = self.weights
         wide = torch.float32 if weight_T.device.type == "mps" else torch.float64
         return added_to_divisor(self.objective.divisor, weight_T.to(wide)).sum()
 
@@ -112,7 +112,7 @@ class LossResult:
             eos_token_ids: the ids that end a sequence; their probability is summed apart.
             counted_T: bool, on the CPU, which tokens the log is to count; None: all.
         """
-        scored, ids_T = replace(self.scored, weight_T=self.weight_T), self.targets.ids_T
+        scored, ids_T = replace(self.scored, weight_T=self.weights), self.targets.ids_T
         if counted_T is not None:
             index_C = send(counted_T.nonzero()[:, 0], scored.loss_T.device)
             scored, ids_T = pick(scored, index_C), ids_T[index_C]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 _QUESTION = "dftquestion"
@@ -107,7 +107,7 @@ def _split(text: str, answers: tuple[str, ...]) -> list[_Turn]:
     turns = []
     for answer in answers:
         rest = text.rpartition(answer)[2].partition(_QUESTION)[0]
-        of_next = len(os.path.commonprefix([rest[::-1], begin[::-1]]))
+        of_next = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(rest[::-1], begin[::-1], strict=False))))
         ending = last if last and rest.startswith(last) else rest[: len(rest) - of_next]
         turns.append(_Turn(text[: text.rindex(answer) + len(answer)], rest, ending))
     return turns
@@ -127,7 +127,8 @@ def _any_of(known: dict[str, int], text: str) -> str | None:
 
 def _plain(tokenizer: Any, turns: list[_Turn]) -> TurnEnds:
     """Find out which token a text without marks is, if it is one."""
-    ids, blank = set(), set()
+    ids: set[int] = set()
+    blank: set[int] = set()
     for turn in turns:
         if not turn.ending:
             continue
@@ -136,10 +137,10 @@ def _plain(tokenizer: Any, turns: list[_Turn]) -> TurnEnds:
         apart = whole[: len(before)] == before
         pieces = whole[len(before) :] if apart else []
         visible = [piece for piece in pieces if tokenizer.decode([piece]).strip()]
-        (end, *more) = visible or pieces or [None]
-        if end is None or more or end == tokenizer.unk_token_id:
+        ends = visible or pieces
+        if len(ends) != 1 or ends[0] == tokenizer.unk_token_id:
             texts = ", ".join(f"`{token}`" for token in tokenizer.convert_ids_to_tokens(pieces))
             made = f"the tokens {texts}" if pieces else "part of a token with what stands before it"
             return TurnEnds(problem=f"the chat template ends a turn in the text {turn.ending!r} ({made})")
-        (ids if visible else blank).add(end)
+        (ids if visible else blank).update(ends)
     return TurnEnds(frozenset(ids), frozenset(blank))

@@ -26,7 +26,8 @@ class Options(BaseModel):
             if given and getattr(self, other) in values:
                 raise PydanticCustomError(
                     WITHOUT_EFFECT,
-                    "`{option}` has no effect with `{other}: {value}`{why}. Drop it, or give another `{other}`{allowed}",
+                    "`{option}` has no effect with `{other}: {value}`{why}. Drop it, or give another `{other}`"
+                    "{allowed}",
                     {
                         "option": option,
                         "other": other,

@@ -12,6 +12,7 @@ from dft_plugin.errors import ConflictError
 from dft_plugin.functional import plan_for
 from dft_plugin.hf import tokens
 
+
 def ids_of(model, tokenizer, **rules):
     read = tokens.read(plan_for({"name": "dft", **rules}), model, tokenizer)
     assert read.problems == ()

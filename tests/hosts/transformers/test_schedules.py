@@ -216,7 +216,9 @@ def test_a_first_loss_that_outlasts_the_run_is_refused_before_anything_is_traine
     trainer = training.trainer(tmp_path, max_steps=3)
     before = training.trained(trainer.model)
     activate(trainer, {"name": "dft", "first": {"name": "nll", "for": 3}})
-    with pytest.raises(ConflictError, match="`first` holds for 3 steps and the run has 3 steps, so that dft would never be"):
+    with pytest.raises(
+        ConflictError, match="`first` holds for 3 steps and the run has 3 steps, so that dft would never be"
+    ):
         trainer.train()
     assert tiny.max_gap(before, training.trained(trainer.model)) == 0
 

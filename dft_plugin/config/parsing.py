@@ -67,13 +67,18 @@ def parse_settings(
 def _at_odds(settings: Settings, objectives: Objectives, where: str) -> list[str]:
     """List what is right by itself, and not beside the rest."""
     objective = objectives[settings.name](**ends(settings.options, "to"))
-    every, problems = [objective], []
+    every = [objective]
+    problems = [
+        f"`{where}.{name}`: a truth value cannot change little by little; give true or false."
+        for name in ramps(settings.options)
+        if isinstance(getattr(objective, name), bool)
+    ]
     if settings.first is not None:
         first = objectives[settings.first.name](**settings.first.options)
         every.append(first)
         schedule = Schedule(objective, ramps(settings.options), first, Until(settings.first.until))
         # The run itself looks again, when it knows how long it is.
-        problems = [f"`{where}`: {problem}" for problem in schedule.never_reached(None)]
+        problems += [f"`{where}`: {problem}" for problem in schedule.never_reached(None)]
     column = settings.weights.column if settings.weights else None
     problems += [
         f"`{where}.weights.column: {column}` is what `{one.name}` reads, and no factor. Give the factors a column of "

@@ -103,13 +103,19 @@ class Schedule:
         """Return the objective that holds, each option a number."""
         if self.first is not None and self._begins(clock):
             return self.first
-        return self.objective.model_copy(update={name: ramp.at(clock) for name, ramp in self.ramps.items()})
+        return self.objective.model_copy(update=self._values(clock))
 
     def logs(self, clock: Clock) -> dict[str, float]:
         """Return what the log says of it: `dft/OPTION` for each ramped option that holds now, as it stands."""
         if self.first is not None and self._begins(clock):
             return {}
-        return {f"dft/{name}": ramp.at(clock) for name, ramp in self.ramps.items()}
+        return {f"dft/{name}": value for name, value in self._values(clock).items()}
+
+    def _values(self, clock: Clock) -> dict[str, float]:
+        """Return the ramped options as they stand: a whole number goes in steps of 1."""
+        whole = {name for name in self.ramps if isinstance(getattr(self.objective, name), int)}
+        values = {name: ramp.at(clock) for name, ramp in self.ramps.items()}
+        return {name: round(value) if name in whole else value for name, value in values.items()}
 
     def never_reached(self, last_step: int | None) -> list[str]:
         """List what of it would never hold in a run, with what to do.

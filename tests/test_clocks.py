@@ -104,6 +104,12 @@ LATE = {"alpha": {"from": 0.0, "to": 1.0, "until": 3}}
             "share of the run (`for: 0.2`), or fewer steps.",
         ),
         (
+            first(3),
+            1,
+            "`first` holds for 3 steps and the run has 1 step, so that dft would never be trained. Give a smaller "
+            "share of the run (`for: 0.2`), or fewer steps.",
+        ),
+        (
             first(0.95),
             10,
             "`first` holds for 0.95 of the run and the run has 10 steps, so that dft would never be trained. Give a "
@@ -133,6 +139,7 @@ def test_what_a_run_never_comes_to_is_refused_at_its_first_step(loss, last, says
         (first(0.9), 10),
         (first(0.75), 4),
         (first(0.2, **LATE), 10),
+        (first(0.2), 1),
         (ramp(11), None),
         (first(10), None),
     ],
@@ -179,7 +186,9 @@ def test_a_whole_number_goes_in_steps_of_one():
 
 
 def test_a_truth_value_cannot_be_ramped():
-    with pytest.raises(SettingsError, match=r"`loss\.inside`: a truth value cannot change little by little; give true"):
+    with pytest.raises(
+        SettingsError, match=r"`loss\.inside`: a truth value cannot change little by little; give true"
+    ):
         settings_of(inside={"from": 0, "to": 1, "until": 10})
     with pytest.raises(SettingsError, match=r"`loss\.best: 1\.5`"):
         settings_of(best={"from": 1.5, "to": 4, "until": 10})

@@ -49,7 +49,7 @@ class Until:
     @property
     def of(self) -> str:
         """What is counted."""
-        return "steps" if isinstance(self.point, int) else "of the run"
+        return ("step" if self.point == 1 else "steps") if isinstance(self.point, int) else "of the run"
 
     def __str__(self) -> str:
         return f"{self.point:g}"
@@ -125,10 +125,11 @@ class Schedule:
         """
         end, begun = last_step, None if self.first is None else self.first_until.steps(last_step)
         problems = []
-        # Steps that are trained are 0 to last_step - 1.
-        if end is not None and begun is not None and begun > end - 1:
+        # Steps that are trained are 0 to last_step - 1. A share of a single step is nobody's mistake: a trial run.
+        tried = end == 1 and not isinstance(self.first_until.point, int)
+        if end is not None and begun is not None and begun > end - 1 and not tried:
             problems.append(
-                f"`first` holds for {self.first_until} {self.first_until.of} and the run has {end} steps, so "
+                f"`first` holds for {self.first_until} {self.first_until.of} and the run has {_steps(end)}, so "
                 f"that {self.objective.name} would never be trained. Give a smaller share of the run (`for: 0.2`), or "
                 "fewer steps."
             )
@@ -137,7 +138,7 @@ class Schedule:
             said = f"`{name}` goes from {ramp.start:g} to {ramp.end:g} until {ramp.until} {ramp.until.of}"
             if until is not None and end is not None and until > end:
                 problems.append(
-                    f"{said} and the run has {end} steps, so that it would never get to {ramp.end:g}. Give a share of "
+                    f"{said} and the run has {_steps(end)}, so that it would never get to {ramp.end:g}. Give a share of "
                     "the run (`until: 0.3`), or fewer steps."
                 )
             elif self.first is not None and ramp.until.is_before(self.first_until, last_step):
@@ -153,6 +154,10 @@ class Schedule:
     def __str__(self) -> str:
         said = call(self.objective, self.ramps)
         return said if self.first is None else f"{said} after {call(self.first)} until {self.first_until}"
+
+
+def _steps(number: int) -> str:
+    return f"{number} step{'s' if number > 1 else ''}"
 
 
 def call(objective: Objective, ramps: Mapping[str, Ramp] | None = None) -> str:

@@ -186,9 +186,7 @@ def test_a_whole_number_goes_in_steps_of_one():
 
 
 def test_a_truth_value_cannot_be_ramped():
-    with pytest.raises(
-        SettingsError, match=r"`loss\.inside`: a truth value cannot change little by little; give true"
-    ):
+    with pytest.raises(SettingsError, match=r"`loss\.inside`: a truth value cannot change little by"):
         settings_of(inside={"from": 0, "to": 1, "until": 10})
     with pytest.raises(SettingsError, match=r"`loss\.best: 1\.5`"):
         settings_of(best={"from": 1.5, "to": 4, "until": 10})

@@ -138,8 +138,8 @@ class Schedule:
             said = f"`{name}` goes from {ramp.start:g} to {ramp.end:g} until {ramp.until} {ramp.until.of}"
             if until is not None and end is not None and until > end:
                 problems.append(
-                    f"{said} and the run has {_steps(end)}, so that it would never get to {ramp.end:g}. Give a share of "
-                    "the run (`until: 0.3`), or fewer steps."
+                    f"{said} and the run has {_steps(end)}, so that it would never get to {ramp.end:g}. Give a share "
+                    "of the run (`until: 0.3`), or fewer steps."
                 )
             elif self.first is not None and ramp.until.is_before(self.first_until, last_step):
                 problems.append(

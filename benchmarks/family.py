@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import ClassVar
 
 import torch
@@ -73,9 +74,13 @@ def reference(objective: str, *columns: str, distribution: bool = False) -> Loss
 
     def facts(inputs: HiddenInputs) -> Facts:
         weight_VH = inputs.weight_VH.detach()
-        states = inputs.hidden_NH.detach()
-        return Facts(
-            reference=Referred(wanted, states, weight_VH.shape[0], lambda hidden_TH: hidden_TH @ weight_VH.t())
+        referred = Referred(
+            wanted,
+            inputs.hidden_NH.detach(),
+            weight_VH.shape[0],
+            project=lambda hidden_TH: hidden_TH @ weight_VH.t(),
+            read=lambda _, transform: nullcontext(Head(weight_VH, transform=transform)),
         )
+        return Facts(reference=referred)
 
     return _loss(objective, facts)

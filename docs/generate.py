@@ -50,8 +50,8 @@ fraction) or a number of optimizer steps (an integer); after that the number sta
 loss: {name: dft, alpha: {from: 0.0, to: 1.0, until: 0.3}}
 ```
 
-**One loss, then another.** `first` holds for that long, then what stands in `name` takes over. Options of the first
-stand beside its name.
+**One loss, then another.** `first` holds for that long, then what stands in `name` takes over, and a line says so.
+Options of the first stand beside its name.
 
 ```yaml
 loss: {name: dft, first: {name: nll, for: 0.2}}
@@ -72,6 +72,27 @@ or for each token. `tokens` has factors by the text of a token, or by id. They m
 loss: {name: dft, weights: {column: ratio, tokens: {"</think>": 2.0}}}
 ```
 
+The dataset keeps its own names: `ratio` is `ratio`, without a prefix. A row of it, in each form that is read:
+
+```json
+{"prompt": "2+2=", "completion": "4", "ratio": 2.0}
+{"messages": [{"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}], "ratio": [1.0, 2.0]}
+{"messages": [{"role": "user", "content": "2+2=", "ratio": 1.0}, {"role": "assistant", "content": "4", "ratio": 2.0}]}
+{"input_ids": [17, 28, 17, 61], "labels": [-100, -100, -100, 61], "ratio": [1.0, 1.0, 1.0, 2.0]}
+```
+
+- **Each row** (line 1): in every host, whatever else the row holds.
+- **Each message**, as a list (line 2) or in the messages (line 3): in TRL, `messages`, or `prompt` and `completion`
+  made of messages; in Axolotl, `type: chat_template`; in LLaMA-Factory, `formatting: sharegpt`, with whatever tags.
+- **Each token** (line 4): in TRL and Axolotl, rows that come tokenised; in TRL a text as well, if the numbers are as
+  many as its tokens. In LLaMA-Factory it cannot be.
+- **A Trainer of your own** reads rows that hold tokens, with a number for the row or for each token.
+
+What is not trained needs no number (None will do). A number that is missing for a token that is trained, a negative
+factor or a list of another length stops the run, and names the row. Where a host would lose the column (streamed
+data, processors of images, LLaMA-Factory's v1 trainer), `dft check` says so. Columns that a loss reads by itself
+(`old_logp`; `ref_logp` and `ref_mass` with `reference: columns`) travel in the same forms.
+
 **A frozen model to compare with.** Some losses read one. With LoRA it is the model with its adapters off, and nothing
 need be said; where all of the model is trained, say `copy` (a second copy of the weights), a path, or `columns`.
 
@@ -79,7 +100,8 @@ need be said; where all of the model is trained, say `copy` (a second copy of th
 loss: {name: prift, reference: copy}
 ```
 
-**More in the log.** `top1` is token accuracy, `entropy` the entropy of the model's distribution in nats.
+**More in the log.** `top1` is token accuracy, `entropy` the entropy of the model's distribution in nats. TRL logs
+both by itself, [nearly the same](losses.md).
 
 ```yaml
 loss: {name: dft, log: [top1, entropy]}

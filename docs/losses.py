@@ -25,6 +25,11 @@ Not sure? Train a few steps with any of them and look at `dft/mean_prob`. Above 
 `nll`. Then compare runs by `dft/nll`, which means the same for every loss. [When not to use
 it](when-not-to-use.md) says more.
 
+`log: [top1, entropy]` adds `dft/top1` (token accuracy) and `dft/entropy` to the log, for every loss, in every host.
+TRL's own `mean_token_accuracy` and `entropy` are the same numbers where a log is of one batch: `logging_steps: 1`
+without accumulation, or an evaluation of one batch. Of several, TRL logs the mean of their means, in which a token of
+a short batch counts more; ours count each token once, so that they are the same in any split.
+
 Any number below may change during the run, another loss may come first, some tokens may always be learned, and the
 data may bring factors: [settings](settings.md). One of your own: [write an objective](objectives.md).
 """

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from pydantic import Field
 
 from dft_plugin import Clock, Facts, token_loss
-from dft_plugin.config.parsing import parse_settings
 from dft_plugin.config.plugins import build_catalogue
-from dft_plugin.config.schedules import ramps
 from dft_plugin.errors import ClockError, ConflictError, SettingsError
 from dft_plugin.functional import plan_for
-from dft_plugin.objectives import Objective
-from dft_plugin.objectives.schedule import Schedule
 
 STEP = "an integer, 0 or more"
 LAST = "an integer, 1 or more (None: nobody knows it)"
@@ -94,31 +88,31 @@ LATE = {"alpha": {"from": 0.0, "to": 1.0, "until": 3}}
         (
             ramp(11),
             10,
-            "`alpha` goes from 0 to 1 until 11 steps and the run has 10 steps, so that it would never get to 1. Give "
+            "`alpha` goes from 0 to 1 until step 11 and the run has 10 steps, so that it would never get to 1. Give "
             "a share of the run (`until: 0.3`), or fewer steps.",
         ),
         (
             first(10),
             10,
-            "`first` holds for 10 steps and the run has 10 steps, so that dft would never be trained. Give a smaller "
+            "`first` holds until step 10 and the run has 10 steps, so that dft would never be trained. Give a smaller "
             "share of the run (`for: 0.2`), or fewer steps.",
         ),
         (
             first(3),
             1,
-            "`first` holds for 3 steps and the run has 1 step, so that dft would never be trained. Give a smaller "
+            "`first` holds until step 3 and the run has 1 step, so that dft would never be trained. Give a smaller "
             "share of the run (`for: 0.2`), or fewer steps.",
         ),
         (
             first(0.95),
             10,
-            "`first` holds for 0.95 of the run and the run has 10 steps, so that dft would never be trained. Give a "
+            "`first` holds until 95 % of the run and the run has 10 steps, so that dft would never be trained. Give a "
             "smaller share of the run (`for: 0.2`), or fewer steps.",
         ),
         (
             first(0.3, **LATE),
             10,
-            "`alpha` goes from 0 to 1 until 3 steps, and `first` holds for 0.3 of the run, so that nothing of it "
+            "`alpha` goes from 0 to 1 until step 3, and `first` holds until 30 % of the run, so that nothing of it "
             "would be trained. Give a later `until`, or write `alpha: 1`.",
         ),
     ],
@@ -163,33 +157,6 @@ def test_a_ramp_that_is_over_before_its_loss_begins_is_refused_with_the_settings
 def test_a_step_in_quotes_is_a_step(written, point):
     until = plan_for(ramp(written)).schedule.ramps["alpha"].until.point
     assert (until, type(until)) == (point, type(point))
-
-
-class Counted(Objective):
-    """Has options that are no fractions."""
-
-    name: ClassVar[str] = "counted"
-    best: int = Field(1, description="How many.")
-    inside: bool = Field(True, description="Where.")
-
-
-def settings_of(**options):
-    return parse_settings({"name": "counted", **options}, objectives={"counted": Counted}, kernels=())
-
-
-def test_a_whole_number_goes_in_steps_of_one():
-    plan = ramps(settings_of(best={"from": 1, "to": 5, "until": 10}).options)
-    schedule = Schedule(Counted(best=5), plan)
-    found = [schedule.at(Clock(step, 20, 0.0)).best for step in (0, 1, 2, 4, 9, 10, 20)]
-    assert [(best, type(best)) for best in found] == [(best, int) for best in (1, 1, 2, 3, 5, 5, 5)]
-    assert schedule.logs(Clock(2, 20, 0.0)) == {"dft/best": 2}
-
-
-def test_a_truth_value_cannot_be_ramped():
-    with pytest.raises(SettingsError, match=r"`loss\.inside`: a truth value cannot change little by"):
-        settings_of(inside={"from": 0, "to": 1, "until": 10})
-    with pytest.raises(SettingsError, match=r"`loss\.best: 1\.5`"):
-        settings_of(best={"from": 1.5, "to": 4, "until": 10})
 
 
 @pytest.mark.parametrize("points", [(4, 3), (0.3, 0.2), (3, 0.2), (0.2, 3)])

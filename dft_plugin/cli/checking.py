@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from dft_plugin.config.hosts import Conflict, Host
 from dft_plugin.config.plugins import Catalogue, Entry, build_catalogue
 from dft_plugin.config.reading import LOSS, RunConfig, load
 from dft_plugin.config.schedules import ends
-from dft_plugin.config.settings import Settings
+from dft_plugin.config.settings import REFERENCES, Settings
+from dft_plugin.config.spelling import closest, did_you_mean
 from dft_plugin.errors import SettingsError, UnknownNameError
 from dft_plugin.objectives import Objective
 
@@ -106,8 +106,8 @@ def check(path: Path, overrides: Sequence[str] = (), host_name: str | None = Non
 
 def _settings(config: RunConfig, catalogue: Catalogue) -> tuple[Settings | None, Sequence[str]]:
     if config.loss is None:
-        close = difflib.get_close_matches(LOSS, config.host, n=1)
-        meant = f" Is `{close[0]}` meant to be `{LOSS}`?" if close else ""
+        close = closest(LOSS, config.host)
+        meant = f" Is `{close}` meant to be `{LOSS}`?" if close else ""
         return None, [f"{config.path} has no `loss:`.{meant} Add the line `loss: dft`."]
     try:
         settings = catalogue.settings(config.loss)
@@ -121,9 +121,11 @@ def left_to_the_run(settings: Settings, catalogue: Catalogue) -> list[str]:
     left = [f"the column `{name}` of the data" for name in sorted(catalogue.columns(settings))]
     words = (*settings.always_learn, *(settings.weights.tokens if settings.weights else ()))
     left += [f"the token `{word}`" for word in words if isinstance(word, str)]
-    if settings.reference not in (None, "base", "start", "copy", "columns"):
+    hint = ""
+    if settings.reference not in (None, *REFERENCES):
         left.append(f"the reference `{settings.reference}`, a path or a name of a model")
-    return [f"not looked for yet: {', '.join(left)}. The run does, and stops without it."] if left else []
+        hint = did_you_mean(settings.reference, REFERENCES)
+    return [f"not looked for yet: {', '.join(left)}. The run does, and stops without it.{hint}"] if left else []
 
 
 def foreign_objective_problems(settings: Settings, catalogue: Catalogue) -> list[str]:
@@ -160,7 +162,8 @@ def _find_host(config: RunConfig, catalogue: Catalogue, name: str | None) -> Hos
     known = ", ".join(catalogue.hosts)
     if name is not None:
         if name not in catalogue.hosts:
-            raise UnknownNameError([f"--host {name}: no such host. Known: {known}."])
+            hint = did_you_mean(name, catalogue.hosts)
+            raise UnknownNameError([f"--host {name}: no such host.{hint} Known: {known}."])
         return catalogue.hosts[name].item
     found = [entry.item for entry in catalogue.hosts.values() if entry.item.recognise(config.host)]
     if len(found) == 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import types
 from collections.abc import Collection, Iterator
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from dft_plugin.config.plugins import Catalogue, Entry
+from dft_plugin.config.spelling import did_you_mean
 from dft_plugin.errors import UnknownNameError
 from dft_plugin.objectives import BlockFunction, Objective, RowStatistic
 from dft_plugin.objectives.options import values_left
@@ -104,8 +104,7 @@ def find(catalogue: Catalogue, name: str) -> Explanation:
     """
     entry = catalogue.objectives.get(name)
     if entry is None:
-        close = difflib.get_close_matches(name, catalogue.objectives, n=1, cutoff=0.5)
-        hint = f" Did you mean `{close[0]}`?" if close else ""
+        hint = did_you_mean(name, catalogue.objectives, cutoff=0.5)
         raise UnknownNameError([f"no loss is called `{name}`.{hint} Known: {', '.join(catalogue.objectives)}."])
     return explain(entry)
 

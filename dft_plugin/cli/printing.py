@@ -20,7 +20,7 @@ def print_report(report: Report) -> None:
     out(f"config    {report.config.path}")
     out(f"host      {report.host.name} ({version})")
     if report.settings:
-        out(f"loss      {report.settings.describe()}, kernel {report.settings.kernel}")
+        out(f"loss      {report.settings.line()}")
     for line in report.replaces:
         out(f"replaces  {line}")
     if report.version_problem:

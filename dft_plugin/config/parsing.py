@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Mapping
-from typing import Any
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from dft_plugin.config.schedules import RampSetting, ends, is_ramp, ramps
+from dft_plugin.config.schedules import RampSetting, ends, is_ramp, rampable, ramps
 from dft_plugin.config.settings import FIRST_KEYS, OWN_KEYS, RESERVED_KERNELS, Settings
+from dft_plugin.config.spelling import closest, did_you_mean
 from dft_plugin.errors import SettingsError
 from dft_plugin.objectives import Objective
 from dft_plugin.objectives.options import WITHOUT_EFFECT
@@ -68,11 +69,7 @@ def _at_odds(settings: Settings, objectives: Objectives, where: str) -> list[str
     """List what is right by itself, and not beside the rest."""
     objective = objectives[settings.name](**ends(settings.options, "to"))
     every = [objective]
-    problems = [
-        f"`{where}.{name}`: a truth value cannot change little by little; give true or false."
-        for name in ramps(settings.options)
-        if isinstance(getattr(objective, name), bool)
-    ]
+    problems: list[str] = []
     if settings.first is not None:
         first = objectives[settings.first.name](**settings.first.options)
         every.append(first)
@@ -129,12 +126,20 @@ def _objective_problems(
     options = {key: entry for key, entry in options.items() if key in objective.model_fields}
     malformed = []
     for key, entry in options.items():
-        if is_ramp(entry):
+        if is_ramp(entry) and key not in rampable(objective):
+            malformed.append(_not_rampable(f"{where}.{key}", objective))
+        elif is_ramp(entry):
             malformed += _problems(RampSetting, entry, f"{where}.{key}")
     checked = [ends(options, end) for end in ("from", "to")] if not malformed else [_without_ramps(options)]
     # What is wrong at both ends is said once.
     found = dict.fromkeys(problem for values in checked for problem in _problems(objective, values, where))
     return [*problems, *malformed, *found]
+
+
+def _not_rampable(key: str, objective: type[Objective]) -> str:
+    """Say which options can be ramped, of one that cannot."""
+    which = f"Options of `{objective.name}` that can: {', '.join(rampable(objective)) or 'none'}."
+    return f"`{key}` cannot change during the run: a choice, a switch or a count is one value. {which}"
 
 
 def _without_ramps(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,6 +150,9 @@ def _first_problems(first: Mapping[Any, Any], objectives: Objectives, where: str
     given = {str(key): entry for key, entry in first.items()}
     options = {key: entry for key, entry in given.items() if key not in FIRST_KEYS}
     problems = _objective_problems(given.get("name"), options, objectives, f"{where}.name", where, FIRST_KEYS)
+    if "name" not in given:
+        meant = {key: closest(key, FIRST_KEYS) for key in options}
+        problems += [f"`{where}.{key}`: is `{word}` meant?" for key, word in meant.items() if word]
     changing = [key for key in options if is_ramp(options[key])]
     return problems + [f"`{where}.{key}`: an option of `first` cannot be ramped; give a number." for key in changing]
 
@@ -153,11 +161,11 @@ def _problems(model: type[BaseModel], values: Mapping[str, Any], where: str) -> 
     try:
         model.model_validate(dict(values))
     except ValidationError as error:
-        return [_problem(item, where) for item in error.errors()]
+        return [_problem(item, where, model) for item in error.errors()]
     return []
 
 
-def _problem(item: Any, where: str) -> str:
+def _problem(item: Any, where: str, model: type[BaseModel]) -> str:
     key = ".".join([where, *map(str, item["loc"])])
     if item["type"] == WITHOUT_EFFECT:
         return f"`{key}`: {item['msg']}."
@@ -166,7 +174,28 @@ def _problem(item: Any, where: str) -> str:
     if item["type"] == "model_type":
         fields = ", ".join(_KEYS[item["ctx"]["class_name"]])
         return f"`{key}: {item['input']!r}`: a mapping is needed, with {fields}."
-    return f"`{key}: {item['input']!r}`: {item['msg'].removeprefix('Value error, ')}."
+    said = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        allowed = _keys(model, item["loc"][:-1])
+        said = f"there is no such key.{did_you_mean(item['loc'][-1], allowed)}"
+        said += f" Allowed: {', '.join(allowed)}" if allowed else ""
+    elif item["type"] == "literal_error":
+        said += "." + did_you_mean(item["input"], re.findall("'([^']*)'", item["ctx"]["expected"]))
+    elif item["type"] == "float_type" and isinstance(item["input"], Mapping) and issubclass(model, Objective):
+        said = "a number is needed; one that changes has the keys `from`, `to` and `until`"
+    return f"`{key}: {item['input']!r}`: {said.rstrip('.')}{'' if said.endswith('?') else '.'}"
+
+
+def _keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """Return the keys of what stands at a path of our own settings, as they are written; of others none."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not inner:
+            return []
+        model = inner[0]
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 _KEYS = {"First": ("`name`", "`for`"), "DataWeights": ("`column`", "or `tokens`"), "RampSetting": ("`from`", "`to`")}
@@ -177,6 +206,4 @@ def _unknown(key: str, given: str, allowed: Collection[str], what: str = "a know
     """Return a problem if `given` is not in `allowed`."""
     if given in allowed:
         return []
-    close = difflib.get_close_matches(given, allowed, n=1)
-    hint = f" Did you mean `{close[0]}`?" if close else ""
-    return [f"`{key}`: `{given}` is not {what}.{hint} Allowed: {', '.join(allowed)}."]
+    return [f"`{key}`: `{given}` is not {what}.{did_you_mean(given, allowed)} Allowed: {', '.join(allowed)}."]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from dft_plugin.objectives import Number
+from dft_plugin.objectives import Number, Objective
 from dft_plugin.objectives.schedule import Ramp, Until
 
 RAMP_KEYS = ("from", "to", "until")
@@ -45,12 +45,18 @@ class RampSetting(BaseModel):
         return Ramp(self.start, self.end, Until(self.until))
 
     def __str__(self) -> str:
-        return f"{self.start:g}->{self.end:g} until {self.until:g}"
+        return str(self.ramp())
 
 
 def is_ramp(value: Any) -> bool:
     """Say whether a value is meant to change during the run."""
     return isinstance(value, Mapping) and bool(set(map(str, value)) & set(RAMP_KEYS))
+
+
+def rampable(objective: type[Objective]) -> list[str]:
+    """Return the options that may change: numbers between which others lie, not choices, switches or counts."""
+    kinds = {name: field.annotation for name, field in objective.model_fields.items()}
+    return [name for name, kind in kinds.items() if float in (kind, *get_args(kind))]
 
 
 def ends(options: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
 
 from dft_plugin.config.schedules import Point, RampSetting, is_ramp
-from dft_plugin.objectives import Number
+from dft_plugin.config.spelling import did_you_mean
+from dft_plugin.objectives import Number, wording
 from dft_plugin.objectives.options import Options
+from dft_plugin.objectives.schedule import Until
 
 RESERVED_KERNELS = ("auto", "logits")
 """Values of `kernel` that name a choice rather than a kernel."""
@@ -18,12 +20,16 @@ RESERVED_KERNELS = ("auto", "logits")
 ALWAYS_LEARN = ("eos", "special", "added")
 """Kinds of tokens that `always_learn` may name; it takes ids as well."""
 
+REFERENCES = ("base", "start", "copy", "columns")
+"""What `reference` may say; anything else is the path of a model."""
+
 
 def _kinds_or_ids(value: Any) -> Any:
     given = value if isinstance(value, (list, tuple)) else [value]
     for entry in given:
         if isinstance(entry, bool) or not (entry in ALWAYS_LEARN or (isinstance(entry, int) and entry >= 0)):
-            raise ValueError(f"{entry!r} is neither one of {', '.join(ALWAYS_LEARN)} nor a token id")
+            hint = did_you_mean(entry, ALWAYS_LEARN)
+            raise ValueError(f"{entry!r} is neither one of {', '.join(ALWAYS_LEARN)} nor a token id.{hint}")
     return tuple(given)
 
 
@@ -63,8 +69,8 @@ class First(BaseModel):
         return dict(self.model_extra or {})
 
     def describe(self) -> str:
-        """Return `nll until 0.2`, for logs."""
-        return f"{_call(self.name, self.options)} until {self.until:g}"
+        """Return `nll until 20 % of the run`, for logs."""
+        return f"{_call(self.name, self.options)} until {Until(self.until).in_words}"
 
 
 def _by_token(value: Any) -> Any:
@@ -110,6 +116,11 @@ class DataWeights(BaseModel):
         if self.column is None and not self.tokens:
             raise ValueError("a column or tokens are needed: `{column: ratio}`, or `{tokens: {TOKEN: 2}}`")
         return self
+
+    def describe(self) -> list[str]:
+        """Return ``weights: column `ratio`, `</think>` x 2``, as a list, for logs."""
+        named = [(f"`{key}`" if isinstance(key, str) else str(key), factor) for key, factor in self.tokens.items()]
+        return wording.weights(self.column, named)
 
     @field_serializer("tokens", when_used="json")
     def _pairs(self, tokens: dict[int | str, float]) -> list[tuple[int | str, float]]:
@@ -192,9 +203,20 @@ class Settings(Options):
         return {"name": self.name, **own, **self.options}
 
     def describe(self) -> str:
-        """Return `dft` or `dft(alpha=0.7)`, for logs."""
+        """Return `dft` or `dft(alpha=0.7)`, and what comes before it, for logs. What is more: `besides`."""
         said = _call(self.name, self.options)
         return said if self.first is None else f"{said} after {self.first.describe()}"
+
+    def line(self) -> str:
+        """Return all that was said of the loss, in a line: `dft, kernel auto; always learned: eos; logs dft/top1`."""
+        always = wording.listed([str(entry) for entry in self.always_learn], ", ")
+        besides = wording.besides(
+            scratch_mb=self.scratch_mb,
+            reference=self.reference,
+            tokens=[*wording.always_learned(always), *([] if self.weights is None else self.weights.describe())],
+            log=self.log,
+        )
+        return "; ".join([f"{self.describe()}, kernel {self.kernel}", *besides])
 
 
 def _call(name: str, options: dict[str, Any]) -> str:

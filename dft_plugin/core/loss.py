@@ -18,7 +18,6 @@ from dft_plugin.core.targets import IGNORE_INDEX, Facts, Selection, select
 from dft_plugin.core.transfer import send
 from dft_plugin.errors import LabelError
 from dft_plugin.kernels import (
-    IDENTITY,
     Head,
     KernelResult,
     OpaqueHead,
@@ -211,7 +210,7 @@ def score_hidden(
     chosen.require_within(head.vocab_size)
     targets = chosen.targets(hidden_TD.device)
     if chosen.facts.reference is not None:
-        targets = chosen.facts.reference.fill(targets, chosen, head.transform)
+        targets = chosen.facts.reference.fill(targets, chosen, head)
     kernel: Callable[..., KernelResult] = plan.kernel
     if not isinstance(head, Head):
         kernel = vocab_parallel if isinstance(head, ShardedHead) else opaque
@@ -247,7 +246,7 @@ def logits_loss(
     chosen.require_within(logits.shape[-1])
     positions_T, targets = send(chosen.positions_T, logits.device), chosen.targets(logits.device)
     if chosen.facts.reference is not None:
-        targets = chosen.facts.reference.fill(targets, chosen, IDENTITY)
+        targets = chosen.facts.reference.fill(targets, chosen, None)
     logits_NV = logits.reshape(-1, logits.shape[-1])
     objective = plan.weigher(targets.clock)
     scored = kernel(logits_NV, positions_T, targets, objective, needs=plan.wanted)

@@ -141,7 +141,7 @@ class LossPlan:
         return {} if self.schedule is None or clock is None else self.schedule.logs(clock)
 
     def describe(self) -> str:
-        """Return `dft(alpha=1.0, floor=0.0)`, and what of it changes when; for logs."""
+        """Return `dft(alpha=1.0, floor=0.0)`, and what of it changes when; for logs. What is more: `besides`."""
         return call(self.objective) if self.schedule is None else str(self.schedule)
 
     @property

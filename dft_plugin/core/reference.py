@@ -6,6 +6,7 @@ Shapes: N positions (flattened), T scored ones, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +14,18 @@ from torch import Tensor
 
 from dft_plugin.core.targets import Selection
 from dft_plugin.core.transfer import send
-from dft_plugin.kernels import IDENTITY, OpaqueHead, Transform, opaque, score_logits
+from dft_plugin.kernels import (
+    IDENTITY,
+    Head,
+    KernelResult,
+    OpaqueHead,
+    ShardedHead,
+    Transform,
+    auto,
+    beside_another,
+    opaque,
+    score_logits,
+)
 from dft_plugin.kernels.gemm import autocast_dtype
 from dft_plugin.kernels.terms import ByHead, OfLogits
 from dft_plugin.objectives import Distribution, ReferenceColumns, Targets
@@ -46,6 +58,8 @@ class Referred:
         vocab_size: V.
         project: hidden [T, D] to the reference's raw logits [T, V].
         transform: what it does to them, where it is another model; None: what the model does.
+        read: hidden [T, D] and a transform to a context in which the reference's head can be read, with the head; None
+            where it can only be called.
     """
 
     wanted: Wanted
@@ -53,33 +67,49 @@ class Referred:
     vocab_size: int
     project: Callable[[Tensor], Tensor] | None = None
     transform: Transform | None = None
+    read: Callable[[Tensor, Transform], AbstractContextManager[Head | None]] | None = None
 
-    def fill(self, targets: Targets, chosen: Selection, transform: Transform) -> Targets:
+    def fill(self, targets: Targets, chosen: Selection, head: Head | OpaqueHead | ShardedHead | None) -> Targets:
         """Put into the targets what the reference says of them.
 
         Args:
             targets: of the scored positions.
             chosen: where they are.
-            transform: what the model does to raw logits.
+            head: that of the model; None where its logits are there.
         """
-        transform = self.transform or transform
-        weigher = ReferenceColumns(self.wanted.columns)
+        made: KernelResult | None
         distribution: Distribution
         with torch.no_grad():
             if self.project is None:
                 logits_NV = self.states.reshape(-1, self.states.shape[-1])
                 positions_T = send(chosen.positions_T, logits_NV.device)
                 distribution = OfLogits(logits_NV, IDENTITY, positions_T)
-                made = score_logits(logits_NV, positions_T, targets, weigher) if self.wanted.columns else None
+                made = score_logits(logits_NV, positions_T, targets, self._weigher) if self.wanted.columns else None
             else:
-                hidden_TD = chosen.rows(self.states)
+                hidden_TD, transform = (
+                    chosen.rows(self.states),
+                    self.transform or (head.transform if head else IDENTITY),
+                )
                 autocast = autocast_dtype(hidden_TD.device.type)
                 distribution = ByHead(hidden_TD, self.project, transform, autocast)
-                head = OpaqueHead(self.project, self.vocab_size, transform)
-                made = opaque(hidden_TD, head, targets, weigher) if self.wanted.columns else None
+                reads = self.read(hidden_TD, transform) if self.read and isinstance(head, Head) else nullcontext()
+                with reads as readable:
+                    called = OpaqueHead(self.project, self.vocab_size, transform)
+                    made = self._score(hidden_TD, readable or called, targets) if self.wanted.columns else None
         columns = {} if made is None else {name: column_T.float() for name, column_T in made.statistics.items()}
         return replace(
             targets,
             columns={**targets.columns, **columns},
             reference=distribution if self.wanted.distribution else None,
+        )
+
+    @property
+    def _weigher(self) -> ReferenceColumns:
+        return ReferenceColumns(self.wanted.columns)
+
+    def _score(self, hidden_TD: Tensor, head: Head | OpaqueHead, targets: Targets) -> KernelResult:
+        if isinstance(head, Head):
+            return auto(hidden_TD, head, targets, self._weigher)
+        return opaque(
+            hidden_TD, head, targets, self._weigher, scratch_bytes=beside_another(hidden_TD.device.type, None)
         )

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from dft_plugin.config.settings import REFERENCES
+from dft_plugin.config.spelling import did_you_mean
 from dft_plugin.errors import ConflictError, name_of
 
 
@@ -100,7 +102,7 @@ def load(path: str, model: Any) -> AnotherModel:
         raise ConflictError(
             [
                 f"`reference: {path}` is none of base, start, copy and columns, and no {kind.__name__} can be loaded "
-                f"from there ({str(error).splitlines()[0]}). Give the path of a model."
+                f"from there ({str(error).splitlines()[0]}).{did_you_mean(path, REFERENCES)} Give the path of a model."
             ]
         ) from error
     ours, theirs = (one.get_output_embeddings().weight.shape[0] for one in (model, made))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dft_plugin.config.spelling import did_you_mean
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import ConflictError
@@ -48,7 +49,8 @@ def columns_of(plan: LossPlan) -> tuple[Column, ...]:
 
 def missing(column: Column, there: Sequence[str], where: str, hint: str = "") -> ConflictError:
     """Return the error for a column that is not in the data."""
-    said = f"the loss reads the column `{column.name}`, which is not in {where}. There are: {', '.join(there)}."
+    said = f"the loss reads the column `{column.name}`, which is not in {where}."
+    said += f"{did_you_mean(column.name, there)} There are: {', '.join(there)}."
     return ConflictError([f"{said} {hint}".rstrip()])
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from dft_plugin.core.plan import LossPlan
 from dft_plugin.hf import best
-from dft_plugin.objectives import Objective
+from dft_plugin.objectives import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -14,27 +15,32 @@ WEAK_PRIOR = 0.1
 """Mean target probability below which plain likelihood tends to train better (arXiv 2510.00526)."""
 
 
-def warn(logs: Mapping[str, float], objective: Objective) -> bool:
+def warn(logs: Mapping[str, float], plan: LossPlan, clock: Clock | None) -> bool:
     """Warn where nothing is learned, or where plain likelihood tends to train better.
 
     Args:
-        logs: the statistics, empty where there was no target at all.
-        objective: the one that holds.
+        logs: the statistics since the last log, empty where there was no target at all.
+        plan: of the run.
+        clock: how far the run was in its last step; None where nobody knows.
 
     Returns:
         Whether all has been said: what is plain likelihood now may be another objective later.
     """
+    objective = plan.holding(clock)
+    when = "so far" if clock is None else f"in the steps up to {clock.step + 1}"
     if not logs:
         logger.warning(
-            "dft: there was no target token so far: every label is -100, and nothing is learned. Look at the chat "
-            "template, at what is masked, and at the length at which rows are cut."
+            "dft: there was no target token %s: every label is -100, and nothing is learned. Look at the chat "
+            "template, at what is masked, and at the length at which rows are cut.",
+            when,
         )
         return True
     anchored = objective.reference == "distribution" and not objective.replaces_target
     if not logs["dft/mean_weight"] and not anchored:
         logger.warning(
-            "dft: no token has had a weight above 0 so far: nothing is trained by %s. Change its options, or take "
+            "dft: no token has had a weight above 0 %s: nothing is trained by %s. Change its options, or take "
             "`loss: nll`.",
+            when,
             objective.name,
         )
         return True
@@ -42,9 +48,21 @@ def warn(logs: Mapping[str, float], objective: Objective) -> bool:
         return False
     if logs["dft/mean_prob"] < WEAK_PRIOR:
         logger.warning(
-            "dft: the targets' mean probability is %.3f in the first steps. Below %s the model's prior is "
-            "weak, and plain SFT (`loss: nll`) often trains better. See docs/when-not-to-use.md.",
+            "dft: the targets' mean probability is %.3f %s. Below %s the model's prior is weak, and plain SFT often "
+            "trains better (arXiv 2510.00526): %s.",
             logs["dft/mean_prob"],
+            when,
             WEAK_PRIOR,
+            _instead(plan),
         )
     return True
+
+
+def _instead(plan: LossPlan) -> str:
+    """Say what to write, given what is written."""
+    first = None if plan.schedule is None else plan.schedule.first
+    if first is None:
+        return "take `loss: nll`, or begin with it (`first: {name: nll, for: 0.3}` in the mapping of `loss:`)"
+    if best.weighs(first):
+        return "take `loss: nll`"
+    return f"let `first: {{name: {first.name}}}` hold for longer, or take `loss: nll`"

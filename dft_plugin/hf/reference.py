@@ -21,10 +21,11 @@ from dft_plugin.hf import calibration
 from dft_plugin.hf.adapters import adapter_parameters, adapters_off, has_adapters, why_not_base
 from dft_plugin.hf.another_model import AnotherModel, copy_of, load
 from dft_plugin.hf.called import CalledHead
-from dft_plugin.hf.head import find_door
+from dft_plugin.hf.head import find_door, read_head
 from dft_plugin.hf.interception import HeadStandIn, require_mapping, resting, standing_in
 from dft_plugin.hf.routing import NotLean, called_often, is_fsdp2, is_sharded
 from dft_plugin.hf.untouched import copied, unnoticed
+from dft_plugin.kernels import Head, Transform
 
 Forward = Callable[..., Any]
 
@@ -267,4 +268,12 @@ def with_head(reference: Reference | None, chosen: Selection, model: Any, projec
             with resting(door.owner):
                 return called(hidden_TD)
 
-    return replace(chosen, facts=replace(chosen.facts, reference=replace(referred, project=of_reference)))
+    @contextmanager
+    def read(hidden_TD: Tensor, transform: Transform) -> Iterator[Head | None]:
+        with reference.standing(model, model) as (module, _), resting(module.get_output_embeddings()):
+            reading = read_head(find_door(module.get_output_embeddings()))
+            head = reading if isinstance(reading, str) else reading.head(hidden_TD, transform)
+            yield head if isinstance(head, Head) and head.weight_VD.device == hidden_TD.device else None
+
+    referred = replace(referred, project=of_reference, read=read)
+    return replace(chosen, facts=replace(chosen.facts, reference=referred))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dft_plugin.hf.attachment import Attachment
 from dft_plugin.hf.head import find_door, look_at
 from dft_plugin.kernels import auto, blocked, choose, hands_over
+from dft_plugin.objectives import wording
 
 
 def startup_line(attachment: Attachment, trainer: str, replaced: Sequence[str] = (), tokens: str = "") -> str:
@@ -18,20 +19,22 @@ def startup_line(attachment: Attachment, trainer: str, replaced: Sequence[str] =
         replaced: the trainer's settings that were changed, in words.
         tokens: which tokens are treated apart, in words.
     """
-    instead = f"; replaces {', '.join(replaced)}" if replaced else ""
-    name = attachment.plan.describe()
-    model = type(attachment.model).__name__
-    apart = f"; {tokens}" if tokens else ""
-    compared = _compared(attachment)
-    return f"dft: loss {name} is on for {model} ({trainer}): {_how(attachment)}{compared}{apart}{instead}"
+    plan = attachment.plan
+    on = f"dft: loss {plan.describe()} is on for {type(attachment.model).__name__} ({trainer}): {_how(attachment)}"
+    besides = wording.besides(
+        scratch_mb=None if plan.scratch_bytes is None else plan.scratch_bytes >> 20,
+        reference=_compared(attachment),
+        tokens=[tokens] if tokens else [],
+        log=plan.extra,
+    )
+    return "; ".join([on, *besides, *([f"replaces {', '.join(replaced)}"] if replaced else [])])
 
 
-def _compared(attachment: Attachment) -> str:
+def _compared(attachment: Attachment) -> str | None:
     """Say what the model is compared with, and what that costs."""
-    if attachment.reference is None:
-        return f"; reference: {attachment.plan.reference} of the data" if attachment.plan.reference else ""
-    once_more = "one more forward pass, without gradient, for each batch"
-    return f"; reference: {attachment.reference.says} ({once_more})"
+    if attachment.reference is not None:
+        return f"{attachment.reference.says} (one more forward pass, without gradient, for each batch)"
+    return f"{attachment.plan.reference} of the data" if attachment.plan.reference else None
 
 
 def _how(attachment: Attachment) -> str:

@@ -12,11 +12,10 @@ from transformers import AutoConfig, AutoTokenizer, ProcessorMixin
 from dft_plugin.core.plan import LossPlan, TokenRules
 from dft_plugin.hf.model import eos_token_ids, text_config
 from dft_plugin.hf.turns import TurnEnds, turn_ends
+from dft_plugin.objectives import wording
+from dft_plugin.objectives.wording import listed
 
 _ALWAYS, _FACTORS = "loss.always_learn", "loss.weights.tokens"
-
-_SHOWN = 5
-"""How many tokens of a kind are shown by their text."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ class _Reader:
         beyond = sorted(added - self._within(added))
         if beyond:
             self.problems.append(
-                f"`{_ALWAYS}: added`: {_listed(self.texts(beyond))} has no row in the model's embedding, which has "
+                f"`{_ALWAYS}: added`: {listed(self.texts(beyond))} has no row in the model's embedding, which has "
                 f"{self.vocab_size}. Resize it: model.resize_token_embeddings(len(tokenizer))."
             )
         return added
@@ -213,25 +212,15 @@ def _base(name: str, revision: str | None) -> tuple[dict[str, int], int]:
 
 def _no_tokenizer(words: Collection[str]) -> str:
     return (
-        f"`{_ALWAYS}` or `{_FACTORS}` name tokens by words ({_listed([f'`{word}`' for word in words])}), and there is "
+        f"`{_ALWAYS}` or `{_FACTORS}` name tokens by words ({listed([f'`{word}`' for word in words])}), and there is "
         "no tokenizer to turn them into ids. Give the trainer `processing_class=tokenizer`, or attach(model, loss, "
         "tokenizer=tokenizer), or write ids."
     )
 
 
 def _said(reader: _Reader, always: dict[str, list[int]], factors: dict[int, float], column: str | None) -> str:
-    parts = []
-    if always:
-        number = len({number for ids in always.values() for number in ids})
-        named = ", ".join(f"{kind} {_listed(reader.texts(ids))}" for kind, ids in always.items())
-        parts.append(f"always learned: {number} token{'s' if number > 1 else ''} ({named})")
-    each = [f"{text} x {factor:g}" for text, factor in zip(reader.texts(factors), factors.values(), strict=True)]
-    if column is not None:
-        each.insert(0, f"column `{column}`")
-    return "; ".join([*parts, *([f"weights: {_listed(each, ', ')}"] if each else [])])
-
-
-def _listed(texts: Collection[str], between: str = " ") -> str:
-    shown = list(texts)[:_SHOWN]
-    more = len(texts) - len(shown)
-    return between.join(shown) + (f" and {more} more" if more else "")
+    number = len({number for ids in always.values() for number in ids})
+    named = ", ".join(f"{kind} {listed(reader.texts(ids))}" for kind, ids in always.items())
+    learned = f"{number} token{'s' if number > 1 else ''} ({named})" if always else ""
+    each = zip(reader.texts(factors), factors.values(), strict=True)
+    return "; ".join([*wording.always_learned(learned), *wording.weights(column, each)])

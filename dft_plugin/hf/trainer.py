@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from dft_plugin.config.handover import swapped
 from dft_plugin.core.stats import Tally
-from dft_plugin.hf import best, first_log, guard, splits
+from dft_plugin.hf import best, first_log, guard, splits, switch
 from dft_plugin.hf.batch_parts import BatchParts
 from dft_plugin.hf.carrying import carry, columns_of
 from dft_plugin.hf.counting import (
@@ -175,6 +175,8 @@ class TrainerHook(Wrapper):
         """Answer the trainer's own call for a loss, and nobody else's."""
         self.attachment.clock = clock_of(self.trainer.state)
         if self._pass is not None:
+            if self.trainer.state.is_world_process_zero and self._step is not None and self._step.training:
+                switch.say(self.plan, self._pass.clock, self.attachment.clock)
             self._pass.clock = self.attachment.clock
         with naming_missing_logits(lambda: self.attachment.calls):
             if self._step is not None and self._step.training:
@@ -243,7 +245,7 @@ class TrainerHook(Wrapper):
             return inner(*args, **kwargs)
         this.due = self._reduce(this, "")
         if not self._warned:
-            self._warned = first_log.warn(this.due, self.plan.holding(this.clock))
+            self._warned = first_log.warn(this.due, self.plan, this.clock)
         try:
             return inner(*args, **kwargs)
         finally:

@@ -1,5 +1,6 @@
 """Kernels: hidden states and a head, or logits, to a loss sum and statistics."""
 
+from dft_plugin.kernels.budget import beside_another
 from dft_plugin.kernels.choice import auto, choose
 from dft_plugin.kernels.linear_blocked import blocked, hands_over
 from dft_plugin.kernels.linear_chunked import chunked
@@ -21,6 +22,7 @@ __all__ = [
     "Transform",
     "VocabShard",
     "auto",
+    "beside_another",
     "blocked",
     "choose",
     "chunked",

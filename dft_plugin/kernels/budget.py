@@ -67,7 +67,7 @@ def chunk_rows(
 ) -> int:
     """Return the rows of a chunk of logits: as few as make no more chunks than the budget does.
 
-    On a CPU the budget is 40 MiB if the weight is frozen, else 300 MiB. On an accelerator:
+    On a CPU the budget is 40 MiB if the weight is frozen, else 300 MiB (see also `beside_another`). On an accelerator:
 
     - a trained weight: as many rows as keep the traffic of its gradient at a tenth of the time of the GEMMs, 4,096;
     - a frozen one: one wave of tiles of the smaller product, [C, V] @ [V, D], and enough rows for arithmetic to count;
@@ -98,6 +98,18 @@ def chunk_rows(
     allowed = max(fewest, min(most, allowed))
     chunks = math.ceil(tokens / allowed) or 1
     return max(1, math.ceil(tokens / chunks / tile) * tile)
+
+
+def beside_another(device_type: str, scratch_bytes: int | None) -> int | None:
+    """Return the budget of logits that are made beside those of a second head, a reference's.
+
+    Such an objective costs one product more, and on a CPU short chunks would make that one and a half.
+
+    Args:
+        device_type: e.g. `cpu` or `cuda`.
+        scratch_bytes: what the user has set, or None.
+    """
+    return _TRAINED_BYTES if scratch_bytes is None and device_type == "cpu" else scratch_bytes
 
 
 def _preferred_bytes(row_bytes: int, weight_trained: bool, width: int | None, processors: int) -> int:
@@ -131,7 +143,8 @@ def free_bytes(device: torch.device) -> int | None:
             held = torch.accelerator.memory_stats(device)
         unused = held.get("reserved_bytes.all.current", 0) - held.get("allocated_bytes.all.current", 0)
         return int(free + unused)
-    except (AttributeError, NotImplementedError, RuntimeError):
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError):
+        # Among others: a device of another kind than the one that this torch accelerates.
         return None
 
 

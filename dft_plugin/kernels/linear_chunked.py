@@ -16,11 +16,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.budget import chunk_rows, free_bytes, processors
+from dft_plugin.kernels.budget import beside_another, chunk_rows, free_bytes, processors
 from dft_plugin.kernels.gemm import compute_dtype
 from dft_plugin.kernels.gradients import sums_over_tokens
 from dft_plugin.kernels.scoring import score_rows_
 from dft_plugin.kernels.sweep import Sweep, score
+from dft_plugin.kernels.terms import is_soft
 from dft_plugin.kernels.types import Head, KernelResult
 from dft_plugin.objectives import RowStatistic, Targets, Weigher
 
@@ -60,6 +61,8 @@ def chunked(
         scratch_bytes: bound on the buffer of logits; None: see `budget.chunk_rows`.
     """
     dtype, low_rank, device = compute_dtype(head.weight_VD), head.low_rank, head.weight_VD.device
+    if is_soft(objective):
+        scratch_bytes = beside_another(device.type, scratch_bytes)
     rows = chunk_rows(
         device.type,
         head.vocab_size * dtype.itemsize,

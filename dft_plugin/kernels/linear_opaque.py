@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dft_plugin.kernels.budget import chunk_rows
+from dft_plugin.kernels.budget import beside_another, chunk_rows
 from dft_plugin.kernels.gemm import autocast_dtype
 from dft_plugin.kernels.gradients import Gradients, Inputs
 from dft_plugin.kernels.logits import may_overwrite, score_logits, score_logits_
@@ -56,6 +56,8 @@ def opaque(
         scratch_bytes: bound on the logits of a chunk, counted in float32; None: see `budget.chunk_rows`.
     """
     T = hidden_TD.shape[0]
+    if is_soft(objective):
+        scratch_bytes = beside_another(hidden_TD.device.type, scratch_bytes)
     rows = chunk_rows(hidden_TD.device.type, 4 * head.vocab_size, scratch_bytes, tokens=T, weight_trained=False)
     calls = _Calls(
         head,
@@ -92,7 +94,9 @@ class _Calls:
         def run(weigher: Callable[[slice], Weigher], wanted: tuple[bool, ...]) -> tuple[KernelResult, Gradients]:
             return self._run(targets, inputs, wanted, weigher)
 
-        return by_scope(run, self.objective, targets, wanted, twice=any(wanted[1:]))
+        # The gradients are made here, in forward: those of a head that has chosen float32 for itself are made in it.
+        with torch.autocast(targets.ids_T.device.type, enabled=False):
+            return by_scope(run, self.objective, targets, wanted, twice=any(wanted[1:]))
 
     def _run(
         self, targets: Targets, inputs: Inputs, wanted: tuple[bool, ...], weigher: Callable[[slice], Weigher]

@@ -29,6 +29,9 @@ _SAMPLE_ROWS = 8
 _STATISTICS_TOLERANCE = 1e-3
 """Relative; both codes sum in float32, and differ by 1e-6, with logits of thousands by a hundred times that."""
 
+_TINY = 1e-30
+"""What is smaller counts as 0."""
+
 _ENTROPY_TOLERANCE = 1e-3
 """In nats: it is a difference of two numbers that may be much larger."""
 
@@ -180,7 +183,8 @@ def compare_on_sample(
     ours = score_(ours_SV, targets_S, transform, needs)
     theirs = score_block_(theirs_SV, targets_S, transform, needs)
     exact, rounding = _STATISTICS_TOLERANCE, max(4 * torch.finfo(logits_TV.dtype).eps, _STATISTICS_TOLERANCE)
-    gradient_atol_S1 = (_GRADIENT_TOLERANCE * abs(transform.scale) * theirs.rows.one_minus_p_T)[:, None]
+    # Of a target that is all but certain 1 - p may be denormal, which one of the codes may take for 0.
+    gradient_atol_S = (_GRADIENT_TOLERANCE * abs(transform.scale) * theirs.rows.one_minus_p_T).clamp(min=_TINY)
     agree = {
         "log p": _close(ours.rows.logp_T, theirs.rows.logp_T, exact),
         "1 - p": _close(ours.rows.one_minus_p_T, theirs.rows.one_minus_p_T, exact),
@@ -188,7 +192,7 @@ def compare_on_sample(
             ours_SV * ours.inverse_norm_T[:, None],
             theirs_SV * theirs.inverse_norm_T[:, None],
             rounding,
-            gradient_atol_S1,
+            gradient_atol_S[:, None],
         ),
     }
     if transform.softcap is None:
@@ -205,7 +209,7 @@ def compare_on_sample(
         )
 
 
-def _close(ours: Tensor, theirs: Tensor, relative: float, absolute: Tensor | float = 1e-30) -> Tensor:
+def _close(ours: Tensor, theirs: Tensor, relative: float, absolute: Tensor | float = _TINY) -> Tensor:
     """Whether all numbers are near each other, both NaN, or the same infinity; without a wait for the device."""
     near = (ours - theirs).abs() <= theirs.abs() * relative + absolute
     return (near | (ours == theirs) | (ours.isnan() & theirs.isnan())).all()

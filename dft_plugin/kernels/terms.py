@@ -23,6 +23,9 @@ from dft_plugin.kernels.softmax import HALF_PEAK, accumulation_dtype, exponentia
 from dft_plugin.kernels.types import KernelResult, Transform
 from dft_plugin.objectives import SOFT_ENTROPY, SOFT_KL, Distribution, RowStatistic, Targets, Weigher
 
+_LEAST, _MOST_KL = -1e30, 1e9
+"""In nats: what stands for -inf in a product that may be 0, and a KL divergence beyond which it was in there."""
+
 
 def is_soft(objective: Weigher) -> bool:
     """Whether an objective has soft targets.
@@ -127,13 +130,13 @@ def soft_values(objective: Weigher, targets: Targets, logp_BV: Tensor) -> tuple[
         `(Q [B, V], values)`: what the objective reads in `Rows.added`.
     """
     logits_BV = objective.soft_targets(distribution_of(objective, targets).logits().to(logp_BV), targets.ids_T)
-    logq_BV = logits_BV.log_softmax(-1)
-    q_BV = exponential_(logq_BV.clone())
-    # 0 * -inf, of a token that is impossible, is 0.
-    impossible_BV = q_BV == 0
-    entropy_B = -(q_BV * logq_BV).masked_fill_(impossible_BV, 0).sum(-1)
-    kl_B = logq_BV.sub_(logp_BV).mul_(q_BV).masked_fill_(impossible_BV, 0).sum(-1)
-    return q_BV, {SOFT_KL: kl_B, SOFT_ENTROPY: entropy_B}
+    logq_BV, q_BV = _both_softmax(logits_BV)
+    # 0 * -inf, of a token that is impossible, is 0; and where only the model finds it so, KL is infinite.
+    logq_BV.clamp_(min=_LEAST)
+    work_BV = q_BV * logq_BV
+    entropy_B = -work_BV.sum(-1)
+    kl_B = torch.clamp(logp_BV, min=_LEAST, out=work_BV).sub_(logq_BV).mul_(q_BV).sum(-1).neg_()
+    return q_BV, {SOFT_KL: kl_B.masked_fill_(kl_B > _MOST_KL, torch.inf), SOFT_ENTROPY: entropy_B}
 
 
 def score_softly_(
@@ -161,7 +164,8 @@ def score_softly_(
     Returns:
         `(result, factor_C)`: the gradient on the raw logits is what was written, times the factor.
     """
-    step = block_rows(logits_CV.device.type, logits_CV.shape[1])
+    # Four copies of a block are worked on at a time.
+    step = block_rows(logits_CV.device.type, 4 * logits_CV.shape[1])
     targets = replace(targets, reference=distribution_of(objective, targets).held())
     parts, factors = [], []
     for start in range(0, max(logits_CV.shape[0], 1), step):
@@ -179,11 +183,11 @@ def _score_block(
     hard_BV = raw_BV.to(accumulation_dtype(raw_BV.dtype), copy=True)
     scored = score_rows_(hard_BV, targets.ids_T, transform, needs)
     x_BV, slope_BV = _transformed_copy(raw_BV, transform)
-    logp_BV = x_BV.log_softmax(-1)
+    logp_BV, p_BV = _both_softmax(x_BV)
     q_BV, values = soft_values(objective, targets, logp_BV)
     part = weigh(objective, replace(scored.rows, added={**scored.rows.added, **values}), targets)
     assert part.soft_T is not None
-    soft_BV = exponential_(logp_BV).sub_(q_BV)
+    soft_BV = p_BV.sub_(q_BV)
     # Near certainty the target's difference has lost its digits; the others, with which it sums to zero, have not.
     target_B1 = targets.ids_T[:, None]
     soft_BV.scatter_(1, target_B1, 0.0)
@@ -192,6 +196,14 @@ def _score_block(
         soft_BV.mul_(slope_BV)
     soft_BV.mul_(part.soft_T[:, None] * transform.scale)
     return part, soft_BV.addcmul_(hard_BV, (part.weight_T * scored.inverse_norm_T)[:, None])
+
+
+def _both_softmax(x_BV: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logarithm of the softmax, in the memory of what is given, and the softmax, with one exponential."""
+    y_BV = x_BV.sub_(x_BV.amax(1, keepdim=True))
+    e_BV = exponential_(y_BV.clone())
+    norm_B1 = e_BV.sum(1, keepdim=True)
+    return y_BV.sub_(norm_B1.log()), e_BV.mul_(1 / norm_B1)
 
 
 def _store(out_BV: Tensor, gradient_BV: Tensor, peak: float) -> Tensor:

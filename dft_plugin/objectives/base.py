@@ -105,7 +105,7 @@ class Objective(Options):
     """Base of all objectives. Fields are the options that a user may set beside `name`.
 
     Subclass it, give it `name`, `summary`, `source` and `weight`, and return the class from a
-    `register_objectives` hook. See docs/objectives.md.
+    `register_objectives` hook. `dft_plugin.testing.check_objective` checks it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

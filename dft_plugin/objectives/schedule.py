@@ -16,6 +16,11 @@ class Until:
 
     point: int | float
 
+    @property
+    def in_words(self) -> str:
+        """`step 30`, or `30 % of the run`."""
+        return f"step {self.point}" if isinstance(self.point, int) else f"{100 * self.point:g} % of the run"
+
     def share_of(self, clock: Clock) -> float:
         """Return how much of the way to this point is done, in [0, 1].
 
@@ -28,7 +33,7 @@ class Until:
         end = self.steps(clock.last_step)
         if end is None:
             raise ClockError(
-                f"a loss changes until {self} of the run, of which step {clock.step} is done, and its clock does not "
+                f"a loss changes until {self.in_words}, of which step {clock.step} is done, and its clock does not "
                 "say how many there will be. Give `last_step`, or write steps in place of a share."
             )
         return 1.0 if clock.step >= end else clock.step / end
@@ -45,11 +50,6 @@ class Until:
             return self.point <= other.point
         one, two = self.steps(last_step), other.steps(last_step)
         return one is not None and two is not None and one <= two
-
-    @property
-    def of(self) -> str:
-        """What is counted."""
-        return ("step" if self.point == 1 else "steps") if isinstance(self.point, int) else "of the run"
 
     def __str__(self) -> str:
         return f"{self.point:g}"
@@ -75,7 +75,7 @@ class Ramp:
         return self.start + (self.end - self.start) * share
 
     def __str__(self) -> str:
-        return f"{self.start:g}->{self.end:g} until {self.until}"
+        return f"{self.start:g}->{self.end:g} until {self.until.in_words}"
 
 
 @dataclass(frozen=True)
@@ -103,19 +103,13 @@ class Schedule:
         """Return the objective that holds, each option a number."""
         if self.first is not None and self._begins(clock):
             return self.first
-        return self.objective.model_copy(update=self._values(clock))
+        return self.objective.model_copy(update={name: ramp.at(clock) for name, ramp in self.ramps.items()})
 
     def logs(self, clock: Clock) -> dict[str, float]:
         """Return what the log says of it: `dft/OPTION` for each ramped option that holds now, as it stands."""
         if self.first is not None and self._begins(clock):
             return {}
-        return {f"dft/{name}": value for name, value in self._values(clock).items()}
-
-    def _values(self, clock: Clock) -> dict[str, float]:
-        """Return the ramped options as they stand: a whole number goes in steps of 1."""
-        whole = {name for name in self.ramps if isinstance(getattr(self.objective, name), int)}
-        values = {name: ramp.at(clock) for name, ramp in self.ramps.items()}
-        return {name: round(value) if name in whole else value for name, value in values.items()}
+        return {f"dft/{name}": ramp.at(clock) for name, ramp in self.ramps.items()}
 
     def never_reached(self, last_step: int | None) -> list[str]:
         """List what of it would never hold in a run, with what to do.
@@ -129,13 +123,13 @@ class Schedule:
         tried = end == 1 and not isinstance(self.first_until.point, int)
         if end is not None and begun is not None and begun > end - 1 and not tried:
             problems.append(
-                f"`first` holds for {self.first_until} {self.first_until.of} and the run has {_steps(end)}, so "
+                f"`first` holds until {self.first_until.in_words} and the run has {_steps(end)}, so "
                 f"that {self.objective.name} would never be trained. Give a smaller share of the run (`for: 0.2`), or "
                 "fewer steps."
             )
         for name, ramp in self.ramps.items():
             until = ramp.until.steps(last_step)
-            said = f"`{name}` goes from {ramp.start:g} to {ramp.end:g} until {ramp.until} {ramp.until.of}"
+            said = f"`{name}` goes from {ramp.start:g} to {ramp.end:g} until {ramp.until.in_words}"
             if until is not None and end is not None and until > end:
                 problems.append(
                     f"{said} and the run has {_steps(end)}, so that it would never get to {ramp.end:g}. Give a share "
@@ -143,7 +137,7 @@ class Schedule:
                 )
             elif self.first is not None and ramp.until.is_before(self.first_until, last_step):
                 problems.append(
-                    f"{said}, and `first` holds for {self.first_until} {self.first_until.of}, so that nothing of it "
+                    f"{said}, and `first` holds until {self.first_until.in_words}, so that nothing of it "
                     f"would be trained. Give a later `until`, or write `{name}: {ramp.end:g}`."
                 )
         return problems
@@ -153,7 +147,7 @@ class Schedule:
 
     def __str__(self) -> str:
         said = call(self.objective, self.ramps)
-        return said if self.first is None else f"{said} after {call(self.first)} until {self.first_until}"
+        return said if self.first is None else f"{said} after {call(self.first)} until {self.first_until.in_words}"
 
 
 def _steps(number: int) -> str:
@@ -161,7 +155,7 @@ def _steps(number: int) -> str:
 
 
 def call(objective: Objective, ramps: Mapping[str, Ramp] | None = None) -> str:
-    """Return `dft(alpha=0->1 until 0.3, floor=0.0)`, for logs."""
+    """Return `dft(alpha=0->1 until 30 % of the run, floor=0.0)`, for logs."""
     options = {**objective.model_dump(), **(ramps or {})}
     inner = ", ".join(f"{name}={value}" for name, value in options.items())
     return f"{objective.name}({inner})" if inner else objective.name

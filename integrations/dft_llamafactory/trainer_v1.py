@@ -20,7 +20,7 @@ from dft_plugin.config.hosts import Conflict
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import ConflictError
-from dft_plugin.hf import first_log, tokens, turns
+from dft_plugin.hf import first_log, switch, tokens, turns
 from dft_plugin.hf.attachment import Attachment, attach_plan
 from dft_plugin.hf.model import unwrap
 from dft_plugin.hf.startup import startup_line
@@ -62,7 +62,10 @@ class LossTrainer(SFTTrainer):  # type: ignore[misc]  # LLaMA-Factory ships no t
             if isinstance(value, Tensor) and key != "loss_weights"
         }
         # v1 has counted the step that is going on.
-        self.attachment.clock = Clock(self.global_step - 1, self.num_training_steps, float(self.state.epoch))
+        clock = Clock(self.global_step - 1, self.num_training_steps, float(self.state.epoch))
+        if DistributedInterface().get_rank() == 0:
+            switch.say(self.attachment.plan, self.attachment.clock, clock)
+        self.attachment.clock = clock
         with self.attachment.answering():
             loss: Tensor = self.model(**inputs).loss
         return loss
@@ -169,7 +172,7 @@ class Statistics(TrainerCallback):  # type: ignore[misc]  # LLaMA-Factory ships 
         plan, clock = self._attachment.plan, self._attachment.clock
         logs.update(plan.logs(clock))
         if not self._warned:
-            self._warned = first_log.warn(found, plan.holding(clock))
+            self._warned = first_log.warn(found, plan, clock)
 
 
 def _all_sum(sums_K: Tensor) -> Tensor:

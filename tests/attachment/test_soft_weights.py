@@ -8,6 +8,7 @@ from support import tiny
 from support.referred import adapted, own_logits
 
 from dft_plugin import attach
+from dft_plugin.functional import plan_for
 from dft_plugin.hf import best, first_log
 from dft_plugin.objectives import ASFT, DFT, GIFT, NLL
 
@@ -60,10 +61,10 @@ def test_soft_targets_do_not_ask_how_likely_the_target_is():
 
 @pytest.mark.parametrize(("objective", "warns"), [(GIFT(), True), (ASFT(), False), (DFT(), True)])
 def test_no_weight_at_all_is_told_of_where_nothing_else_is_trained(objective, warns, caplog):
-    first_log.warn({"dft/mean_weight": 0.0, "dft/mean_prob": 0.5}, objective)
+    first_log.warn({"dft/mean_weight": 0.0, "dft/mean_prob": 0.5}, plan_for(objective), None)
     assert (f"nothing is trained by {objective.name}" in caplog.text) == warns
 
 
 def test_a_weak_prior_is_not_told_of_where_the_reference_decides(caplog):
-    first_log.warn({"dft/mean_weight": 1.0, "dft/mean_prob": 0.001}, GIFT())
+    first_log.warn({"dft/mean_weight": 1.0, "dft/mean_prob": 0.001}, plan_for(GIFT()), None)
     assert caplog.text == ""

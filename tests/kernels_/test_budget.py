@@ -103,6 +103,15 @@ def test_memory_is_asked_for_only_where_nobody_has_said_and_where_there_is_an_ac
     assert budget.processors(torch.device("cuda", 0)) == 128 or torch.cuda.is_available()
 
 
+def test_what_torch_does_not_know_of_a_device_is_not_known(monkeypatch):
+    def foreign(device):
+        # What a CUDA build says of an XLA or an XPU device.
+        raise ValueError(f"{device} doesn't match the current accelerator cuda.")
+
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", foreign, raising=False)
+    assert budget.free_bytes(torch.device("xla")) is None
+
+
 @pytest.mark.gpu
 def test_free_memory_counts_what_torch_holds_without_using_it():
     device = torch.device("cuda")

@@ -150,6 +150,22 @@ def test_a_second_backward_calls_the_head_under_the_autocast_of_the_first():
     assert all(map(torch.equal, torch.autograd.grad(loss_sum, projection.made.inputs), first))
 
 
+def test_a_head_that_works_in_float32_under_autocast_gets_its_gradients_in_float32():
+    projection = Projection(problem())
+
+    def in_float32(hidden_CD):
+        with torch.autocast("cpu", enabled=False):
+            return projection(hidden_CD.float())
+
+    made = projection.made
+    head = OpaqueHead(in_float32, made.weight_VD.shape[0], Transform(made.scale, made.softcap), tuple(made.inputs[1:]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = opaque(made.hidden_TD, head, Targets(made.targets_T), DFT()).loss_sum
+    without = projection.score().loss_sum
+    pairs = zip(torch.autograd.grad(under, made.inputs), torch.autograd.grad(without, made.inputs), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
 def logits_alive(V):
     # By type: to ask some of these objects for their class brings a warning.
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]

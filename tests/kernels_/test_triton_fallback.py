@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 
@@ -289,3 +290,19 @@ def test_what_the_other_code_cannot_do_either_is_raised_and_not_the_kernels(monk
     scorer(logits_TV.to(device), targets_T.to(device), Transform())
     assert scorer._trusted
     assert not warnings_of(caplog)
+
+
+def test_a_kernel_that_takes_denormals_for_0_is_trusted():
+    def flushing_(logits_TV, *args):
+        scored = softmax.score_block_(logits_TV, *args)
+        tiny = torch.finfo(torch.float32).tiny
+        logits_TV.masked_fill_(logits_TV.abs() < tiny, 0)
+        left_T = scored.rows.one_minus_p_T
+        return dataclasses.replace(
+            scored, rows=dataclasses.replace(scored.rows, one_minus_p_T=left_T.where(left_T > tiny, 0))
+        )
+
+    logits_TV = torch.randn(9, 19, generator=torch.Generator().manual_seed(0))
+    logits_TV[:, 0] += torch.linspace(80, 104, 9)
+    targets_T = torch.zeros(9, dtype=torch.int64)
+    scoring.compare_on_sample(flushing_, logits_TV, targets_T, Transform(), frozenset())

@@ -35,3 +35,11 @@ def test_each_step_has_the_loss_of_its_time_and_the_log_says_it(home, tmp_path):
 def test_what_divides_by_more_than_tokens_is_refused_before_anything_is_started(home, tmp_path):
     with pytest.raises(ConflictError, match=r"thresholded divides by .*, which LLaMA-Factory's v1 trainer"):
         factory_v1.train(factory_v1.arguments(home, tmp_path), "thresholded")
+
+
+def test_the_end_of_the_first_loss_is_told_of_once(home, tmp_path, capfd):
+    first = {"name": "dft", "first": {"name": "nll", "for": 2}}
+    run = factory_v1.train(factory_v1.arguments(home, tmp_path, max_steps=4, micro_batch_size=2), first)
+    assert [entry["dft/mean_weight"] == 1 for entry in run.logs] == [True, True, False, False]
+    said = "dft: loss: nll until step 2, dft(alpha=1.0, floor=0.0) from here on\n"
+    assert capfd.readouterr().err.count(said) == 1

@@ -152,7 +152,7 @@ def test_a_loss_that_takes_no_token_is_warned_of_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="dft_plugin.hf.first_log"):
         trainer.train()
     (record,) = caplog.records
-    assert "no token has had a weight above 0 so far: nothing is trained by profit" in record.message
+    assert "no token has had a weight above 0 in the steps up to 1: nothing is trained by profit" in record.message
 
 
 def test_someone_elses_labelled_call_gets_cross_entropy(tmp_path):

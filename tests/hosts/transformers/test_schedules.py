@@ -131,9 +131,9 @@ class TestWhatIsSaid:
     @pytest.mark.parametrize(
         ("loss", "said"),
         [
-            (RAMP, "dft(alpha=0->1 until 0.5, floor=0.0)"),
-            (FIRST, "dft(alpha=1.0, floor=0.0) after nll until 2"),
-            (BOTH, "dft(alpha=0.5->1 until 3, floor=0.0) after nll until 0.25"),
+            (RAMP, "dft(alpha=0->1 until 50 % of the run, floor=0.0)"),
+            (FIRST, "dft(alpha=1.0, floor=0.0) after nll until step 2"),
+            (BOTH, "dft(alpha=0.5->1 until step 3, floor=0.0) after nll until 25 % of the run"),
         ],
     )
     def test_at_the_start_and_of_the_attachment(self, loss, said, tmp_path, capsys):
@@ -217,7 +217,7 @@ def test_a_first_loss_that_outlasts_the_run_is_refused_before_anything_is_traine
     before = training.trained(trainer.model)
     activate(trainer, {"name": "dft", "first": {"name": "nll", "for": 3}})
     with pytest.raises(
-        ConflictError, match="`first` holds for 3 steps and the run has 3 steps, so that dft would never be"
+        ConflictError, match="`first` holds until step 3 and the run has 3 steps, so that dft would never be"
     ):
         trainer.train()
     assert tiny.max_gap(before, training.trained(trainer.model)) == 0
@@ -227,7 +227,7 @@ def test_a_ramp_that_outlasts_the_run_is_refused_before_anything_is_trained(tmp_
     trainer = training.trainer(tmp_path, max_steps=3)
     before = training.trained(trainer.model)
     activate(trainer, {"name": "dft", "alpha": {"from": 0.0, "to": 1.0, "until": 4}})
-    with pytest.raises(ConflictError, match="until 4 steps and the run has 3 steps, so that it would never get to 1"):
+    with pytest.raises(ConflictError, match="until step 4 and the run has 3 steps, so that it would never get to 1"):
         trainer.train()
     assert tiny.max_gap(before, training.trained(trainer.model)) == 0
 

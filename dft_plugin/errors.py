@@ -45,7 +45,7 @@ class LabelError(DftError, ValueError):
 
 
 class ClockError(DftError, RuntimeError):
-    """A loss changes during the run, and nobody says how far it is."""
+    """A loss changes during the run, and nobody says how far it is, or what is said cannot be."""
 
 
 class ShardError(DftError, ValueError):

@@ -5,7 +5,7 @@ Shapes: V vocabulary, H hidden size; `...` stands for any leading dimensions, th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dft_plugin.config.plugins import Catalogue, build_catalogue
 from dft_plugin.core.loss import NumItems, hidden_loss, logits_loss
-from dft_plugin.core.plan import LossPlan
+from dft_plugin.core.plan import COLUMNS, LossPlan
 from dft_plugin.core.targets import IGNORE_INDEX, Facts
 from dft_plugin.errors import LabelError, SettingsError
 from dft_plugin.kernels import Head, ShardedHead, Transform, VocabShard
@@ -58,7 +58,7 @@ def token_loss(
         LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible or refused.
         ClockError: the objective changes during a run, and `facts` has no clock.
     """
-    plan = _plan_without_tokenizer(objective, facts)
+    plan = _plan_without_tokenizer(objective, facts, logits.shape[-1])
     return logits_loss(plan, logits, labels, ignore_index=ignore_index, facts=facts).mean(num_items)
 
 
@@ -104,7 +104,7 @@ def linear_token_loss(
     """
     _require_width(hidden, weight)
     head = Head(weight, bias, Transform(logit_scale, softcap))
-    plan = _plan_without_tokenizer(objective, facts)
+    plan = _plan_without_tokenizer(objective, facts, head.vocab_size, heeds=("kernel", "scratch_mb"))
     return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index, facts=facts).mean(num_items)
 
 
@@ -135,7 +135,7 @@ def vocab_parallel_token_loss(
         labels: [...], any integer dtype, already aligned, indices of the whole vocabulary.
         group: the ranks that share the vocabulary; None is the default group.
         local_bias: [L], or None on all ranks.
-        objective: a name, a mapping as in YAML (`scratch_mb` is heeded, `kernel` is not), or an Objective.
+        objective: a name, a mapping as in YAML (`scratch_mb` is heeded, `kernel` refused), or an Objective.
         num_items: target tokens of the whole optimizer step; None: `labels` are the whole step. Refused where the
             objective divides by more than tokens, or weighs a token by all others of the step.
         ignore_index: the label of positions that are not scored; they never reach a GEMM.
@@ -152,9 +152,9 @@ def vocab_parallel_token_loss(
         LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible or refused.
         ClockError: the objective changes during a run, and `facts` has no clock.
     """
-    plan = _plan_without_tokenizer(objective, facts)
     shard = VocabShard.gather(local_weight, labels, group)
     head = ShardedHead(local_weight, shard, local_bias, Transform(logit_scale, softcap))
+    plan = _plan_without_tokenizer(objective, facts, head.vocab_size, heeds=("scratch_mb",))
     return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index, facts=facts).mean(num_items)
 
 
@@ -180,21 +180,35 @@ def _installed() -> Catalogue:
     return build_catalogue()
 
 
-def _plan_without_tokenizer(objective: LossLike, facts: Facts | None) -> LossPlan:
+def _plan_without_tokenizer(
+    objective: LossLike, facts: Facts | None, vocab_size: int, heeds: Collection[str] = ()
+) -> LossPlan:
     """Resolve an objective for a function, which gets no tokenizer.
 
     Args:
         objective: as a caller passed it.
         facts: columns of the data that the caller passed.
+        vocab_size: logits of a position.
+        heeds: which of the settings besides the objective's own take effect in the function.
 
     Raises:
-        SettingsError: it names tokens by words, or reads a column of the data.
+        SettingsError: it names tokens by words or beyond the vocabulary, reads a column that is not there, or sets
+            what has no effect in the function.
     """
     plan = plan_for(objective, _installed())
     problems = [
         f"`objective` names tokens by a word ({word!r}), and this function has no tokenizer to turn it into ids. Give "
         "ids in its place: `always_learn: [tokenizer.eos_token_id]`, or `weights: {tokens: {ID: 2.0}}`."
         for word in plan.rules.words
+    ]
+    problems += [
+        f"`objective` sets `{key}`, which has no effect in this function{why}. Drop it."
+        for key, why in _without_effect(plan, heeds).items()
+    ]
+    problems += [
+        f"`objective` names the token {number}, and there are {vocab_size} logits (allowed: 0 to {vocab_size - 1})."
+        for number in sorted({*plan.rules.ids, *plan.rules.factors_by_id})
+        if number >= vocab_size
     ]
     # Nobody runs a reference here.
     columns = plan.columns | plan.filled | ({plan.rules.column} if plan.rules.column else set())
@@ -207,6 +221,21 @@ def _plan_without_tokenizer(objective: LossLike, facts: Facts | None) -> LossPla
     if problems:
         raise SettingsError(problems)
     return plan
+
+
+def _without_effect(plan: LossPlan, heeds: Collection[str]) -> dict[str, str]:
+    """Return which settings were given that a function cannot heed, and why."""
+    given = {
+        "kernel": plan.path == "logits" or (plan.path != "auto" and "kernel" not in heeds),
+        "scratch_mb": plan.scratch_bytes is not None and "scratch_mb" not in heeds,
+        "reference": plan.reference not in (None, COLUMNS),
+        "log": bool(plan.extra),
+    }
+    reasons = {
+        "reference": ": it takes what a reference says in columns (`facts=`)",
+        "log": ": it writes none",
+    }
+    return {key: reasons.get(key, "") for key, is_given in given.items() if is_given}
 
 
 def plan_for(loss: LossLike, catalogue: Catalogue | None = None) -> LossPlan:

@@ -149,9 +149,13 @@ def test_what_is_built_in_comes_through_the_same_hooks():
 @pytest.mark.parametrize("path", ["auto", "logits"])
 def test_a_plan_without_a_named_kernel_leaves_the_choice_to_the_head(path):
     catalogue = catalogue_with()
-    plan = catalogue.plan(catalogue.settings({"alpha": "0.5", "kernel": path, "scratch_mb": 3}))
+    plan = catalogue.plan(catalogue.settings({"alpha": "0.5", "kernel": path}))
     assert (plan.objective, plan.kernel, plan.path) == (DFT(alpha=0.5), auto, path)
-    assert plan.scratch_bytes == 3 * 2**20
+
+
+def test_scratch_is_in_bytes():
+    catalogue = catalogue_with()
+    assert catalogue.plan(catalogue.settings({"scratch_mb": 3})).scratch_bytes == 3 * 2**20
 
 
 def test_the_names_of_a_plugin_are_offered_when_one_is_mistyped():

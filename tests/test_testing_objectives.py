@@ -160,6 +160,18 @@ WRONG = {
     ),
     "no summary": (objective(lambda rows, targets: p(rows), summary=""), "has no summary"),
     "the name of a setting": (objective(lambda rows, targets: p(rows), name="describe"), "'describe' is a setting"),
+    "a statistic of ours": (
+        objective(lambda rows, targets: Weighed(p(rows), statistics={"loss": p(rows)}), statistics=("loss",)),
+        "the statistic loss would be logged as `dft/loss`, as one of ours",
+    ),
+    "in the place of nothing": (
+        objective(lambda rows, targets: p(rows), replaces_target=True),
+        "`replaces_target` is True, and `reference` is not `distribution`",
+    ),
+    "no effect on no option": (
+        objective(lambda rows, targets: p(rows), without_effect={"power": ("by", ("x",))}),
+        "`without_effect` names by, power, which is no option",
+    ),
 }
 
 
@@ -237,6 +249,12 @@ class Shadowing(Plain):
     kernel: str = Field("chunked", description="Mine.")
 
 
+class Logged(Plain):
+    """Has an option that would be logged as a statistic of ours."""
+
+    nll: float = Field(1.0, description="Mine.")
+
+
 class Empty(Objective):
     """Weighs nothing."""
 
@@ -250,6 +268,7 @@ class Empty(Objective):
     [
         (Undescribed, "option factor has no description"),
         (Shadowing, "option kernel is a setting of ours"),
+        (Logged, "the option nll would be logged as `dft/nll`, as one of ours"),
         (Empty, "Empty defines neither `weight` nor `weigh`"),
     ],
 )

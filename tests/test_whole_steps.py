@@ -10,7 +10,7 @@ from support.weighers import Divided, OfBatch
 
 from dft_plugin import linear_token_loss, token_loss
 from dft_plugin.core.stats import LossStats, Sum
-from dft_plugin.errors import LabelError
+from dft_plugin.errors import ClockError, LabelError
 from dft_plugin.objectives import DFT, NLL, Clock, Thresholded
 from dft_plugin.objectives.schedule import Ramp, Schedule, Until
 
@@ -107,8 +107,13 @@ class TestClocks:
         assert Until(point).share_of(Clock(step, 10, 0.0)) == pytest.approx(share)
 
     def test_before_a_run_of_unknown_length_nothing_is_done(self):
-        assert Until(0.5).share_of(Clock(0, 0, 0.0)) == 0
-        assert Until(3).share_of(Clock(0, 0, 0.0)) == 0
+        assert Until(0.5).share_of(Clock(0, None, 0.0)) == 0
+        assert Until(3).share_of(Clock(0, None, 0.0)) == 0
+
+    def test_of_a_run_of_unknown_length_steps_are_known_and_shares_are_not(self):
+        assert Until(4).share_of(Clock(1, None, 0.0)) == 0.25
+        with pytest.raises(ClockError, match=r"until 50 % of the run, of which step 1 is done, .* Give `last_step`"):
+            Until(0.5).share_of(Clock(1, None, 0.0))
 
     def test_a_schedule_says_what_holds(self):
         ramp = Ramp(0.5, 1.0, Until(4))

@@ -17,6 +17,7 @@ from dft_plugin.config.plugins import Catalogue, Entry
 from dft_plugin.config.spelling import did_you_mean
 from dft_plugin.errors import UnknownNameError
 from dft_plugin.objectives import BlockFunction, Objective, RowStatistic
+from dft_plugin.objectives.options import values_left
 
 DIVISORS = {
     "tokens": "the target tokens of the optimizer step",
@@ -126,7 +127,7 @@ def explain(entry: Entry[type[Objective]]) -> Explanation:
         cost=tuple(_every_cost(kind, usual)),
         divisor=DIVISORS[usual.divisor],
         logs=tuple(f"dft/{name}" for name in usual.statistics),
-        examples=tuple(_examples(kind.name, options)),
+        examples=tuple(_examples(kind, options)),
     )
 
 
@@ -220,11 +221,15 @@ def _cost_of(need: RowStatistic) -> str:
     return f"the statistic `{need.name}` of each row, {how}"
 
 
-def _examples(name: str, options: Collection[Option]) -> Iterator[str]:
+def _examples(kind: type[Objective], options: Collection[Option]) -> Iterator[str]:
     """Yield the line, and the line with every option that can be written shortly."""
+    name = kind.name
     if not any(option.required for option in options):
         yield f"loss: {name}"
     given = {option.name: _sample(option) for option in options}
+    for option, (other, without) in kind.without_effect.items():
+        if given[other] in without:
+            given[other] = values_left(kind, option)[0]
     short = {key: value for key, value in given.items() if len(str(value)) <= 8}
     if short:
         yield yaml.safe_dump({"loss": {"name": name, **short}}, sort_keys=False, default_flow_style=True)[1:-2]

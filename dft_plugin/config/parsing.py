@@ -8,11 +8,13 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from dft_plugin.config.schedules import RampSetting, ends, is_ramp, rampable
+from dft_plugin.config.schedules import RampSetting, ends, is_ramp, rampable, ramps
 from dft_plugin.config.settings import FIRST_KEYS, OWN_KEYS, RESERVED_KERNELS, Settings
 from dft_plugin.config.spelling import closest, did_you_mean
 from dft_plugin.errors import SettingsError
 from dft_plugin.objectives import Objective
+from dft_plugin.objectives.options import WITHOUT_EFFECT
+from dft_plugin.objectives.schedule import Schedule, Until
 
 Objectives = Mapping[str, type[Objective]]
 
@@ -57,7 +59,31 @@ def parse_settings(
         problems += _reference_problems(own["reference"], _named(own, objectives), objectives, where)
     if problems:
         raise SettingsError(problems)
-    return Settings(**own, options=options)
+    settings = Settings(**own, options=options)
+    if problems := _at_odds(settings, objectives, where):
+        raise SettingsError(problems)
+    return settings
+
+
+def _at_odds(settings: Settings, objectives: Objectives, where: str) -> list[str]:
+    """List what is right by itself, and not beside the rest."""
+    objective = objectives[settings.name](**ends(settings.options, "to"))
+    every = [objective]
+    problems: list[str] = []
+    if settings.first is not None:
+        first = objectives[settings.first.name](**settings.first.options)
+        every.append(first)
+        schedule = Schedule(objective, ramps(settings.options), first, Until(settings.first.until))
+        # The run itself looks again, when it knows how long it is.
+        problems += [f"`{where}`: {problem}" for problem in schedule.never_reached(None)]
+    column = settings.weights.column if settings.weights else None
+    problems += [
+        f"`{where}.weights.column: {column}` is what `{one.name}` reads, and no factor. Give the factors a column of "
+        "another name."
+        for one in every
+        if column in one.columns
+    ]
+    return problems
 
 
 def _named(own: Mapping[str, Any], objectives: Objectives) -> list[type[Objective]]:
@@ -141,6 +167,8 @@ def _problems(model: type[BaseModel], values: Mapping[str, Any], where: str) -> 
 
 def _problem(item: Any, where: str, model: type[BaseModel]) -> str:
     key = ".".join([where, *map(str, item["loc"])])
+    if item["type"] == WITHOUT_EFFECT:
+        return f"`{key}`: {item['msg']}."
     if item["type"] == "missing":
         return f"`{key}` is missing beside {item['input']!r}."
     if item["type"] == "model_type":

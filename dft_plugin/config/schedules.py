@@ -16,7 +16,8 @@ RAMP_KEYS = ("from", "to", "until")
 def _point(value: Any) -> Any:
     """Refuse what is neither a step nor a share; YAML 1.1 reads `1e-1` as a string."""
     if isinstance(value, str):
-        value = float(value)
+        # "1" is a step, as 1 is.
+        value = int(value) if value.strip().isdecimal() else float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError("a number of steps (an integer) or a share of the run (a fraction up to 1.0) is needed")
     if isinstance(value, int) and value < 1:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
 
 from dft_plugin.config.schedules import Point, RampSetting, is_ramp
 from dft_plugin.config.spelling import did_you_mean
 from dft_plugin.objectives import Number, wording
+from dft_plugin.objectives.options import Options
 from dft_plugin.objectives.schedule import Until
 
 RESERVED_KERNELS = ("auto", "logits")
@@ -127,10 +128,15 @@ class DataWeights(BaseModel):
         return list(tokens.items())
 
 
-class Settings(BaseModel):
+class Settings(Options):
     """One `loss:` entry. Frozen; made by `parse_settings`, which knows what may be named."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    # `reference` makes all logits, as the model does; `blocked` may hand over to one that heeds it.
+    without_effect: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
+        "scratch_mb": ("kernel", ("logits", "reference"))
+    }
 
     name: str = Field(
         description="The objective: `dft`, `nll`, `eaft` ... (`dft losses` lists them), or one of a plugin."

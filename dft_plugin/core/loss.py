@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,9 +62,15 @@ class LossResult:
         return self.selection.count
 
     @property
+    def weights(self) -> Tensor:
+        """What the loss of each token is multiplied by, [T], detached."""
+        weight_T, soft_T = self.scored.weight_T, self.scored.soft_T
+        return weight_T if soft_T is None or not self.objective.replaces_target else weight_T + soft_T
+
+    @property
     def divisor(self) -> Tensor:
         """What is added here to what the step is divided by: a scalar, detached, float64 (or the device's widest)."""
-        weight_T = self.scored.weight_T
+        weight_T = self.weights
         wide = torch.float32 if weight_T.device.type == "mps" else torch.float64
         return added_to_divisor(self.objective.divisor, weight_T.to(wide)).sum()
 
@@ -105,11 +111,10 @@ class LossResult:
             eos_token_ids: the ids that end a sequence; their probability is summed apart.
             counted_T: bool, on the CPU, which tokens the log is to count; None: all.
         """
-        if counted_T is None:
-            scored, ids_T = self.scored, self.targets.ids_T
-        else:
-            index_C = send(counted_T.nonzero()[:, 0], self.scored.loss_T.device)
-            scored, ids_T = pick(self.scored, index_C), self.targets.ids_T[index_C]
+        scored, ids_T = replace(self.scored, weight_T=self.weights), self.targets.ids_T
+        if counted_T is not None:
+            index_C = send(counted_T.nonzero()[:, 0], scored.loss_T.device)
+            scored, ids_T = pick(scored, index_C), ids_T[index_C]
         return LossStats.of_tokens(scored, ids_T, eos_token_ids, self.names, self.objective.divisor)
 
 

@@ -119,9 +119,11 @@ class LossPlan:
 
         Raises:
             ClockError: the plan changes during the run, and nobody knows how far it is.
-            ConflictError: the objective would never hold in this run.
+            ConflictError: something of it would never hold in this run.
         """
         objective = self.objective
+        if clock is not None and not isinstance(clock, Clock):
+            raise ClockError(f"the clock is {clock!r}; a dft_plugin.Clock(step, last_step, epoch) is needed.")
         if self.schedule is not None:
             if clock is None:
                 raise ClockError(
@@ -129,20 +131,10 @@ class LossPlan:
                     "activate(trainer). In a loop of your own set `attachment.clock = dft_plugin.Clock(step, "
                     "last_step, epoch)` before each step, or give the functions `facts=dft_plugin.Facts(clock=...)`."
                 )
-            self._require_reached(self.schedule, clock)
+            if clock.last_step is not None and (never := self.schedule.never_reached(clock.last_step)):
+                raise ConflictError(never)
             objective = self.schedule.at(clock)
         return objective
-
-    def _require_reached(self, schedule: Schedule, clock: Clock) -> None:
-        point = schedule.first_until.point
-        if schedule.first is not None and 0 < clock.last_step <= point:
-            raise ConflictError(
-                [
-                    f"`first` holds for {point} steps and the run has {clock.last_step}, so that "
-                    f"{self.objective.name} would never be trained. Give a share of the "
-                    "run (`for: 0.2`), or fewer steps."
-                ]
-            )
 
     def logs(self, clock: Clock | None) -> dict[str, float]:
         """Return what the log says of what changes during the run: `dft/OPTION`, as it stands."""

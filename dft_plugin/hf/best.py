@@ -61,11 +61,14 @@ def hints(trainer: Any, plan: LossPlan) -> list[str]:
 
 def _weighs_ever(plan: LossPlan) -> bool:
     """Whether tokens are weighed at the beginning of a run or at its end; between them a ramp lies between."""
-    return any(weighs(plan.holding(clock)) for clock in (Clock(0, 1, 0.0), Clock(1, 1, 1.0)))
+    return any(weighs(one) for one in (plan.holding(Clock(0, None, 0.0)), plan.objective))
 
 
 def weighs(objective: Objective) -> bool:
     """Whether an unlikely token has another weight than a likely one; no option by itself tells."""
+    if objective.replaces_target:
+        # What is made of a reference does not ask how likely the target is.
+        return False
     if type(objective).weigh is not Objective.weigh or any(not isinstance(need, str) for need in objective.needs):
         # By more than two rows can say.
         return True

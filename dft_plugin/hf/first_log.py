@@ -35,7 +35,8 @@ def warn(logs: Mapping[str, float], plan: LossPlan, clock: Clock | None) -> bool
             when,
         )
         return True
-    if not logs["dft/mean_weight"] and objective.reference != "distribution":
+    anchored = objective.reference == "distribution" and not objective.replaces_target
+    if not logs["dft/mean_weight"] and not anchored:
         logger.warning(
             "dft: no token has had a weight above 0 %s: nothing is trained by %s. Change its options, or take "
             "`loss: nll`.",

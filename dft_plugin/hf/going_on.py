@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from dft_plugin.core.stats import Tally
 from dft_plugin.hf.batch_parts import BatchParts
@@ -29,6 +30,14 @@ class Pass:
     due: dict[str, float] | None = None
     clock: Clock | None = None
     rescaling: Rescaling = field(default_factory=Rescaling)
+
+
+def clock_of(state: Any) -> Clock:
+    """Return how far a trainer is, given its `TrainerState`, which knows the number of steps once it trains."""
+    last_step = state.max_steps if state.max_steps > 0 else None
+    # A run that is resumed with fewer steps than it has done is at its end.
+    step = state.global_step if last_step is None else min(state.global_step, last_step)
+    return Clock(step, last_step, float(state.epoch or 0))
 
 
 @dataclass

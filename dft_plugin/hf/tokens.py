@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, ProcessorMixin
 
 from dft_plugin.core.plan import LossPlan, TokenRules
 from dft_plugin.hf.model import eos_token_ids, text_config
-from dft_plugin.hf.turns import turn_ends
+from dft_plugin.hf.turns import TurnEnds, turn_ends
 from dft_plugin.objectives import wording
 from dft_plugin.objectives.wording import listed
 
@@ -24,7 +24,7 @@ class Reading:
 
     Attributes:
         plan: with ids in the place of words; as it was given where there are problems.
-        ends: ids that end an answer, as far as they are known.
+        ends: ids that end an answer, as far as they are known; but for white space, which stands inside answers, too.
         said: which tokens are treated apart, for the start-up line; empty where none is.
         problems: everything that is in the way, each with what to do.
     """
@@ -68,8 +68,14 @@ class _Reader:
         self.tokenizer = tokenizer if hasattr(tokenizer, "get_vocab") else None
         self.vocab_size: int | None = getattr(text_config(model), "vocab_size", None)
         self.problems: list[str] = []
-        self._unknown_turns: str | None = None
-        self.ends = tuple(sorted(self._within([*eos_token_ids(model), *ends, *self._ends(processor)])))
+        ends = list(ends)
+        turns = TurnEnds() if self.tokenizer is None else turn_ends(processor, self.tokenizer)
+        # A host that knows what ends an answer may have a format of its own.
+        self._unknown_turns = None if ends else turns.problem
+        eos = getattr(self.tokenizer, "eos_token_id", None)
+        known = [*eos_token_ids(model), *ends, *turns.ids, *([] if eos is None else [eos])]
+        self.ends = tuple(sorted(self._within(known)))
+        self._blank_ends = turns.blank
 
     def kinds(self, words: Collection[str]) -> dict[str, list[int]]:
         """Return the ids of each kind of tokens."""
@@ -115,25 +121,18 @@ class _Reader:
         """Leave out what the model has no logit for: it cannot be a target."""
         return {number for number in ids if self.vocab_size is None or number < self.vocab_size}
 
-    def _ends(self, processor: Any) -> set[int]:
-        if self.tokenizer is None:
-            return set()
-        turns, self._unknown_turns = turn_ends(processor, self.tokenizer)
-        eos = self.tokenizer.eos_token_id
-        return turns if eos is None else {*turns, eos}
-
     def _eos(self) -> Collection[int]:
         if self._unknown_turns is not None:
             self.problems.append(
                 f"`{_ALWAYS}: eos`: {self._unknown_turns}, so nobody knows which token ends a turn. Give the ids "
                 "of the tokens that end an answer in its place."
             )
-        elif not self.ends:
+        elif not self.ends and not self._blank_ends:
             self.problems.append(
                 f"`{_ALWAYS}: eos`: neither the model's configs nor the tokenizer nor its chat template name a token "
                 "that ends an answer. Set `eos_token` of the tokenizer, or give the id in the place of `eos`."
             )
-        return self.ends
+        return {*self.ends, *self._blank_ends}
 
     def _special(self) -> set[int]:
         tokenizer: Any = self.tokenizer

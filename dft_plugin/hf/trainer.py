@@ -27,13 +27,12 @@ from dft_plugin.hf.counting import (
 )
 from dft_plugin.hf.division import require_division
 from dft_plugin.hf.evaluation import evaluation_rows
-from dft_plugin.hf.going_on import Pass, Step
+from dft_plugin.hf.going_on import Pass, Step, clock_of
 from dft_plugin.hf.guard import not_active
 from dft_plugin.hf.in_the_way import in_the_way
 from dft_plugin.hf.loss_calls import TrainerAttachment, naming_missing_logits
 from dft_plugin.hf.rescaling import Rescaling
 from dft_plugin.hf.wrapping import Wrapper, wrapped
-from dft_plugin.objectives import Clock
 
 __all__ = ["TrainerHook", "is_trainer", "not_active"]
 
@@ -174,8 +173,7 @@ class TrainerHook(Wrapper):
     @wrapped
     def compute_loss(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer the trainer's own call for a loss, and nobody else's."""
-        state = self.trainer.state
-        self.attachment.clock = Clock(state.global_step, state.max_steps, float(state.epoch or 0))
+        self.attachment.clock = clock_of(self.trainer.state)
         if self._pass is not None:
             if self.trainer.state.is_world_process_zero and self._step is not None and self._step.training:
                 switch.say(self.plan, self._pass.clock, self.attachment.clock)

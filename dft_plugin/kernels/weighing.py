@@ -39,6 +39,7 @@ class Fixed:
     divisor: ClassVar[Divisor] = "tokens"
     statistics: ClassVar[tuple[str, ...]] = ()
     reference: ClassVar[ReferenceNeed] = "none"
+    replaces_target: ClassVar[bool] = False
 
     def weigh(self, rows: Rows, targets: Targets, clock: Clock | None) -> Tensor:
         """Return them."""

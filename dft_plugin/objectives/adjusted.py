@@ -71,6 +71,11 @@ class Adjusted:
         """That of the objective."""
         return self.inner.reference
 
+    @property
+    def replaces_target(self) -> bool:
+        """That of the objective."""
+        return self.inner.replaces_target
+
     def soft_targets(self, reference_CV: Tensor, ids_C: Tensor) -> Tensor:
         """Make them as the objective does."""
         return self.inner.soft_targets(reference_CV, ids_C)

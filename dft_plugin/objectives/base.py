@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict
 
+from dft_plugin.objectives.options import Options
 from dft_plugin.objectives.rows import Rows, RowStatistic
 from dft_plugin.objectives.targets import Clock, Targets
 
@@ -88,6 +89,9 @@ class Weigher(Protocol):
     @property
     def reference(self) -> ReferenceNeed: ...  # noqa: D102 - as `needs`
 
+    @property
+    def replaces_target(self) -> bool: ...  # noqa: D102 - as `needs`
+
     def soft_targets(self, reference_CV: Tensor, ids_C: Tensor) -> Tensor:
         """As `Objective.soft_targets`."""
         ...
@@ -97,7 +101,7 @@ class Weigher(Protocol):
         ...
 
 
-class Objective(BaseModel):
+class Objective(Options):
     """Base of all objectives. Fields are the options that a user may set beside `name`.
 
     Subclass it, give it `name`, `summary`, `source` and `weight`, and return the class from a
@@ -141,6 +145,10 @@ class Objective(BaseModel):
 
     reference: ClassVar[ReferenceNeed] = "none"
     """What it reads of a frozen reference; with `distribution` its scope is `token`, see `soft_targets`."""
+
+    replaces_target: ClassVar[bool] = False
+    """Whether its soft targets stand in the place of the target: then the weight of a token, in the log and in the
+    divisor, is w + c, since c is what its loss is multiplied by. Otherwise it is held to them besides, and it is w."""
 
     def weight(self, rows: Rows) -> Tensor:
         """Compute w_T from the statistics of the rows: the simple form, enough for most.

@@ -8,8 +8,9 @@ Shapes: T scored tokens, C tokens of a chunk, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -42,6 +43,7 @@ class PriFT(Objective):
     source: ClassVar[str] = "arXiv 2606.09396; github.com/wang-kee/PriFT, prift_weights.py"
     helps: ClassVar[str] = "as dft, in long trainings, where the model's own p would run away"
     reference: ClassVar[ReferenceNeed] = "columns"
+    without_effect: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {"threshold": ("by", ("prob",))}
 
     by: Literal["prob", "mass"] = Field(
         default="prob", description="What is weighed by: the reference's probability of the target, or its mass."
@@ -70,6 +72,7 @@ class IWSFT(Objective):
     helps: ClassVar[str] = "curated data of which some sequences suit the model better than others"
     reference: ClassVar[ReferenceNeed] = "columns"
     columns: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+    without_effect: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {"temperature": ("per", ("token",))}
 
     per: Literal["sequence", "token"] = Field(
         default="sequence", description="What gets one weight. `token`: clamp(p / p_ref, 0.2, 1.8)."
@@ -158,6 +161,7 @@ class ReferenceColumns:
     scope: ClassVar[Scope] = "token"
     divisor: ClassVar[Divisor] = "tokens"
     reference: ClassVar[ReferenceNeed] = "none"
+    replaces_target: ClassVar[bool] = False
 
     @property
     def needs(self) -> frozenset[RowStatistic]:

@@ -52,7 +52,8 @@ class ASFT(Objective):
 class GIFT(Objective):
     """Gibbs initialisation with finite temperature, arXiv 2601.09233: soft targets Q = softmax(log r + beta * onehot).
 
-    The loss is the cross-entropy of p under Q: SFT that leaves to the reference what it knows besides the target.
+    The loss is the cross-entropy of p under Q: SFT that leaves to the reference what it knows besides the target. Each
+    token has weight 1, that of Q.
     """
 
     name: ClassVar[str] = "gift"
@@ -60,6 +61,7 @@ class GIFT(Objective):
     source: ClassVar[str] = "arXiv 2601.09233; github.com/zzy1127/GIFT, fsdp_gift_trainer.py"
     helps: ClassVar[str] = "SFT before reinforcement learning, which wants a model that still explores"
     reference: ClassVar[ReferenceNeed] = "distribution"
+    replaces_target: ClassVar[bool] = True
 
     beta: Number = Field(
         default=20.0, ge=0, description="What the target is raised by, in nats: 0 is distillation, large is plain SFT."

@@ -5,9 +5,13 @@ Shapes: T scored tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Protocol
+
+from dft_plugin.errors import ClockError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,18 +23,41 @@ class Clock:
 
     Attributes:
         step: optimizer steps that are done, 0 at the beginning.
-        last_step: how many there will be.
+        last_step: how many there will be; None where nobody knows, as before a run.
         epoch: passes over the data that are done, with a fraction.
+
+    Raises:
+        ClockError: no run can be there.
     """
 
     step: int
-    last_step: int
+    last_step: int | None
     epoch: float
+
+    def __post_init__(self) -> None:
+        last, wrong = self.last_step, []
+        if not _is(self.step, Integral) or self.step < 0:
+            wrong.append(f"step is {self.step!r}: optimizer steps that are done are needed, an integer, 0 or more")
+        if last is not None and (not _is(last, Integral) or last < 1):
+            wrong.append(
+                f"last_step is {last!r}: the number of optimizer steps of the run is needed, an integer, 1 or more "
+                "(None: nobody knows it)"
+            )
+        if not wrong and last is not None and self.step > last:
+            wrong.append(f"step is {self.step}, and last_step is {last}: the run is over. Give all steps of the run")
+        if not _is(self.epoch, Real) or not (math.isfinite(self.epoch) and self.epoch >= 0):
+            wrong.append(f"epoch is {self.epoch!r}: passes over the data are needed, a number, 0 or more")
+        if wrong:
+            raise ClockError(f"Clock(step, last_step, epoch): {'; '.join(wrong)}.")
 
     @property
     def share(self) -> float:
-        """How much of the run is done, in [0, 1]."""
-        return min(1.0, self.step / max(self.last_step, 1))
+        """How much of the run is done, in [0, 1]; 0 where nobody knows how long it is."""
+        return 0.0 if self.last_step is None else self.step / self.last_step
+
+
+def _is(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 class Distribution(Protocol):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dft_plugin.config.settings import Settings
+from dft_plugin.core.statistics import DIRECTIONS
 from dft_plugin.errors import ClockError
 from dft_plugin.objectives import BlockFunction, Clock, Divisor, Objective, ReferenceNeed, RowFunction, Scope, Weighed
 from dft_plugin.testing.tokens import (
@@ -73,6 +74,18 @@ def _check_description(objective: Objective) -> None:
     _require(objective.divisor in get_args(Divisor), f"divisor is {objective.divisor!r}; allowed: {_words(Divisor)}")
     known = get_args(ReferenceNeed)
     _require(objective.reference in known, f"reference is {objective.reference!r}; allowed: {', '.join(known)}")
+    _require(
+        objective.reference == "distribution" or not objective.replaces_target,
+        "`replaces_target` is True, and `reference` is not `distribution`: there are no soft targets",
+    )
+    for option, (other, _) in objective.without_effect.items():
+        unknown = {option, other} - set(type(objective).model_fields)
+        _require(not unknown, f"`without_effect` names {_listed(unknown)}, which is no option")
+    for what, names in {"statistic": objective.statistics, "option": tuple(type(objective).model_fields)}.items():
+        for name in names:
+            _require(
+                f"dft/{name}" not in DIRECTIONS, f"the {what} {name} would be logged as `dft/{name}`, as one of ours"
+            )
     needs, again = objective.needs, objective.needs
     _require(needs == again, "`needs` gives functions that do not equal each other: make them frozen dataclasses")
     for need in needs:

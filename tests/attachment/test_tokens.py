@@ -11,28 +11,6 @@ from dft_plugin import attach
 from dft_plugin.errors import ConflictError
 from dft_plugin.functional import plan_for
 from dft_plugin.hf import tokens
-from dft_plugin.hf.turns import turn_ends
-
-PER_TURN = {
-    "chatml": (wording.CHATML, ["<|im_end|>"]),
-    "as phi": (
-        "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>\n{% endfor %}<|endoftext|>",
-        ["<|im_end|>"],
-    ),
-    "as harmony": (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}|{{ m['content'] }}"
-        "{{ '<|endoftext|>' if loop.last else '<|im_end|>' }}{% endfor %}",
-        ["<|endoftext|>", "<|im_end|>"],
-    ),
-    "contents are parts": (
-        "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}<|im_end|>{% endfor %}",
-        ["<|im_end|>"],
-    ),
-    "only text ends a turn": ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}", []),
-    "text stands between": ("{% for m in messages %}{{ m['content'] }} and so on <|im_end|>{% endfor %}", []),
-    "the space of a template": ("{% for m in messages %}{{ m['content'] }} \n<|im_end|>{% endfor %}", ["<|im_end|>"]),
-    "none": (None, []),
-}
 
 
 def ids_of(model, tokenizer, **rules):
@@ -43,26 +21,6 @@ def ids_of(model, tokenizer, **rules):
 
 def problems_of(model, tokenizer, **rules):
     return tokens.read(plan_for({"name": "dft", **rules}), model, tokenizer).problems
-
-
-@pytest.mark.parametrize("kind", PER_TURN)
-def test_what_ends_a_turn_is_what_the_chat_template_writes_after_it(kind):
-    template, expected = PER_TURN[kind]
-    tokenizer = wording.bytewise(template)
-    assert turn_ends(tokenizer, tokenizer) == (set(tokenizer.convert_tokens_to_ids(expected)), None)
-
-
-def test_what_begins_a_turn_does_not_end_one():
-    tokenizer = wording.bytewise("{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}")
-    assert tokenizer.convert_ids_to_tokens(list(turn_ends(tokenizer, tokenizer)[0])) == ["<|im_start|>"]
-    tokenizer = wording.bytewise(tokenizer.chat_template, bos_token="<|im_start|>")
-    assert turn_ends(tokenizer, tokenizer)[0] == set()
-
-
-def test_of_two_tokens_that_begin_alike_the_longer_is_meant():
-    tokenizer = wording.bytewise(wording.CHATML.replace("<|im_end|>", "<|im_end|>!"))
-    longer = wording.add(tokenizer, "<|im_end|>!", special=True)
-    assert turn_ends(tokenizer, tokenizer)[0] == set(longer)
 
 
 def test_eos_is_all_that_ends_an_answer():

@@ -154,6 +154,8 @@ class TestWhatIsSaid:
             ({"name": "dft", "alpha": {"from": 1.0, "to": 0.0, "until": 0.5}}, True),
             ({"name": "nll", "first": {"name": "dft", "for": 0.5}}, True),
             ({"name": "dft", "alpha": 0.0, "first": {"name": "nll", "for": 0.5}}, False),
+            (FIRST, True),
+            ({"name": "dft", "alpha": {"from": 0.0, "to": 0.5, "until": 4}}, True),
             ("eaft", True),
             ("thresholded", True),
         ],
@@ -214,6 +216,27 @@ def test_a_first_loss_that_outlasts_the_run_is_refused_before_anything_is_traine
     trainer = training.trainer(tmp_path, max_steps=3)
     before = training.trained(trainer.model)
     activate(trainer, {"name": "dft", "first": {"name": "nll", "for": 3}})
-    with pytest.raises(ConflictError, match="`first` holds for 3 steps and the run has 3, so that dft would never be"):
+    with pytest.raises(
+        ConflictError, match="`first` holds until step 3 and the run has 3 steps, so that dft would never be"
+    ):
         trainer.train()
     assert tiny.max_gap(before, training.trained(trainer.model)) == 0
+
+
+def test_a_ramp_that_outlasts_the_run_is_refused_before_anything_is_trained(tmp_path):
+    trainer = training.trainer(tmp_path, max_steps=3)
+    before = training.trained(trainer.model)
+    activate(trainer, {"name": "dft", "alpha": {"from": 0.0, "to": 1.0, "until": 4}})
+    with pytest.raises(ConflictError, match="until step 4 and the run has 3 steps, so that it would never get to 1"):
+        trainer.train()
+    assert tiny.max_gap(before, training.trained(trainer.model)) == 0
+
+
+def test_a_run_that_is_resumed_with_fewer_steps_is_at_its_end(tmp_path):
+    begun = trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=4)
+    activate(begun, RAMP)
+    begun.train()
+    resumed = trainer(tmp_path, max_steps=3)
+    activate(resumed, RAMP)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.evaluate()["eval_dft/alpha"] == 1

@@ -5,6 +5,7 @@ Shapes: B batch, S sequence, T scored tokens.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import logging
@@ -24,6 +25,7 @@ from dft_plugin.core.stats import LossStats, Tally
 from dft_plugin.core.targets import Selection
 from dft_plugin.hf import standing
 from dft_plugin.hf.capturing import require_no_capture
+from dft_plugin.hf.copies import of_deep_copy, of_shallow_copy
 from dft_plugin.hf.facts import without_columns
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
 from dft_plugin.hf.passes import Pass, Passes
@@ -132,9 +134,7 @@ class Attachment:
         if self.previous is None:
             # No bound method: dynamo makes one again from its name, which leads back here.
             return functools.partial(type(module).forward, module)
-        if module is not self.model and getattr(self.previous, "__self__", None) is self.model:
-            return self.previous.__func__.__get__(module)
-        return self.previous
+        return self.previous if module is self.model else of_shallow_copy(self.previous, self.model, module)
 
     @property
     def __self__(self) -> PreTrainedModel:
@@ -143,6 +143,23 @@ class Attachment:
     @property
     def __func__(self) -> Callable[..., Any]:
         return standing.method(self.level, self.__signature__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
+        if id(self.model) not in memo:
+            copy.deepcopy(self.model, memo)
+            if id(self) in memo:
+                return memo[id(self)]  # type: ignore[no-any-return]
+        twin: Attachment = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        layers = standing.layers_of(self.model)
+        above = vars(self.model).get("forward")
+        if above is not None and all(above is not layer for layer in layers):
+            # `forward` is copied after the attachments, see `standing.put`.
+            memo[id(above)] = of_deep_copy(above, self.model, memo, layers)
+        state = {key: value for key, value in self.__getstate__().items() if key != "previous"}
+        twin.__setstate__(copy.deepcopy(state, memo))
+        twin.previous = of_deep_copy(self.previous, self.model, memo, layers)
+        return twin
 
     def __getstate__(self) -> dict[str, Any]:
         # Annotations in a signature need not be picklable; it is made anew. What is to be undone belongs to a trainer,

@@ -1,6 +1,6 @@
 """One labelled forward pass: from hidden states (lean), or from the logits that the model makes.
 
-Shapes: B batch, S sequence, T scored tokens, K checked ones, D hidden size, V vocabulary.
+Shapes: B batch, S sequence, T scored tokens, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from dft_plugin.hf.interception import (
     require_mapping,
     run_asking,
     standing_in,
-    without_dropout,
 )
+from dft_plugin.hf.known_head import KnownHead
 from dft_plugin.hf.labels import Labels
 from dft_plugin.hf.model import auxiliary_loss
 from dft_plugin.hf.own_loss import OwnLoss, asks_for_loss, check_own_loss, is_out_of_memory
 from dft_plugin.hf.reference import Reference, demand_reference, refer, wanted_of, with_head
 from dft_plugin.hf.routing import NotLean, Route, agree, all_or_none, called_often, judge, require_free, verdict_of
-from dft_plugin.hf.untouched import Undisturbed, untouched
+from dft_plugin.hf.untouched import Undisturbed
 from dft_plugin.kernels import Head, OpaqueHead, score_logits, score_logits_
 from dft_plugin.objectives import Clock
 
@@ -81,9 +81,7 @@ class Passes:
         self.plan = plan
         self.reference: Reference | None = None
         self.route: Route | None = Route("logits", why_not_lean="asked for") if plan.path == "logits" else None
-        self._checked = False
-        self._distrusted: str | None = None
-        self._apart = False
+        self._head = KnownHead()
         self._probe: Tensor | None = None
         # By mode: a fused forward (Liger, Cut Cross-Entropy) asks for a loss in evaluation only.
         self._asks: dict[bool, bool] = {}
@@ -141,6 +139,8 @@ class Passes:
         if head is None:
             return NotLean("the model has no output embeddings")
         door = find_door(head)
+        if door.hears_gradients:
+            return NotLean("a backward hook on its head changes gradients, which are whole on the way back only")
         vocab_size = vocab_size_of(model, door)
         referring = self._referring(model, forward, inputs, facts, vocab_size)
         if isinstance(referring, NotLean):
@@ -156,7 +156,7 @@ class Passes:
         asked = judge(model, stand_in, seen, known)
         if known is None:
             verdict = agree(model, verdict_of(asked))
-            self._checked, self._distrusted, self._apart = False, None, False
+            self._head = KnownHead()
         else:
             # A transform that stays is read when the device has the kernel to work on.
             verdict = known.transform if known.steady else verdict_of(asked)
@@ -214,48 +214,19 @@ class Passes:
     def _head_inside(self, reading: ReadableHead | str, hidden_TD: Tensor, project: CalledHead) -> Head | OpaqueHead:
         assert self.route is not None
         head = reading.head(hidden_TD, self.route.transform) if isinstance(reading, ReadableHead) else reading
-        if isinstance(reading, ReadableHead) and isinstance(head, Head) and not self._checked:
-            self._distrusted = self._distrust(reading, hidden_TD, project)
-        if isinstance(head, Head) and self._distrusted is not None:
-            head = self._distrusted
+        if isinstance(reading, ReadableHead) and isinstance(head, Head):
+            head = self._head.distrust(self.plan, reading, hidden_TD, project, self.route.transform) or head
         self.route = replace(self.route, why_not_lean=head if isinstance(head, str) else None)
         if isinstance(head, str):
             project.gather()
-            parameters = (*project.owner.parameters(), *self._trained_elsewhere(project, hidden_TD))
+            parameters = (*project.owner.parameters(), *self._head.trained_elsewhere(project, hidden_TD))
             return OpaqueHead(project, self.route.vocab_size, self.route.transform, parameters, project.row_multiple)
         return head
-
-    def _trained_elsewhere(self, project: CalledHead, hidden_TD: Tensor) -> tuple[Tensor, ...]:
-        """Return what a hook or a patched forward of the head trains besides it; asked in each pass with a graph."""
-        few = 4 * project.row_multiple
-        with untouched(project.owner), without_dropout(project.owner):
-            if not self._apart and hidden_TD.shape[0] >= few:
-                with torch.no_grad():
-                    project.require_rows_apart(hidden_TD)
-                self._apart = True
-            if torch.is_grad_enabled() and hidden_TD.shape[0]:
-                return project.trained_elsewhere(hidden_TD)
-        return ()
 
     def _probe_of(self, vocab_size: int) -> Tensor:
         if self._probe is None or self._probe.shape[-1] != vocab_size:
             self._probe = calibration.probe_logits(vocab_size)
         return self._probe
-
-    def _distrust(self, reading: ReadableHead, hidden_TD: Tensor, project: CalledHead) -> str | None:
-        """Compare the head as it was read with the head as it is called; returns the reason not to trust it."""
-        assert self.route is not None
-        hidden_KD = hidden_TD[: calibration.CHECKED_POSITIONS].detach()
-        if not hidden_KD.shape[0]:
-            return None
-        with torch.no_grad(), untouched(reading.owner), without_dropout(reading.owner):
-            head = reading.head(hidden_KD, self.route.transform)
-            assert isinstance(head, Head)
-            hidden_KD = hidden_KD.to(head.weight_VD.device)
-            project.gather()
-            reason = calibration.check_head(self.plan, head, hidden_KD, project(hidden_KD))
-        self._checked = True
-        return reason
 
     def _logits_pass(
         self, model: Any, forward: Forward, inputs: dict[str, Any], facts: Facts, *, keep_logits: bool

@@ -18,7 +18,7 @@ from dft_plugin.core import targets
 from dft_plugin.core.loss import LossResult, logits_loss, score_hidden
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import Facts, Selection
-from dft_plugin.core.transfer import Fetched
+from dft_plugin.core.transfer import version_of
 from dft_plugin.hf import calibration
 from dft_plugin.hf.calibration import Reading
 from dft_plugin.hf.called import CalledHead, MixedHeadError
@@ -37,7 +37,7 @@ from dft_plugin.hf.interception import (
 from dft_plugin.hf.known_head import KnownHead
 from dft_plugin.hf.labels import Labels
 from dft_plugin.hf.model import auxiliary_loss
-from dft_plugin.hf.own_loss import OwnLoss, asks_for_loss, check_own_loss, is_out_of_memory
+from dft_plugin.hf.own_loss import OwnLoss, asks_for_loss, check_own_loss, is_out_of_memory, labels_of
 from dft_plugin.hf.reference import Reference, demand_reference, refer, wanted_of, with_head
 from dft_plugin.hf.routing import NotLean, Route, agree, all_or_none, called_often, judge, require_free, verdict_of
 from dft_plugin.hf.untouched import Undisturbed
@@ -252,7 +252,7 @@ class Passes:
         self, model: Any, forward: Forward, inputs: dict[str, Any], stand_in: HeadStandIn | None = None
     ) -> Seen | NotLean:
         """Run the model's forward once, with `stand_in` in place of its head if one is given."""
-        asks = self._asks.get(model.training)
+        asks, given = self._asks.get(model.training), inputs
         if asks is not False:
             kept = Undisturbed(model, inputs) if asks is None else None
             seen = self._run_asking(model, forward, inputs, stand_in, kept)
@@ -264,16 +264,19 @@ class Passes:
             inputs = inputs if kept is None else kept.again()
             if stand_in is not None:
                 stand_in.release()
-        labels, shift_labels = inputs["labels"], inputs.get("shift_labels")
+        labels = inputs["labels"]
         unlabelled = {key: value for key, value in inputs.items() if key not in ("labels", "shift_labels")}
         if asks is not False or self._own_loss is None or not self._own_loss.knows(unlabelled, labels):
             # A fused forward (Liger, Cut Cross-Entropy), or a class with a loss of its own.
             self._own_loss = check_own_loss(model, forward, unlabelled, labels, self._own_loss)
             self._asks[model.training] = False
-        scored_BS = self._own_loss.scored(labels, unlabelled) if shift_labels is None else shift_labels
-        ahead = Labels(Fetched(scored_BS), aligned=shift_labels is not None)
+        source = given.get("shift_labels", given["labels"])
+        ahead, version = labels_of(self._own_loss, given), version_of(source)
         with standing_in(model, stand_in):
             output = require_mapping(model, forward(**unlabelled, return_dict=True))
+        if version_of(source) != version:
+            # Somebody wrote into them on the way to the class's loss.
+            ahead = labels_of(self._own_loss, given)
         return Seen(output, output.logits, ahead, auxiliary_loss(model, output))
 
     def _run_asking(

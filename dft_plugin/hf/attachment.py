@@ -9,7 +9,6 @@ import copy
 import functools
 import inspect
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +23,8 @@ from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.stats import LossStats, Tally
 from dft_plugin.core.targets import Selection
 from dft_plugin.hf import standing
-from dft_plugin.hf.capturing import require_no_capture
+from dft_plugin.hf.alone import Alone
+from dft_plugin.hf.capturing import require_plain
 from dft_plugin.hf.copies import of_deep_copy, of_shallow_copy
 from dft_plugin.hf.facts import without_columns
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
@@ -93,8 +93,7 @@ class Attachment:
         self.active = True
         self.undo: list[Callable[[], None]] = []
         self._passes = Passes(plan)
-        # A pass stands in the model's own methods for a while: one at a time, whatever the threads.
-        self._alone = threading.RLock()
+        self._alone = Alone()
         self._answering: Answering | None = None
         self._tallies = {mode: Tally(plan.statistics) for mode in (True, False)}
         # generate() validates its kwargs against the signature, and Trainer drops unused columns by it.
@@ -169,7 +168,7 @@ class Attachment:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._alone = threading.RLock()
+        self._alone = Alone()
         parameters = list(inspect.signature(type(self.model).forward).parameters.values())[1:]
         self.__signature__ = inspect.Signature(parameters)
 
@@ -274,13 +273,13 @@ class Attachment:
             unnamed: positional arguments of a forward that gives them no names.
 
         Raises:
-            UnsupportedModelError: the plan insists on a kernel and the model does not allow it, or a CUDA graph is
-                captured.
+            UnsupportedModelError: the plan insists on a kernel and the model does not allow it; a CUDA graph is
+                captured, or a function transformed; the call comes from inside another.
             LabelError: labels that do not fit the model.
         """
-        require_no_capture(module)
+        require_plain(module)
         forward = functools.partial(self.original_of(module), *unnamed)
-        with self._alone:
+        with self._alone.passing(module):
             done = self._passes.score(module, forward, inputs, want_logits, self.clock)
         self.calls += 1
         how = self._answering or Answering()

@@ -19,6 +19,7 @@ from dft_plugin.core.loss import LossResult, logits_loss, score_hidden
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import Facts, Selection
 from dft_plugin.core.transfer import version_of
+from dft_plugin.errors import DftError
 from dft_plugin.hf import calibration
 from dft_plugin.hf.calibration import Reading
 from dft_plugin.hf.called import CalledHead, MixedHeadError
@@ -299,7 +300,7 @@ class Passes:
         try:
             seen = run_asking(model, forward, inputs, stand_in)
         except _STAND_IN_ERRORS as caught:
-            if not stand_in.calls or is_out_of_memory(caught):
+            if isinstance(caught, DftError) or not stand_in.calls or is_out_of_memory(caught):
                 raise
             error = caught
         if all_or_none(model, error) is None or error is None:

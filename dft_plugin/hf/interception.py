@@ -17,7 +17,7 @@ from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf import graph
 from dft_plugin.hf.head import head_slots
 from dft_plugin.hf.labels import Labels, SentAhead, of_all_tokens, require_unshifted
-from dft_plugin.kernels import Transform, may_overwrite
+from dft_plugin.kernels import Transform
 
 
 @dataclass(frozen=True)
@@ -306,10 +306,3 @@ def recording(model: nn.Module, recorder: LossRecorder) -> Iterator[None]:
             del model.__dict__["_loss_function"]
         else:
             model.__dict__["_loss_function"] = before
-
-
-def logits_are_spare(model: Any, logits: Tensor) -> bool:
-    """Whether nobody reads the logits of this pass again, once they are scored: neither autograd nor a hook."""
-    head = model.get_output_embeddings()
-    hooked = head is not None and any(module._forward_hooks for module in head.modules())
-    return may_overwrite(logits) and not hooked

@@ -29,7 +29,6 @@ from dft_plugin.hf.head import ReadableHead, find_door, read_head, vocab_size_of
 from dft_plugin.hf.interception import (
     HeadStandIn,
     Seen,
-    logits_are_spare,
     own_arguments,
     require_mapping,
     run_asking,
@@ -41,6 +40,7 @@ from dft_plugin.hf.model import auxiliary_loss
 from dft_plugin.hf.own_loss import OwnLoss, asks_for_loss, check_own_loss, is_out_of_memory, labels_of
 from dft_plugin.hf.reference import Reference, demand_reference, refer, wanted_of, with_head
 from dft_plugin.hf.routing import NotLean, Route, agree, all_or_none, called_often, judge, require_free, verdict_of
+from dft_plugin.hf.spare import logits_are_spare
 from dft_plugin.hf.untouched import Undisturbed
 from dft_plugin.kernels import Head, OpaqueHead, score_logits, score_logits_
 from dft_plugin.objectives import Clock
@@ -237,16 +237,15 @@ class Passes:
         assert isinstance(referring, Facts)
         seen = self._run(model, forward, inputs)
         assert isinstance(seen, Seen)
+        if not keep_logits:
+            seen.output["logits"] = None
+        # Logits that nobody reads again make room for their gradient.
+        kernel = score_logits_ if not keep_logits and logits_are_spare(model, seen) else score_logits
         labels_BS, logits = seen.labels.read(), seen.logits
         if logits.shape[:-1] != labels_BS.shape and logits[..., 0].numel() == labels_BS.numel():
             # Some classes flatten them, as transformers' losses do.
             logits = logits.view(*labels_BS.shape, logits.shape[-1])
-        # Logits that nobody reads again make room for their gradient.
-        spare = not keep_logits and seen.auxiliary is None and logits_are_spare(model, logits)
-        kernel = score_logits_ if spare else score_logits
         result = logits_loss(self.plan, logits, labels_BS, facts=referring, kernel=kernel)
-        if not keep_logits:
-            seen.output["logits"] = None
         return Pass(seen.output, result, seen.auxiliary)
 
     def _run(

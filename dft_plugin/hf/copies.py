@@ -1,7 +1,7 @@
 """A forward that was replaced by a function which holds the model: in a copy of the model it holds the copy.
 
-TRL puts a function around the forward, with the model's own bound method in its closure. `copy.deepcopy` takes functions
-as they are, so that the copy would run the weights of the model that it was made from.
+TRL puts a function around the forward, with the model's own bound method in its closure. `copy.deepcopy` takes
+functions as they are, so that the copy would run the weights of the model that it was made from.
 """
 
 from __future__ import annotations

@@ -57,6 +57,45 @@ def is_sum_with(tensor: Tensor, part: Any) -> bool:
     return times == 1
 
 
+_FACTORS = ("MulBackward0", "DivBackward0")
+
+_STRAIGHT = frozenset(
+    {"AddBackward0", "SubBackward0", "NegBackward0", "SumBackward0", "MeanBackward0", "StackBackward0", "CatBackward0"}
+    | {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0", "CloneBackward0"}
+    | {"ToCopyBackward0", "ExpandBackward0", "UnsqueezeBackward0", "SqueezeBackward0", "SqueezeBackward1"}
+    | {"SelectBackward0", "SliceBackward0", "CopySlices", "CompiledFunctionBackward", *_FACTORS}
+)
+"""Nodes of autograd whose values are straight lines in what they are made from, or cannot be looked into."""
+
+
+def bend_in(tensor: Tensor, part: Any) -> str | None:
+    """Name what makes a tensor more than a line in another, from which it was computed; None: nothing does.
+
+    Args:
+        tensor: with a graph.
+        part: the node that made the other one.
+    """
+    reaches: dict[Any, bool] = {None: False, part: True}
+    waiting = [tensor.grad_fn]
+    while waiting:
+        node: Any = waiting[-1]
+        if node is None or node in reaches or hasattr(node, "variable") or node._sequence_nr() < part._sequence_nr():
+            reaches.setdefault(node, False)
+            waiting.pop()
+            continue
+        before = [following for following, _ in node.next_functions]
+        unknown = [following for following in before if following not in reaches]
+        if unknown:
+            waiting += unknown
+            continue
+        through = [reaches[following] for following in before]
+        reaches[node] = any(through)
+        squared = (node.name() in _FACTORS and sum(through) > 1) or (node.name() == "DivBackward0" and through[-1])
+        if any(through) and (squared or node.name() not in _STRAIGHT):
+            return str(node.name())
+    return None
+
+
 def is_compiled(tensor: Tensor) -> bool:
     """Whether a compiled region made a tensor, or what it was made from."""
     return any("CompiledFunction" in node.name() for node in _nodes(tensor, ()))

@@ -35,7 +35,6 @@ from dft_plugin.hf.interception import (
     standing_in,
 )
 from dft_plugin.hf.known_head import KnownHead
-from dft_plugin.hf.labels import Labels
 from dft_plugin.hf.model import auxiliary_loss
 from dft_plugin.hf.own_loss import OwnLoss, asks_for_loss, check_own_loss, is_out_of_memory, labels_of
 from dft_plugin.hf.reference import Reference, demand_reference, refer, wanted_of, with_head
@@ -141,7 +140,7 @@ class Passes:
             return NotLean("the model has no output embeddings")
         door = find_door(head)
         if door.hears_gradients:
-            return NotLean("a backward hook on its head changes gradients, which are whole on the way back only")
+            return NotLean("a backward hook on its head changes gradients")
         vocab_size = vocab_size_of(model, door)
         referring = self._referring(model, forward, inputs, facts, vocab_size)
         if isinstance(referring, NotLean):

@@ -1,4 +1,4 @@
-"""A copy of a model runs the copy's weights, also where its forward was replaced by a function that holds the model."""
+"""A copy of a model runs the copy's weights, also where its forward became a function that holds the model."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def test_a_kernel_that_is_asked_for_by_name_is_refused():
     model = tiny.llama().train()
     by_a_module_hook(model.lm_head)
     attach(model, {"name": "nll", "kernel": "chunked"})
-    with pytest.raises(UnsupportedModelError, match="a backward hook on its head .* Set `kernel: auto`"):
+    with pytest.raises(UnsupportedModelError, match=r"a backward hook on its head .* Set `kernel: auto`"):
         model(**tiny.batch())
 
 

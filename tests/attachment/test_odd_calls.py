@@ -197,7 +197,7 @@ def test_a_model_that_calls_itself_with_labels_is_refused_at_once(kernel, traini
     model, batch = AsksItself(tiny.llama().config).train(training), tiny.batch()
     attachment = attach(model, {"name": "nll", "kernel": kernel})
     for _ in range(2):
-        with pytest.raises(UnsupportedModelError, match=r"AsksItself was called with labels from inside .* Train it w"):
+        with pytest.raises(UnsupportedModelError, match=r"AsksItself was called with labels from inside .* Train it"):
             model(**batch)
     assert not caplog.text
     attached.assert_same(attached.backward(model, {**batch, "again": False}), attached.truth(model, batch, oracle.nll))
@@ -244,5 +244,5 @@ def test_a_second_backward_pass_is_as_the_first_or_is_refused(kernel):
     if kernel == "logits":
         loss = model(**batch).loss
         loss.backward(retain_graph=True)
-        with pytest.raises(RuntimeError, match=r"a second backward pass .*answering\(want_logits=True\)"):
+        with pytest.raises(RuntimeError, match=r"a second backward pass .*attachment\.answering\(want_logits=True\)"):
             loss.backward()

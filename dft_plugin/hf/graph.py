@@ -96,6 +96,47 @@ def bend_in(tensor: Tensor, part: Any) -> str | None:
     return None
 
 
+_ALIKE = frozenset(
+    {"NegBackward0", "TanhBackward0", "SigmoidBackward0", "PowBackward0", "NanToNumBackward0", "AbsBackward0"}
+    | {"ClampBackward0", "ClampBackward1", "ClampMinBackward0", "ClampMaxBackward0", "AddBackward0", "SubBackward0"}
+    | {"TransposeBackward0", "PermuteBackward0", "TBackward0", *_FACTORS}
+    | {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0", "CloneBackward0"}
+    | {"ToCopyBackward0", "ExpandBackward0", "UnsqueezeBackward0", "SqueezeBackward0", "SqueezeBackward1"}
+)
+"""Nodes of autograd that do the same to a tensor wherever it stands."""
+
+
+def tells_rows_apart(tensor: Tensor) -> str | None:
+    """Name what may treat rows or positions of a tensor differently on the way to it; None: nothing that can be seen.
+
+    Args:
+        tensor: [B, S, V], with a graph that begins with one of as many dimensions.
+    """
+    for node in _nodes(tensor, ()):
+        name = node.name()
+        if hasattr(node, "variable") or not name[-1].isdigit() or (name in _ALIKE and not _by_place(node)):
+            # What somebody has written a backward pass for, or compiled, cannot be looked into.
+            continue
+        if name != "SliceBackward0" or not _is_whole(node):
+            return str(name)
+    return None
+
+
+def _by_place(node: Any) -> bool:
+    """Whether a factor is another one for each row or position."""
+    other = getattr(node, "_saved_other", None) if node.name() in _FACTORS else None
+    return isinstance(other, Tensor) and other.shape[:-1].numel() > 1
+
+
+def _is_whole(node: Any) -> bool:
+    """Whether a slice leaves rows and positions as they are; of columns it may take some."""
+    sizes = node._saved_self_sym_sizes
+    # Autograd keeps a dimension that was counted from the end as a number without a sign.
+    dim = node._saved_dim if node._saved_dim < len(sizes) else node._saved_dim - 2**64 + len(sizes)
+    whole = node._saved_start in (0, None) and node._saved_step == 1 and node._saved_end >= sizes[dim]
+    return bool(whole or dim == len(sizes) - 1)
+
+
 def is_compiled(tensor: Tensor) -> bool:
     """Whether a compiled region made a tensor, or what it was made from."""
     return any("CompiledFunction" in node.name() for node in _nodes(tensor, ()))

@@ -120,3 +120,25 @@ def test_what_wrappers_share_and_the_model_is_not_in_stays_shared():
     attach(model)
     copy.deepcopy(model)(**batch)
     assert calls == [1]
+
+
+@pytest.mark.parametrize("wrap", [in_a_closure, without_a_method, twice])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo asks for it
+def test_a_copy_with_the_same_weights_and_compiled_blocks(wrap):
+    from accelerate.utils import compile_regions
+
+    model, batch = tiny.llama().train(), tiny.batch()
+    theirs = attached.truth(model, batch)
+    wrap(model)
+    attachment = attach(model)
+    regions, passed = compile_regions(model, backend="eager"), []
+    assert regions.model is not model.model
+    regions.model.register_forward_hook(lambda module, *_: passed.append(module))
+    model.zero_grad()
+    loss = regions(**batch).loss
+    loss.backward()
+    attached.assert_same((loss.item(), tiny.gradients(model)), theirs)
+    assert len(passed) == 1, "the copies of a module share their hooks"
+    assert passed[0] is regions.model
+    assert attachment.calls == 1
+    assert attachment.route.path == "lean"

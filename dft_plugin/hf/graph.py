@@ -131,10 +131,16 @@ def _by_place(node: Any) -> bool:
 def _is_whole(node: Any) -> bool:
     """Whether a slice leaves rows and positions as they are; of columns it may take some."""
     sizes = node._saved_self_sym_sizes
-    # Autograd keeps a dimension that was counted from the end as a number without a sign.
-    dim = node._saved_dim if node._saved_dim < len(sizes) else node._saved_dim - 2**64 + len(sizes)
-    whole = node._saved_start in (0, None) and node._saved_step == 1 and node._saved_end >= sizes[dim]
-    return bool(whole or dim == len(sizes) - 1)
+    dim, start, end = map(_signed, (node._saved_dim, node._saved_start, node._saved_end))
+    # `logits[:, -labels.shape[1]:]` takes all that there are, where there are as many.
+    whole = (start == 0 or start <= -sizes[dim]) and end >= sizes[dim] and node._saved_step == 1
+    return bool(whole or dim in (-1, len(sizes) - 1))
+
+
+def _signed(number: int | None) -> int:
+    """Return what autograd has kept without its sign."""
+    number = number or 0
+    return number - 2**64 if number >= 2**63 else number
 
 
 def is_compiled(tensor: Tensor) -> bool:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
-
 from dft_plugin.config.settings import REFERENCES
 from dft_plugin.config.spelling import did_you_mean
-from dft_plugin.errors import ConflictError, name_of
+from dft_plugin.errors import ConflictError
+from dft_plugin.hf.copies import deep_copy
 
 
 class AnotherModel:
@@ -42,51 +39,10 @@ class AnotherModel:
 
 
 def copy_of(model: Any) -> AnotherModel:
-    """Copy a model as it is now.
-
-    Raises:
-        ConflictError: its forward was replaced by something that would run the model in the copy, too.
-    """
-    own = type(model).forward
-    kept = [
-        value for value in _kept_in(vars(model).get("forward")) if model in (value, getattr(value, "__self__", None))
-    ]
-    if any(getattr(value, "__func__", None) is not own for value in kept):
-        raise ConflictError(
-            [
-                f"`reference: copy`: the forward of this {type(model).__name__} was replaced by "
-                f"{name_of(model.forward)}, which a copy would share. Write `reference: PATH` of the same model."
-            ]
-        )
-    made = copy.deepcopy(model)
-    if kept:
-        # A wrapper around the class's forward, as TRL's: in the copy it would still run the model.
-        del made.__dict__["forward"]
+    """Copy a model as it is now."""
+    made = deep_copy(model)
     made.zero_grad(set_to_none=True)
     return AnotherModel(made, "copy", "a frozen copy of the model, as it began")
-
-
-def _kept_in(function: Any) -> list[Any]:
-    """Return what a function has in its closure, and in those of what it calls, but for functions."""
-    found: list[Any] = []
-    todo, seen = [function], set()
-    while todo:
-        value = todo.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        todo += [cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _is_filled(cell)]
-        if (isinstance(value, types.MethodType) and value is not function) or isinstance(value, nn.Module):
-            found.append(value)
-    return found
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 - raises where there is nothing
-    except ValueError:
-        return False
-    return True
 
 
 def load(path: str, model: Any) -> AnotherModel:

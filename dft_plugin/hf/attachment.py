@@ -5,10 +5,10 @@ Shapes: B batch, S sequence, T scored tokens.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +23,9 @@ from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.stats import LossStats, Tally
 from dft_plugin.core.targets import Selection
 from dft_plugin.hf import standing
-from dft_plugin.hf.capturing import require_no_capture
+from dft_plugin.hf.alone import Alone
+from dft_plugin.hf.capturing import require_plain
+from dft_plugin.hf.copies import of_deep_copy, of_shallow_copy
 from dft_plugin.hf.facts import without_columns
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
 from dft_plugin.hf.passes import Pass, Passes
@@ -91,8 +93,7 @@ class Attachment:
         self.active = True
         self.undo: list[Callable[[], None]] = []
         self._passes = Passes(plan)
-        # A pass stands in the model's own methods for a while: one at a time, whatever the threads.
-        self._alone = threading.RLock()
+        self._alone = Alone()
         self._answering: Answering | None = None
         self._tallies = {mode: Tally(plan.statistics) for mode in (True, False)}
         # generate() validates its kwargs against the signature, and Trainer drops unused columns by it.
@@ -132,9 +133,7 @@ class Attachment:
         if self.previous is None:
             # No bound method: dynamo makes one again from its name, which leads back here.
             return functools.partial(type(module).forward, module)
-        if module is not self.model and getattr(self.previous, "__self__", None) is self.model:
-            return self.previous.__func__.__get__(module)
-        return self.previous
+        return self.previous if module is self.model else of_shallow_copy(self.previous, self.model, module)
 
     @property
     def __self__(self) -> PreTrainedModel:
@@ -144,6 +143,23 @@ class Attachment:
     def __func__(self) -> Callable[..., Any]:
         return standing.method(self.level, self.__signature__)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
+        if id(self.model) not in memo:
+            copy.deepcopy(self.model, memo)
+            if id(self) in memo:
+                return memo[id(self)]  # type: ignore[no-any-return]
+        twin: Attachment = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        layers = standing.layers_of(self.model)
+        above = vars(self.model).get("forward")
+        if above is not None and all(above is not layer for layer in layers):
+            # `forward` is copied after the attachments, see `standing.put`.
+            memo[id(above)] = of_deep_copy(above, self.model, memo, layers)
+        state = {key: value for key, value in self.__getstate__().items() if key != "previous"}
+        twin.__setstate__(copy.deepcopy(state, memo))
+        twin.previous = of_deep_copy(self.previous, self.model, memo, layers)
+        return twin
+
     def __getstate__(self) -> dict[str, Any]:
         # Annotations in a signature need not be picklable; it is made anew. What is to be undone belongs to a trainer,
         # and a copy of the model is no trainer's.
@@ -152,7 +168,7 @@ class Attachment:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._alone = threading.RLock()
+        self._alone = Alone()
         parameters = list(inspect.signature(type(self.model).forward).parameters.values())[1:]
         self.__signature__ = inspect.Signature(parameters)
 
@@ -257,13 +273,13 @@ class Attachment:
             unnamed: positional arguments of a forward that gives them no names.
 
         Raises:
-            UnsupportedModelError: the plan insists on a kernel and the model does not allow it, or a CUDA graph is
-                captured.
+            UnsupportedModelError: the plan insists on a kernel and the model does not allow it; a CUDA graph is
+                captured, or a function transformed; the call comes from inside another.
             LabelError: labels that do not fit the model.
         """
-        require_no_capture(module)
+        require_plain(module)
         forward = functools.partial(self.original_of(module), *unnamed)
-        with self._alone:
+        with self._alone.passing(module):
             done = self._passes.score(module, forward, inputs, want_logits, self.clock)
         self.calls += 1
         how = self._answering or Answering()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dft_plugin.hf import graph
 
@@ -21,7 +22,8 @@ _GATHER = ("torch.distributed.fsdp", "torch.distributed._composable", "deepspeed
 """Modules whose hooks fetch and free a weight. They fire once, around everything; any other hook has its say on each
 chunk of logits."""
 
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+_BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", *_BACKWARD_HOOKS)
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,22 @@ class Door:
     @property
     def has_hooks(self) -> bool:
         """Whether a hook may look at, or change, what goes into or comes out of the head."""
-        modules = (*self.wrappers, self.owner)
+        return self._hooked(_HOOKS)
+
+    @property
+    def hears_gradients(self) -> bool:
+        """Whether a backward hook gets the gradients of hidden states or logits: those of the whole loss, divided."""
+        return self._hooked(_BACKWARD_HOOKS)
+
+    def _hooked(self, names: tuple[str, ...]) -> bool:
+        modules = (*self.wrappers, *self.owner.modules())
         return any(
-            not gathers(hook) for module in modules for name in _HOOKS for hook in getattr(module, name).values()
+            not gathers(hook) for module in modules for name in names for hook in getattr(module, name).values()
         )
+
+
+_SLOPE = 5e-2
+"""Relative tolerance of a gradient, which may be rounded to half precision."""
 
 
 class MixedHeadError(Exception):
@@ -88,14 +102,54 @@ class CalledHead:
         """
         start_D = hidden_TD[:1].detach().requires_grad_()
         rows_TD = start_D * 1
-        missing = -rows_TD.shape[0] % self.row_multiple
-        logits_TV = self(torch.cat([rows_TD, rows_TD.new_zeros(missing, rows_TD.shape[1])]))
+        with _HookedTensors() as hooked:
+            logits_TV = self._filled_up(rows_TD)
+        if hooked.names:
+            raise MixedHeadError(f"a hook on a tensor in its head ({hooked.names[0]}) changes gradients")
         # FSDP1 makes parameters of views; what they are views of is not elsewhere.
         known = {parameter.grad_fn for parameter in self.owner.parameters()}
         if graph.reaches_behind(logits_TV, rows_TD, known):
             raise MixedHeadError("its head computes with what an earlier part of the model made")
         own = {id(parameter) for parameter in (*self.owner.parameters(), start_D)}
         return tuple({id(leaf): leaf for leaf in graph.leaves(logits_TV, known) if id(leaf) not in own}.values())
+
+    def require_linear(self, hidden_TD: Tensor) -> None:
+        """Check that gradients on their way back through the head are multiplied, and nothing else.
+
+        They are made before it is known by what the loss is divided.
+
+        Raises:
+            MixedHeadError: they are clamped, say, or normalised.
+        """
+        if self.row_multiple > 1:
+            # In float8 the size of a gradient says which of its digits are left.
+            return
+        dtypes = {hidden_TD.dtype, *(parameter.dtype for parameter in self.owner.parameters())}
+        kind = hidden_TD.device.type
+        if torch.is_autocast_enabled(kind):
+            dtypes.add(torch.get_autocast_dtype(kind))
+        # What is quantised may compute in float16, too.
+        narrow = any(dtype is torch.float16 or dtype.itemsize == 1 for dtype in dtypes)
+        far = 2.0 ** (8 if narrow else 30)
+        small, large = self._gradient(hidden_TD, 1 / far), self._gradient(hidden_TD, far)
+        if not torch.allclose(small, large, rtol=_SLOPE, atol=_SLOPE * float(small.abs().amax())):
+            raise MixedHeadError("what its head does to gradients depends on how large they are")
+
+    def _gradient(self, hidden_TD: Tensor, factor: float) -> Tensor:
+        """Return what comes back to a hidden state for gradients of the logits that are multiplied, divided again."""
+        start_D = hidden_TD[:1].detach().requires_grad_()
+        logits_TV = self._filled_up(start_D)
+        if not logits_TV.requires_grad:
+            return torch.zeros_like(start_D, dtype=torch.float32)
+        upstream_TV = torch.linspace(-1, 1, logits_TV.numel(), device=logits_TV.device).view_as(logits_TV) * factor
+        (gradient,) = torch.autograd.grad(
+            logits_TV, start_D, upstream_TV.to(logits_TV.dtype), allow_unused=True, materialize_grads=True
+        )
+        return gradient.float() / factor
+
+    def _filled_up(self, rows_TD: Tensor) -> Tensor:
+        missing = -rows_TD.shape[0] % self.row_multiple
+        return self(torch.cat([rows_TD, rows_TD.new_zeros(missing, rows_TD.shape[1])]))
 
     def require_rows_apart(self, hidden_TD: Tensor) -> None:
         """Check that the logits of a position depend on its own hidden state alone, in any company.
@@ -144,6 +198,23 @@ class CalledHead:
         """Call what is inside a wrapper as if by the wrapper, for the hooks that stand on it."""
         with standing_for(wrapper, "forward", inner), with_hooks(wrapper, self.hooks[wrapper], _sees_logits):
             return wrapper(hidden_TD)  # type: ignore[no-any-return]
+
+
+class _HookedTensors(TorchFunctionMode):
+    """Notes which hooks are put on tensors meanwhile: autograd's graph does not tell afterwards.
+
+    Attributes:
+        names: of the hooks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.register_hook:
+            self.names.append(getattr(args[1], "__qualname__", type(args[1]).__qualname__))
+        return func(*args, **(kwargs or {}))
 
 
 def gathers(hook: Any) -> bool:

@@ -57,6 +57,92 @@ def is_sum_with(tensor: Tensor, part: Any) -> bool:
     return times == 1
 
 
+_FACTORS = ("MulBackward0", "DivBackward0")
+
+_STRAIGHT = frozenset(
+    {"AddBackward0", "SubBackward0", "NegBackward0", "SumBackward0", "MeanBackward0", "StackBackward0", "CatBackward0"}
+    | {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0", "CloneBackward0"}
+    | {"ToCopyBackward0", "ExpandBackward0", "UnsqueezeBackward0", "SqueezeBackward0", "SqueezeBackward1"}
+    | {"SelectBackward0", "SliceBackward0", "CopySlices", "CompiledFunctionBackward", *_FACTORS}
+)
+"""Nodes of autograd whose values are straight lines in what they are made from, or cannot be looked into."""
+
+
+def bend_in(tensor: Tensor, part: Any) -> str | None:
+    """Name what makes a tensor more than a line in another, from which it was computed; None: nothing does.
+
+    Args:
+        tensor: with a graph.
+        part: the node that made the other one.
+    """
+    reaches: dict[Any, bool] = {None: False, part: True}
+    waiting = [tensor.grad_fn]
+    while waiting:
+        node: Any = waiting[-1]
+        if node is None or node in reaches or hasattr(node, "variable") or node._sequence_nr() < part._sequence_nr():
+            reaches.setdefault(node, False)
+            waiting.pop()
+            continue
+        before = [following for following, _ in node.next_functions]
+        unknown = [following for following in before if following not in reaches]
+        if unknown:
+            waiting += unknown
+            continue
+        through = [reaches[following] for following in before]
+        reaches[node] = any(through)
+        squared = (node.name() in _FACTORS and sum(through) > 1) or (node.name() == "DivBackward0" and through[-1])
+        if any(through) and (squared or node.name() not in _STRAIGHT):
+            return str(node.name())
+    return None
+
+
+_ALIKE = frozenset(
+    {"NegBackward0", "TanhBackward0", "SigmoidBackward0", "PowBackward0", "NanToNumBackward0", "AbsBackward0"}
+    | {"ClampBackward0", "ClampBackward1", "ClampMinBackward0", "ClampMaxBackward0", "AddBackward0", "SubBackward0"}
+    | {"TransposeBackward0", "PermuteBackward0", "TBackward0", *_FACTORS}
+    | {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0", "CloneBackward0"}
+    | {"ToCopyBackward0", "ExpandBackward0", "UnsqueezeBackward0", "SqueezeBackward0", "SqueezeBackward1"}
+)
+"""Nodes of autograd that do the same to a tensor wherever it stands."""
+
+
+def tells_rows_apart(tensor: Tensor) -> str | None:
+    """Name what may treat rows or positions of a tensor differently on the way to it; None: nothing that can be seen.
+
+    Args:
+        tensor: [B, S, V], with a graph that begins with one of as many dimensions.
+    """
+    for node in _nodes(tensor, ()):
+        name = node.name()
+        if hasattr(node, "variable") or not name[-1].isdigit() or (name in _ALIKE and not _by_place(node)):
+            # What somebody has written a backward pass for, or compiled, cannot be looked into.
+            continue
+        if name != "SliceBackward0" or not _is_whole(node):
+            return str(name)
+    return None
+
+
+def _by_place(node: Any) -> bool:
+    """Whether a factor is another one for each row or position."""
+    other = getattr(node, "_saved_other", None) if node.name() in _FACTORS else None
+    return isinstance(other, Tensor) and other.shape[:-1].numel() > 1
+
+
+def _is_whole(node: Any) -> bool:
+    """Whether a slice leaves rows and positions as they are; of columns it may take some."""
+    sizes = node._saved_self_sym_sizes
+    dim, start, end = map(_signed, (node._saved_dim, node._saved_start, node._saved_end))
+    # `logits[:, -labels.shape[1]:]` takes all that there are, where there are as many.
+    whole = (start == 0 or start <= -sizes[dim]) and end >= sizes[dim] and node._saved_step == 1
+    return bool(whole or dim in (-1, len(sizes) - 1))
+
+
+def _signed(number: int | None) -> int:
+    """Return what autograd has kept without its sign."""
+    number = number or 0
+    return number - 2**64 if number >= 2**63 else number
+
+
 def is_compiled(tensor: Tensor) -> bool:
     """Whether a compiled region made a tensor, or what it was made from."""
     return any("CompiledFunction" in node.name() for node in _nodes(tensor, ()))

@@ -17,7 +17,7 @@ from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf import graph
 from dft_plugin.hf.head import head_slots
 from dft_plugin.hf.labels import Labels, SentAhead, of_all_tokens, require_unshifted
-from dft_plugin.kernels import Transform, may_overwrite
+from dft_plugin.kernels import Transform
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,9 @@ class LossRecorder:
         self.logits = logits
         self.labels, self.shifted = (labels, False) if shift_labels is None else (shift_labels, True)
         self.ignore_index = ignore_index
+        if not torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
+            # What the model makes of the answer is seen by a graph, in an evaluation too; see `recording`.
+            torch.set_grad_enabled(True)
         self._zero = torch.zeros((), dtype=torch.float32, device=logits.device, requires_grad=torch.is_grad_enabled())
         # No leaf: some forwards add to it in place.
         self._answer = self._zero.clone()
@@ -160,18 +163,21 @@ class LossRecorder:
         """Return what a model has added to the answer; None if it returned that as it was.
 
         Raises:
-            ValueError: it multiplied the answer, too; carries the factor.
+            ValueError: it multiplied the answer, too, or bent it; says so.
         """
         assert self._zero is not None
         if loss is self._answer and version_of(loss) == 0:
             return None
         if not loss.requires_grad or graph.is_sum_with(loss, self._node):
-            return loss
+            return loss if torch.is_grad_enabled() else loss.detach()
+        bend = graph.bend_in(loss, self._node)
+        if bend is not None:
+            raise ValueError(f"bends the loss that it asks for ({bend})")
         factors: Sequence[Tensor | None] = torch.autograd.grad(loss, self._zero, retain_graph=True, allow_unused=True)
         factor = factors[0]
         if factor is not None and float(factor) != 1.0:
-            raise ValueError(f"{float(factor):g}")
-        return loss
+            raise ValueError(f"multiplies the loss that it asks for by {float(factor):g}")
+        return loss if torch.is_grad_enabled() else loss.detach()
 
 
 def run_asking(
@@ -207,10 +213,11 @@ def run_asking(
         labels = Labels(ahead.fetch(shift_labels), aligned=True, ignore_index=recorder.ignore_index)
     try:
         added = recorder.added_to(output.loss)
-    except ValueError as factor:
-        raise UnsupportedModelError(
-            f"{name} multiplies the loss that it asks for by {factor}, which would be lost. Train it without `loss:`."
-        ) from None
+    except ValueError as change:
+        raise UnsupportedModelError(f"{name} {change}, which would be lost. Train it without `loss:`.") from None
+    for key, part in output.items():
+        if isinstance(part, Tensor) and part.requires_grad and not torch.is_grad_enabled():
+            output[key] = part.detach()
     return Seen(output, recorder.logits, labels, added)
 
 
@@ -295,21 +302,16 @@ def standing_in(model: nn.Module, stand_in: HeadStandIn | None) -> Iterator[None
 
 @contextmanager
 def recording(model: nn.Module, recorder: LossRecorder) -> Iterator[None]:
-    """Let `recorder` answer `model.loss_function` for a while."""
+    """Let `recorder` answer `model.loss_function` for a while. It has a graph made of what comes after its answer."""
     # The property of PreTrainedModel keeps an override in `_loss_function`.
     before = model.__dict__.get("_loss_function")
     model.__dict__["_loss_function"] = recorder
+    with_graph = torch.is_grad_enabled()
     try:
         yield
     finally:
+        torch.set_grad_enabled(with_graph)
         if before is None:
             del model.__dict__["_loss_function"]
         else:
             model.__dict__["_loss_function"] = before
-
-
-def logits_are_spare(model: Any, logits: Tensor) -> bool:
-    """Whether nobody reads the logits of this pass again, once they are scored: neither autograd nor a hook."""
-    head = model.get_output_embeddings()
-    hooked = head is not None and any(module._forward_hooks for module in head.modules())
-    return may_overwrite(logits) and not hooked

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from dft_plugin.core.targets import IGNORE_INDEX, shift
+from dft_plugin.core.transfer import Fetched
 from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf.interception import LossRecorder, recording, standing_in, without_dropout
+from dft_plugin.hf.labels import Labels
 from dft_plugin.hf.model import auxiliary_loss
 from dft_plugin.hf.routing import is_sharded
 from dft_plugin.hf.untouched import copied, untouched
@@ -60,6 +62,13 @@ class OwnLoss:
         """Return the labels with those ignored that the class leaves out."""
         padded_BS = _padded(inputs, labels_BS) if self.leaves_out_padding else None
         return labels_BS if padded_BS is None else labels_BS.masked_fill(padded_BS, IGNORE_INDEX)
+
+
+def labels_of(known: OwnLoss, inputs: Mapping[str, Any]) -> Labels:
+    """Return what a class scores of a labelled call, on its way to the CPU; `shift_labels` as they are."""
+    shift_labels_BS = inputs.get("shift_labels")
+    scored_BS = known.scored(inputs["labels"], inputs) if shift_labels_BS is None else shift_labels_BS
+    return Labels(Fetched(scored_BS), aligned=shift_labels_BS is not None)
 
 
 def check_own_loss(

@@ -1,6 +1,6 @@
 """One labelled forward pass: from hidden states (lean), or from the logits that the model makes.
 
-Shapes: B batch, S sequence, T scored tokens, K checked ones, D hidden size, V vocabulary.
+Shapes: B batch, S sequence, T scored tokens, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from dft_plugin.core import targets
 from dft_plugin.core.loss import LossResult, logits_loss, score_hidden
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import Facts, Selection
-from dft_plugin.core.transfer import Fetched
+from dft_plugin.core.transfer import version_of
+from dft_plugin.errors import DftError
 from dft_plugin.hf import calibration
 from dft_plugin.hf.calibration import Reading
 from dft_plugin.hf.called import CalledHead, MixedHeadError
@@ -28,19 +29,18 @@ from dft_plugin.hf.head import ReadableHead, find_door, read_head, vocab_size_of
 from dft_plugin.hf.interception import (
     HeadStandIn,
     Seen,
-    logits_are_spare,
     own_arguments,
     require_mapping,
     run_asking,
     standing_in,
-    without_dropout,
 )
-from dft_plugin.hf.labels import Labels
+from dft_plugin.hf.known_head import KnownHead
 from dft_plugin.hf.model import auxiliary_loss
-from dft_plugin.hf.own_loss import OwnLoss, asks_for_loss, check_own_loss, is_out_of_memory
+from dft_plugin.hf.own_loss import OwnLoss, asks_for_loss, check_own_loss, is_out_of_memory, labels_of
 from dft_plugin.hf.reference import Reference, demand_reference, refer, wanted_of, with_head
 from dft_plugin.hf.routing import NotLean, Route, agree, all_or_none, called_often, judge, require_free, verdict_of
-from dft_plugin.hf.untouched import Undisturbed, untouched
+from dft_plugin.hf.spare import logits_are_spare
+from dft_plugin.hf.untouched import Undisturbed
 from dft_plugin.kernels import Head, OpaqueHead, score_logits, score_logits_
 from dft_plugin.objectives import Clock
 
@@ -81,9 +81,7 @@ class Passes:
         self.plan = plan
         self.reference: Reference | None = None
         self.route: Route | None = Route("logits", why_not_lean="asked for") if plan.path == "logits" else None
-        self._checked = False
-        self._distrusted: str | None = None
-        self._apart = False
+        self._head = KnownHead()
         self._probe: Tensor | None = None
         # By mode: a fused forward (Liger, Cut Cross-Entropy) asks for a loss in evaluation only.
         self._asks: dict[bool, bool] = {}
@@ -141,6 +139,8 @@ class Passes:
         if head is None:
             return NotLean("the model has no output embeddings")
         door = find_door(head)
+        if door.hears_gradients:
+            return NotLean("a backward hook on its head changes gradients")
         vocab_size = vocab_size_of(model, door)
         referring = self._referring(model, forward, inputs, facts, vocab_size)
         if isinstance(referring, NotLean):
@@ -156,7 +156,7 @@ class Passes:
         asked = judge(model, stand_in, seen, known)
         if known is None:
             verdict = agree(model, verdict_of(asked))
-            self._checked, self._distrusted, self._apart = False, None, False
+            self._head = KnownHead()
         else:
             # A transform that stays is read when the device has the kernel to work on.
             verdict = known.transform if known.steady else verdict_of(asked)
@@ -214,48 +214,19 @@ class Passes:
     def _head_inside(self, reading: ReadableHead | str, hidden_TD: Tensor, project: CalledHead) -> Head | OpaqueHead:
         assert self.route is not None
         head = reading.head(hidden_TD, self.route.transform) if isinstance(reading, ReadableHead) else reading
-        if isinstance(reading, ReadableHead) and isinstance(head, Head) and not self._checked:
-            self._distrusted = self._distrust(reading, hidden_TD, project)
-        if isinstance(head, Head) and self._distrusted is not None:
-            head = self._distrusted
+        if isinstance(reading, ReadableHead) and isinstance(head, Head):
+            head = self._head.distrust(self.plan, reading, hidden_TD, project, self.route.transform) or head
         self.route = replace(self.route, why_not_lean=head if isinstance(head, str) else None)
         if isinstance(head, str):
             project.gather()
-            parameters = (*project.owner.parameters(), *self._trained_elsewhere(project, hidden_TD))
+            parameters = (*project.owner.parameters(), *self._head.trained_elsewhere(project, hidden_TD))
             return OpaqueHead(project, self.route.vocab_size, self.route.transform, parameters, project.row_multiple)
         return head
-
-    def _trained_elsewhere(self, project: CalledHead, hidden_TD: Tensor) -> tuple[Tensor, ...]:
-        """Return what a hook or a patched forward of the head trains besides it; asked in each pass with a graph."""
-        few = 4 * project.row_multiple
-        with untouched(project.owner), without_dropout(project.owner):
-            if not self._apart and hidden_TD.shape[0] >= few:
-                with torch.no_grad():
-                    project.require_rows_apart(hidden_TD)
-                self._apart = True
-            if torch.is_grad_enabled() and hidden_TD.shape[0]:
-                return project.trained_elsewhere(hidden_TD)
-        return ()
 
     def _probe_of(self, vocab_size: int) -> Tensor:
         if self._probe is None or self._probe.shape[-1] != vocab_size:
             self._probe = calibration.probe_logits(vocab_size)
         return self._probe
-
-    def _distrust(self, reading: ReadableHead, hidden_TD: Tensor, project: CalledHead) -> str | None:
-        """Compare the head as it was read with the head as it is called; returns the reason not to trust it."""
-        assert self.route is not None
-        hidden_KD = hidden_TD[: calibration.CHECKED_POSITIONS].detach()
-        if not hidden_KD.shape[0]:
-            return None
-        with torch.no_grad(), untouched(reading.owner), without_dropout(reading.owner):
-            head = reading.head(hidden_KD, self.route.transform)
-            assert isinstance(head, Head)
-            hidden_KD = hidden_KD.to(head.weight_VD.device)
-            project.gather()
-            reason = calibration.check_head(self.plan, head, hidden_KD, project(hidden_KD))
-        self._checked = True
-        return reason
 
     def _logits_pass(
         self, model: Any, forward: Forward, inputs: dict[str, Any], facts: Facts, *, keep_logits: bool
@@ -265,23 +236,22 @@ class Passes:
         assert isinstance(referring, Facts)
         seen = self._run(model, forward, inputs)
         assert isinstance(seen, Seen)
+        if not keep_logits:
+            seen.output["logits"] = None
+        # Logits that nobody reads again make room for their gradient.
+        kernel = score_logits_ if not keep_logits and logits_are_spare(model, seen) else score_logits
         labels_BS, logits = seen.labels.read(), seen.logits
         if logits.shape[:-1] != labels_BS.shape and logits[..., 0].numel() == labels_BS.numel():
             # Some classes flatten them, as transformers' losses do.
             logits = logits.view(*labels_BS.shape, logits.shape[-1])
-        # Logits that nobody reads again make room for their gradient.
-        spare = not keep_logits and seen.auxiliary is None and logits_are_spare(model, logits)
-        kernel = score_logits_ if spare else score_logits
         result = logits_loss(self.plan, logits, labels_BS, facts=referring, kernel=kernel)
-        if not keep_logits:
-            seen.output["logits"] = None
         return Pass(seen.output, result, seen.auxiliary)
 
     def _run(
         self, model: Any, forward: Forward, inputs: dict[str, Any], stand_in: HeadStandIn | None = None
     ) -> Seen | NotLean:
         """Run the model's forward once, with `stand_in` in place of its head if one is given."""
-        asks = self._asks.get(model.training)
+        asks, given = self._asks.get(model.training), inputs
         if asks is not False:
             kept = Undisturbed(model, inputs) if asks is None else None
             seen = self._run_asking(model, forward, inputs, stand_in, kept)
@@ -293,16 +263,19 @@ class Passes:
             inputs = inputs if kept is None else kept.again()
             if stand_in is not None:
                 stand_in.release()
-        labels, shift_labels = inputs["labels"], inputs.get("shift_labels")
+        labels = inputs["labels"]
         unlabelled = {key: value for key, value in inputs.items() if key not in ("labels", "shift_labels")}
         if asks is not False or self._own_loss is None or not self._own_loss.knows(unlabelled, labels):
             # A fused forward (Liger, Cut Cross-Entropy), or a class with a loss of its own.
             self._own_loss = check_own_loss(model, forward, unlabelled, labels, self._own_loss)
             self._asks[model.training] = False
-        scored_BS = self._own_loss.scored(labels, unlabelled) if shift_labels is None else shift_labels
-        ahead = Labels(Fetched(scored_BS), aligned=shift_labels is not None)
+        source = given.get("shift_labels", given["labels"])
+        ahead, version = labels_of(self._own_loss, given), version_of(source)
         with standing_in(model, stand_in):
             output = require_mapping(model, forward(**unlabelled, return_dict=True))
+        if version_of(source) != version:
+            # Somebody wrote into them on the way to the class's loss.
+            ahead = labels_of(self._own_loss, given)
         return Seen(output, output.logits, ahead, auxiliary_loss(model, output))
 
     def _run_asking(
@@ -325,7 +298,7 @@ class Passes:
         try:
             seen = run_asking(model, forward, inputs, stand_in)
         except _STAND_IN_ERRORS as caught:
-            if not stand_in.calls or is_out_of_memory(caught):
+            if isinstance(caught, DftError) or not stand_in.calls or is_out_of_memory(caught):
                 raise
             error = caught
         if all_or_none(model, error) is None or error is None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dft_plugin.errors import UnsupportedModelError
-from dft_plugin.hf import calibration
+from dft_plugin.hf import calibration, graph
 from dft_plugin.hf.calibration import Reading
 from dft_plugin.hf.called import Door
 from dft_plugin.hf.head import vocab_size_of
@@ -83,6 +83,8 @@ def judge(model: nn.Module, stand_in: HeadStandIn, seen: Seen, known: Route | No
         reason = "no gradient comes back through its logits, or a hook on them changes it"
     elif with_graph and known is None and not _keeps_slope(stand_in, seen, asked):
         reason = "the gradient that comes back through its logits is another than their values tell"
+    elif with_graph and (place := graph.tells_rows_apart(seen.logits)) is not None:
+        reason = f"what the model does to its logits may depend on where they stand ({place})"
     elif with_graph and not stand_in.alone_led_to(seen.logits, model):
         reason = "what the model does to its logits is trained, too, or made from other parts of it"
     elif seen.auxiliary is not None and stand_in.led_to(seen.auxiliary):

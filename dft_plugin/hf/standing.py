@@ -41,6 +41,8 @@ def put(model: nn.Module, attachment: Attachment) -> int:
     """Put an attachment in the place of the model's forward; returns its level."""
     layers: list[Attachment] = model.__dict__.setdefault(_LAYERS, [])
     layers.append(attachment)
+    # Behind them: `deepcopy` goes in this order, and copies of them know what becomes of the forward.
+    model.__dict__.pop("forward", None)
     model.__dict__["forward"] = attachment
     if _notice_start not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_notice_start, with_kwargs=True)
@@ -70,10 +72,15 @@ def _remove(hooks: dict[int, Any], with_kwargs: dict[int, bool], hook: Any) -> N
         with_kwargs.pop(key, None)
 
 
+def layers_of(model: nn.Module) -> list[Attachment]:
+    """Return the attachments of a model, the oldest first."""
+    layers: list[Attachment] = model.__dict__.get(_LAYERS, [])
+    return layers
+
+
 def active(model: nn.Module) -> Attachment | None:
     """Return the attachment that is on, if there is one."""
-    layers: list[Attachment] = model.__dict__.get(_LAYERS, [])
-    return next((layer for layer in reversed(layers) if layer.active), None)
+    return next((layer for layer in reversed(layers_of(model)) if layer.active), None)
 
 
 def _notice_start(module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -154,7 +154,12 @@ class _OverwriteLogits(torch.autograd.Function):
         refuse_second_derivative()
         grad_NV, ctx.grad_NV = ctx.grad_NV, None
         if grad_NV is None:
-            raise RuntimeError("the gradient of these logits was handed over: a graph of score_logits_ serves once.")
+            raise RuntimeError(
+                "a second backward pass over the same logits: they were overwritten by their gradient, which the "
+                "first has used up; a graph of score_logits_ serves once. Add up what is to be differentiated and go "
+                "backward once, or keep the logits: dft_plugin.token_loss on the model's logits, or `with "
+                "attachment.answering(want_logits=True)` around the call."
+            )
         return scale_rows(grad_NV, ctx.factor_N1 * upstream, grad_NV.dtype), None
 
 

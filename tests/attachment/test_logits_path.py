@@ -6,6 +6,7 @@ import pytest
 import torch
 from support import attached, tiny
 from support.counting import WatchMemory
+from transformers import LlamaForCausalLM
 
 from dft_plugin import attach
 
@@ -67,3 +68,70 @@ def test_logits_that_are_wanted_are_returned_as_they_are():
         output = model(**batch)
     output.loss.backward()
     assert torch.equal(output.logits, stock)
+
+
+class Keeping(LlamaForCausalLM):
+    """Keeps something of its logits for later."""
+
+    def keep(self, logits):
+        self.kept = logits
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        out = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        self.keep(out.logits)
+        if labels is not None:
+            out["loss"] = self.loss_function(out.logits, labels, self.config.vocab_size)
+        return out
+
+
+class KeepingWithoutGraph(Keeping):
+    def keep(self, logits):
+        self.kept = logits.detach()
+
+
+class KeepingAView(Keeping):
+    def keep(self, logits):
+        self.kept = logits[:, -1:]
+
+
+class KeepingInAList(Keeping):
+    def keep(self, logits):
+        self.__dict__.setdefault("all", []).append({"logits": logits})
+        self.kept = self.all[-1]["logits"]
+
+
+class ReturningTwice(Keeping):
+    """Returns them in a second place, too."""
+
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out["scores"] = out.logits
+        return out
+
+
+@pytest.mark.parametrize("kind", [Keeping, KeepingWithoutGraph, KeepingAView, KeepingInAList, ReturningTwice])
+def test_logits_that_the_model_keeps_stay_logits(kind):
+    model, batch = kind(tiny.llama(num_hidden_layers=1).config).train(), tiny.batch(**SHAPE)
+    theirs = attached.truth(model, batch)
+    stock = model(**{key: batch[key] for key in batch if key != "labels"}).logits
+    model.keep(stock)
+    expected = model.kept.detach().clone()
+    attach(model, LOGITS)
+    for _ in range(2):
+        output = model(**batch)
+        model.zero_grad()
+        output.loss.backward()
+        kept = output["scores"] if kind is ReturningTwice else model.kept
+        assert torch.equal(kept, expected)
+        attached.assert_same((output.loss.item(), tiny.gradients(model)), theirs)
+    assert output.logits is None
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "granite", "cohere"])
+def test_logits_that_nobody_keeps_are_overwritten(kind):
+    changes = {"final_logit_softcapping": None} if kind == "gemma2" else {}
+    model, batch = attached.build(kind, num_hidden_layers=1, **changes), tiny.batch(**SHAPE)
+    attachment = attach(model, LOGITS)
+    spare = as_large_as_the_logits(model, batch)
+    with attachment.answering(want_logits=True):
+        assert as_large_as_the_logits(model, batch) == spare + 1

@@ -8,10 +8,11 @@ import threading
 
 import pytest
 import torch
-from support import attached, tiny
+from support import attached, oracle, tiny
 from transformers import LlamaForCausalLM
 
 from dft_plugin import attach
+from dft_plugin.errors import UnsupportedModelError
 
 GAPS = (1e-6, 1e-5)
 
@@ -178,3 +179,70 @@ def test_two_threads_may_ask_one_model():
     assert found == [pytest.approx(expected)] * 40
     attachment.detach()
     assert model.__dict__.keys() == before.keys()
+
+
+class AsksItself(LlamaForCausalLM):
+    """Scores a second view of the batch by calling itself, as for a consistency loss."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, again=True, **kwargs):
+        out = super().forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
+        if again and labels is not None:
+            out["loss"] = out.loss + self(input_ids, attention_mask, labels=labels, again=False).loss
+        return out
+
+
+@pytest.mark.parametrize("kernel", ["auto", "logits"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_that_calls_itself_with_labels_is_refused_at_once(kernel, training, caplog):
+    model, batch = AsksItself(tiny.llama().config).train(training), tiny.batch()
+    attachment = attach(model, {"name": "nll", "kernel": kernel})
+    for _ in range(2):
+        with pytest.raises(UnsupportedModelError, match=r"AsksItself was called with labels from inside .* Train it"):
+            model(**batch)
+    assert not caplog.text
+    attached.assert_same(attached.backward(model, {**batch, "again": False}), attached.truth(model, batch, oracle.nll))
+    assert attachment.calls == 1
+
+
+def test_a_hook_that_calls_the_model_with_labels_is_refused():
+    model, batch = tiny.llama().train(), tiny.batch()
+    attach(model, "nll")
+    model(**batch)
+    handle = model.model.layers[0].register_forward_hook(lambda *_: model(**batch) and None)
+    with pytest.raises(UnsupportedModelError, match="by its forward or by a hook"):
+        model(**batch)
+    handle.remove()
+    model(**batch).loss.backward()
+
+
+@pytest.mark.parametrize("kernel", ["auto", "logits"])
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vjp, torch.func.jacrev])
+def test_a_transform_of_torch_func_is_refused(transform, kernel):
+    model, batch = tiny.llama().train(), tiny.batch()
+    attach(model, {"name": "nll", "kernel": kernel})
+
+    def loss(weights):
+        return torch.func.functional_call(model, weights, (), batch).loss
+
+    weights = dict(model.named_parameters())
+    with pytest.raises(UnsupportedModelError, match=r"transform of torch\.func .* Call loss\.backward\(\) or"):
+        transform(loss, weights) if transform is torch.func.vjp else transform(loss)(weights)
+    assert loss(weights).requires_grad
+
+
+@pytest.mark.parametrize("kernel", ["auto", "logits"])
+def test_a_second_backward_pass_is_as_the_first_or_is_refused(kernel):
+    model, batch = tiny.llama().train(), tiny.batch()
+    attachment = attach(model, {"name": "nll", "kernel": kernel})
+    expected = attached.truth(model, batch, oracle.nll)[1]
+    with attachment.answering(want_logits=True if kernel == "logits" else None):
+        loss = model(**batch).loss
+    for _ in range(2):
+        model.zero_grad()
+        loss.backward(retain_graph=True)
+        assert attached.grad_gap(tiny.gradients(model), expected) < 1e-5
+    if kernel == "logits":
+        loss = model(**batch).loss
+        loss.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match=r"a second backward pass .*attachment\.answering\(want_logits=True\)"):
+            loss.backward()

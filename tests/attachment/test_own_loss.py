@@ -109,6 +109,23 @@ def test_one_padded_position_among_many_decides_in_bfloat16(cls):
     assert found.leaves_out_padding == (cls is WithoutPadding)
 
 
+@pytest.mark.parametrize("kernel", ["auto", "logits"])
+def test_labels_that_a_hook_writes_into_before_the_loss_are_those_that_are_scored(kernel):
+    model, batch, now = make(WithoutPadding), labelled_padding(), {}
+    written = batch["labels"].clone()
+    written[0, 8:12] = -100
+    theirs = attached.truth(model, left_out({**batch, "labels": written}))
+
+    def write(*_):
+        now["labels"][0, 8:12] = -100
+
+    model.model.layers[1].register_forward_hook(write)
+    attach(model, {"name": "dft", "kernel": kernel})
+    for _ in range(2):
+        now["labels"] = batch["labels"].clone()
+        attached.assert_same(attached.backward(model, {**batch, "labels": now["labels"]}), theirs)
+
+
 OTHERS = {
     MeanOfRows: r"MeanOfRows computes a loss of its own that is not the likelihood of the next token \(it gives ",
     Smoothed: r"Smoothed computes a loss of its own that is not the likelihood",

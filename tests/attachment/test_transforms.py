@@ -144,12 +144,88 @@ def test_what_a_model_adds_to_its_loss_is_added(finish):
         attached.assert_same(ours, theirs, loss_gap=5e-6)
 
 
+PASSES = {
+    "training": (True, torch.enable_grad),
+    "evaluation": (False, torch.no_grad),
+    "training without a graph": (True, torch.no_grad),
+}
+
+
+@pytest.fixture(params=PASSES.values(), ids=PASSES.keys())
+def first_pass(request):
+    return request.param
+
+
+@pytest.mark.parametrize("kernel", ["auto", "logits"])
 @pytest.mark.parametrize("factor", PRODUCTS)
-def test_a_loss_that_stands_in_a_sum_otherwise_than_once_is_refused(factor):
-    model = adding(PRODUCTS[factor])
-    attach(model, "nll")
-    with pytest.raises(UnsupportedModelError, match=rf"multiplies the loss that it asks for by {factor},"):
+def test_a_loss_that_stands_in_a_sum_otherwise_than_once_is_refused(factor, first_pass, kernel):
+    training, grad = first_pass
+    model = adding(PRODUCTS[factor]).train(training)
+    attach(model, {"name": "nll", "kernel": kernel})
+    with grad(), pytest.raises(UnsupportedModelError, match=rf"multiplies the loss that it asks for by {factor},"):
         model(**tiny.batch())
+
+
+BENDS = {
+    "Clamp": lambda loss, extra: extra + loss.clamp(max=10),
+    "Minimum": lambda loss, extra: torch.minimum(loss, extra.new_tensor(5.0)),
+    "Mul": lambda loss, extra: extra + loss * (1 + loss),
+    "Div": lambda loss, extra: (loss + extra) / (1 + loss - extra + extra),
+    "Where": lambda loss, extra: torch.where(loss > 5, 5.0, loss) + extra,
+    "Expm1": lambda loss, extra: torch.expm1(loss),
+}
+
+
+@pytest.mark.parametrize("kernel", ["auto", "logits"])
+@pytest.mark.parametrize("bend", BENDS)
+def test_a_loss_that_is_bent_is_refused(bend, first_pass, kernel):
+    training, grad = first_pass
+    model = adding(BENDS[bend]).train(training)
+    attach(model, {"name": "nll", "kernel": kernel})
+    with (
+        grad(),
+        pytest.raises(UnsupportedModelError, match=rf"bends the loss that it asks for \({bend}Backward"),
+    ):
+        model(**tiny.batch())
+
+
+STRAIGHT = {
+    "stacked": lambda loss, extra: torch.stack([loss, extra]).sum(),
+    "a mean of one": lambda loss, extra: loss[None].mean() + extra,
+    "a factor of one": lambda loss, extra: (loss * 2 + 2 * extra) / 2,
+    "in float64": lambda loss, extra: (loss.double() + extra).float(),
+}
+
+
+@pytest.mark.parametrize("finish", STRAIGHT.values(), ids=STRAIGHT.keys())
+def test_what_leaves_the_loss_as_it_is_is_not_refused(finish, first_pass):
+    training, grad = first_pass
+    model, stock = (adding(finish).train(training) for _ in range(2))
+    attach(model, "nll")
+    for step in range(2):
+        with grad():
+            ours, theirs = (m(**tiny.batch(seed=step)).loss for m in (model, stock))
+        assert ours.item() == pytest.approx(theirs.item(), rel=5e-6)
+        assert ours.requires_grad == theirs.requires_grad
+
+
+def test_what_a_model_computes_after_its_loss_has_no_graph_in_an_evaluation():
+    model = tiny.llama().eval()
+    forward = type(model).forward
+
+    class Judging(type(model)):
+        def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+            out = forward(self, input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
+            out["value"] = self.model.embed_tokens(input_ids).sum(-1)
+            return out
+
+    model.__class__ = Judging
+    attach(model, "nll")
+    with torch.no_grad():
+        output = model(**tiny.batch())
+        assert not torch.is_grad_enabled()
+    assert not output["value"].requires_grad
+    assert not output.loss.requires_grad
 
 
 @pytest.mark.parametrize("make", [tiny.llama, tiny.mixtral])

@@ -185,9 +185,3 @@ class TestRefusals:
         config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
         with pytest.raises(UnsupportedModelError, match="what stands before the tokens of this batch is trained"):
             peft.get_peft_model(llama, config)(**tiny.batch())
-
-    def test_a_forward_that_a_copy_would_share(self):
-        model = tiny.llama()
-        model.forward = lambda *args, **kwargs: type(model).forward(model, *args, **kwargs)
-        with pytest.raises(ConflictError, match="which a copy would share"):
-            attach(model, {"name": "asft", "reference": "copy"})

@@ -1,0 +1,35 @@
+"""Whether the logits of a pass may be overwritten by their gradient."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from dft_plugin.hf.interception import Seen
+from dft_plugin.kernels import may_overwrite
+
+
+def logits_are_spare(model: Any, seen: Seen) -> bool:
+    """Whether nobody reads the logits of this pass again, once they are scored: neither autograd, a hook nor a holder.
+
+    Args:
+        model: whose pass it was.
+        seen: with all that holds them, as far as we know.
+    """
+    head = model.get_output_embeddings()
+    hooked = head is not None and any(module._forward_hooks for module in head.modules())
+    if seen.auxiliary is not None or hooked or not may_overwrite(seen.logits):
+        return False
+    # Counted in the same way, whatever a release of Python counts.
+    alone = _holders(replace(seen, logits=torch.empty(1)))
+    return _holders(seen) == alone
+
+
+def _holders(seen: Seen) -> tuple[int, int]:
+    """Count what holds the logits, and what holds their memory: views of them, or tensors without their graph."""
+    storage = seen.logits.untyped_storage()
+    base = 0 if seen.logits._base is None else 1
+    return sys.getrefcount(seen.logits), torch._C._storage_Use_Count(storage._cdata) - base

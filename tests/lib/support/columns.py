@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from dft_plugin.config import builtin
-from dft_plugin.config.hookspecs import hookimpl
 from dft_plugin.objectives import Objective
 from support import oracle, tiny, training
+from support.made import register as register_all
 
 
 class Ratio(Objective):
@@ -98,10 +97,5 @@ def loss(model: Any, rows: list[dict[str, Any]], weight: oracle.Weight = oracle.
 
 
 def register(monkeypatch: Any) -> None:
-    """Let `loss: ratio` and `loss: two` be named in a config, as a plugin's objectives are."""
-    shipped = builtin.register_objectives
-
-    def register_objectives() -> list[type[Objective]]:
-        return [*shipped(), Ratio, Two]
-
-    monkeypatch.setattr(builtin, "register_objectives", hookimpl(register_objectives))
+    """Let `loss: ratio` and `loss: two` be named in a config."""
+    register_all(monkeypatch, Ratio, Two)

@@ -43,6 +43,23 @@ def test_two_ranks_that_share_a_model_train_what_one_process_does(kind, home, ex
     assert tiny.max_gap(trained["weights"], expected.weights) < 1e-6
 
 
+REFUSED = {
+    "tensor parallel": SHARED["tensor parallel"],
+    "fsdp2": FSDP2,
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_copy_beside_a_model_that_ranks_share_is_refused(kind, home):
+    loss = {"name": "asft", "reference": "copy"}
+    write_config(home, max_steps=1, loss=loss, plugins=[PLUGIN, "cpu_mesh.CpuMesh"], **REFUSED[kind])
+    done = command(home, "axolotl", "train", "config.yml", "--launcher", "torchrun", *TWO_RANKS)
+    assert done.returncode != 0
+    said = "`reference: copy` was never run with a model whose weights are sharded like this one's over ranks"
+    assert said in " ".join(done.stderr.split())
+    assert not (home / "trained.pt").exists()
+
+
 def test_a_worker_of_ray(home, expected):
     """The function that Ray calls on each worker, with the config as the driver sends it."""
     from axolotl.cli.args import TrainerCliArgs

@@ -55,6 +55,20 @@ def token_rows(count: int = 24) -> list[dict[str, Any]]:
     return rows
 
 
+def scored_rows(count: int = 24) -> list[dict[str, Any]]:
+    """Tokenised rows, each with `old_logp` per token: what the model gives them, roughly."""
+    pick = random.Random(4)
+    return [{**row, "old_logp": [-pick.uniform(4, 6) for _ in row["labels"]]} for row in training.rows(count)]
+
+
+def scored_chats(count: int = 24) -> list[dict[str, Any]]:
+    """Chats with `old_logp` for each message."""
+    return [
+        {"messages": row["messages"], "old_logp": [-4 - number / 2 for number in row["ratio"]]}
+        for row in chats(count)[0]
+    ]
+
+
 def words(pick: random.Random, least: int = 1, most: int = 8) -> list[int]:
     return [pick.randint(12, tiny.VOCAB - 1) for _ in range(pick.randint(least, most))]
 

@@ -69,7 +69,9 @@ def tokens(batch: dict[str, Tensor], model: Any, reference: Any) -> tuple[Tensor
 def _sequences(batch: dict[str, Tensor]) -> Tensor:
     """Positions that do not go on are those of another packed sequence; without positions a row is one."""
     shape = batch["labels"].shape
-    position = batch.get("position_ids", torch.arange(shape[1]).expand(shape)).reshape(shape)
+    position = batch.get("position_ids", torch.arange(shape[1]).expand(shape))
+    # Of several axes: the first counts text.
+    position = position[0] if position.dim() == 3 else position.reshape(shape)
     begins = torch.ones(shape, dtype=torch.bool)
     begins[:, 1:] = position[:, 1:] != position[:, :-1] + 1
     return begins.flatten().long().cumsum(0).view(shape)
@@ -99,6 +101,18 @@ def trained(given: Given, micro_batches: int, formula: Formula) -> by_hand.Found
     return by_hand.Found(training.trained(model), losses)
 
 
+def said(given: Given, micro_batches: int) -> dict[str, float]:
+    """Return what `log: [top1, entropy]` has to say of the first step."""
+    model = copy.deepcopy(given.model).double()
+    parts = [tokens(batch, model, model) for batch in given.batches[:micro_batches]]
+    logits, ids = (torch.cat([part[at] for part in parts]) for at in (0, 1))
+    q = logits.double().softmax(1)
+    return {
+        "dft/top1": (logits.argmax(1) == ids).double().mean().item(),
+        "dft/entropy": -(q * q.log()).sum(1).mean().item(),
+    }
+
+
 def require(trainer: Any, given: Given, micro_batches: int, formula: Formula, rounded: float = 0.0) -> None:
     """Assert that a trainer has logged, and trained, what a formula says.
 
@@ -112,6 +126,9 @@ def require(trainer: Any, given: Given, micro_batches: int, formula: Formula, ro
     expected, logs = trained(given, micro_batches, formula), training.train_logs(trainer)
     assert [entry["loss"] for entry in logs] == pytest.approx(expected.losses, rel=1e-5, abs=rounded)
     assert [entry["dft/loss"] for entry in logs] == pytest.approx(expected.losses, rel=1e-5)
+    if "dft/top1" in logs[0]:
+        wanted = said(given, micro_batches)
+        assert {key: logs[0][key] for key in wanted} == pytest.approx(wanted, rel=1e-5)
     began = training.trained(given.model)
     ours = {name: value.double() for name, value in training.trained(trainer.model).items()}
     assert tiny.max_gap(ours, began) > 1e-4, "nothing was trained"

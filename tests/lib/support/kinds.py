@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 from torch import Tensor, isin, tensor
 
 from support import family, oracle
@@ -56,3 +58,24 @@ KINDS: dict[str, tuple[dict[str, Any], Formula]] = {
         adjusted,
     ),
 }
+
+COLUMN = {"name": "psft"}, family.psft
+"""One that reads `old_logp` of the data."""
+
+
+def runs(splits: Iterable[str]) -> list[Any]:
+    """Return models, kinds and ways in which a step is put together, as parameters of a test.
+
+    `make test` runs each kind with LoRA and in full training, the ways in turn; `nox -t full` runs the rest.
+
+    Args:
+        splits: names of the ways.
+    """
+    ways = list(splits)
+    product = [
+        (model, kind, way, (number + shift - at) % len(ways) == 0)
+        for shift, model in enumerate(("lora", "full"))
+        for number, kind in enumerate(KINDS)
+        for at, way in enumerate(ways)
+    ]
+    return [pytest.param(*names, marks=[] if chosen else pytest.mark.full) for *names, chosen in product]

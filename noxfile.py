@@ -131,6 +131,17 @@ def trl(session: nox.Session) -> None:
 @nox.session(tags=["ci"])
 def llamafactory(session: nox.Session) -> None:
     """Train tiny models in LLaMA-Factory, by its own command as well."""
+    in_llamafactory(session, "host and not full")
+
+
+@nox.session(tags=["full"])
+def llamafactory_full(session: nox.Session) -> None:
+    """Run what `llamafactory` leaves out: the whole product of losses and of ways to put a step together."""
+    in_llamafactory(session, "full")
+
+
+def in_llamafactory(session: nox.Session, marks: str) -> None:
+    """Install LLaMA-Factory and run its tests with some marks."""
     place = Path("tests", "hosts", "llamafactory")
     install(session, "-r", str(place / "requirements.txt"), groups=("test",))
     session.install("--no-deps", "llamafactory==0.9.5", LIGER)
@@ -138,12 +149,23 @@ def llamafactory(session: nox.Session) -> None:
     stand_in = "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'torchaudio.py').touch()"
     session.run_install("python", "-c", stand_in)
     environment = {**OFFLINE, "DFT_WRITE_DOCS": os.environ.get("DFT_WRITE_DOCS", "0")}
-    session.run("pytest", *RERUN, "-m", "host", *(session.posargs or [str(place)]), env=environment)
+    session.run("pytest", *RERUN, "-m", marks, *(session.posargs or [str(place)]), env=environment)
 
 
 @nox.session(tags=["ci"])
 def axolotl(session: nox.Session) -> None:
     """Train tiny models in Axolotl, which pins nearly everything that it imports."""
+    in_axolotl(session, "host and not full")
+
+
+@nox.session(tags=["full"])
+def axolotl_full(session: nox.Session) -> None:
+    """Run what `axolotl` leaves out: the whole product of losses and of ways to put a step together."""
+    in_axolotl(session, "full")
+
+
+def in_axolotl(session: nox.Session, marks: str) -> None:
+    """Install Axolotl and run its tests with some marks."""
     session.env["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
     session.install(TORCH)
     tools = nox.project.dependency_groups(PYPROJECT, "test")
@@ -151,7 +173,7 @@ def axolotl(session: nox.Session) -> None:
     # Without dependencies, so that pip leaves the pins as they are.
     session.install("--no-deps", *AXOLOTL, LIGER, CUT_CROSS_ENTROPY)
     session.install("--no-deps", "-e", ".")
-    session.run("pytest", *RERUN, "-m", "host", *(session.posargs or ["tests/hosts/axolotl"]), env=OFFLINE)
+    session.run("pytest", *RERUN, "-m", marks, *(session.posargs or ["tests/hosts/axolotl"]), env=OFFLINE)
 
 
 @nox.session

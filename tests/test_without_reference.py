@@ -56,6 +56,18 @@ def test_adapters_have_a_base(host, config, catalogue):
     assert said(catalogue, host, config, "gift") == []
 
 
+def test_a_base_that_adapters_are_merged_into_is_no_reference(catalogue):
+    config = {"adapter": "lora", "relora": True}
+    (problem,) = said(catalogue, AxolotlHost(), config, {"name": "dft", "first": {"name": "prift", "for": 0.1}})
+    assert problem.startswith("`relora`: ReLoRA merges the adapters into the base model every `jagged_restart_steps`")
+    assert problem.endswith(
+        "Write `reference: copy` (a second copy of the weights) or `reference: PATH` of a model, or remove it."
+    )
+    assert said(catalogue, AxolotlHost(), config, {"name": "prift", "reference": "copy"}) == []
+    assert said(catalogue, AxolotlHost(), config, "dft") == []
+    assert said(catalogue, AxolotlHost(), {**config, "relora": False}, "prift") == []
+
+
 def test_the_v1_trainer_of_llamafactory_names_its_method_in_a_mapping(monkeypatch):
     monkeypatch.setenv("USE_V1", "1")
     assert LlamaFactoryHost().trains_adapters({"peft_config": {"name": "lora"}})

@@ -42,8 +42,10 @@ def without_reference(host: Host, config: Mapping[str, Any], settings: Settings,
     """
     names = [settings.name, *([settings.first.name] if settings.first else [])]
     reading = [name for name in names if catalogue.objectives[name].item.reference != "none"]
-    if not reading or settings.reference not in (None, "base", "start") or host.trains_adapters(config):
+    if not reading or settings.reference not in (None, "base", "start"):
         return []
+    if host.trains_adapters(config):
+        return [str(one) for one in host.moves_base(config)]
     whole = any(catalogue.objectives[name].item.reference == "distribution" for name in reading)
     made = ", or `reference: columns` where the data has what was computed beforehand (`dft reference CONFIG`)"
     beside = "" if whole else made

@@ -143,6 +143,10 @@ class Host:
         """
         return True
 
+    def moves_base(self, config: Mapping[str, Any]) -> list[Conflict]:
+        """List what changes the base model of adapters during a run, so that it is no frozen reference. Reads only."""
+        return []
+
     def launch(self, launch: Launch) -> int:
         """Start the host's own launcher with the loss active. Returns its exit code."""
         raise NotImplementedError

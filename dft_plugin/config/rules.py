@@ -83,7 +83,7 @@ def above_one(value: Any) -> bool:
         return False
 
 
-def equals(word: str) -> Callable[[Any], bool]:
+def equals(word: str | bool) -> Callable[[Any], bool]:
     """Make a test for one value."""
     return lambda value: value == word
 

@@ -146,6 +146,45 @@ COLUMN_RULES = (
 """Where the loss reads columns of the data."""
 
 
+MERGES = Rule(
+    "relora",
+    is_on,
+    "ReLoRA merges the adapters into the base model every `jagged_restart_steps`, and `loss:` compares the model with "
+    "that, its adapters off.",
+    "Write `reference: copy` (a second copy of the weights) or `reference: PATH` of a model, or remove it.",
+)
+
+_END_TO_END = "texts are laid end to end without a word of where one ends, and `loss:` looks at whole sequences."
+
+BOUNDARY_RULES = (
+    Rule(
+        "pretraining_sample_concatenation",
+        is_on,
+        _END_TO_END,
+        "Set it to false, or use `sample_packing`.",
+        beside=lambda config: is_given(config.get("pretraining_dataset")) and not is_on(config.get("sample_packing")),
+    ),
+    Rule(
+        "pretrain_multipack_attn",
+        equals(False),
+        _END_TO_END,
+        "Set it to true.",
+        beside=lambda config: is_given(config.get("pretraining_dataset")) and is_on(config.get("sample_packing")),
+    ),
+)
+"""Where the loss looks at whole sequences."""
+
+
+def without_boundaries(config: Config) -> list[Conflict]:
+    """List what keeps the batches from saying where a sequence ends."""
+    return rules.find(BOUNDARY_RULES, config)
+
+
+def moving_base(config: Config) -> list[Conflict]:
+    """List what changes the base model of adapters during a run."""
+    return rules.find([MERGES], config)
+
+
 def losing_columns(config: Config) -> list[Conflict]:
     """List what drops columns of the data."""
     return rules.find(COLUMN_RULES, config)

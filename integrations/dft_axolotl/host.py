@@ -52,6 +52,10 @@ class AxolotlHost(Host):
         """Axolotl names the method, or an adapter to continue."""
         return bool(config.get("adapter") or config.get("lora_model_dir"))
 
+    def moves_base(self, config: Mapping[str, Any]) -> list[Conflict]:
+        """Some methods merge the adapters into it."""
+        return conflicts.moving_base(config)
+
     def launch(self, launch: Launch) -> int:
         """Start as `axolotl train` does, with the launcher that the overrides name."""
         from dft_axolotl.launch import start

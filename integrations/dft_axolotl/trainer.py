@@ -9,7 +9,7 @@ from axolotl.core.trainers.base import AxolotlTrainer
 from transformers import Trainer, TrainerCallback
 
 from dft_axolotl.columns import HINT
-from dft_axolotl.conflicts import superseded
+from dft_axolotl.conflicts import superseded, without_boundaries
 from dft_plugin.hf.trainer import TrainerHook
 
 _LOW_IS_GOOD = ("ppl",)
@@ -30,6 +30,12 @@ class AxolotlHook(TrainerHook):
                 "`trainer_cls:` or the plugin that chose this trainer."
             )
         return problems
+
+    @classmethod
+    def without_boundaries(cls, trainer: Trainer) -> list[str]:
+        """Streamed texts may be laid end to end, with one row of positions or none."""
+        made: Any = trainer
+        return [str(one) for one in without_boundaries(made.axolotl_cfg or {})]
 
     @classmethod
     def ends(cls, trainer: Trainer) -> Sequence[int]:

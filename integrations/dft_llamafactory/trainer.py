@@ -29,6 +29,19 @@ class LlamaFactoryHook(TrainerHook):
         return [*map(str, found), *super().conflicts(trainer)]
 
     @classmethod
+    def without_boundaries(cls, trainer: Trainer) -> list[str]:
+        """The collator gives models whose positions have several axes new ones, for each row that is not neat."""
+        made: Any = trainer
+        columns = getattr(made.train_dataset, "column_names", None) or ()
+        packed = "position_ids" in columns and "packing_params" not in columns
+        if not packed or getattr(made.data_collator, "get_rope_func", None) is None:
+            return []
+        return [
+            "`packing`: the positions of a packed row of this model run on, so that nothing says where an example "
+            "ends, and this loss looks at whole sequences. Set `neat_packing: true`, or `packing: false`."
+        ]
+
+    @classmethod
     def ends(cls, trainer: Trainer) -> Sequence[int]:
         """Return what LLaMA-Factory's own template ends an answer with; the tokenizer's may be another one."""
         parsed: Any = trainer

@@ -58,6 +58,7 @@ def test_two_processes_equal_one(host, kind, tmp_path):
         ("transformers", "tied", "of_sequence"),
         ("transformers", "lora", "ramp"),
         ("trl", "lora", "divided"),
+        ("trl", "lora", "iw_sft"),
     ],
 )
 def test_what_a_step_is_divided_by_and_when_is_the_same_on_two_ranks(host, kind, loss, tmp_path):

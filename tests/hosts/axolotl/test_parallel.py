@@ -7,8 +7,9 @@ import pytest
 pytest.importorskip("axolotl")
 
 import torch
-from support import tiny
-from support.axolotl_runs import PLUGIN, TWO_RANKS, command, write_config
+from support import tiny, training
+from support.axolotl_runs import LORA, PLUGIN, TWO_RANKS, command, train, write_config
+from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.host
 
@@ -41,6 +42,41 @@ def test_two_ranks_that_share_a_model_train_what_one_process_does(kind, home, ex
         for key in ("loss", "dft/nll", "dft/tokens", "dft/effective_tokens"):
             assert mine[key] == pytest.approx(theirs[key], rel=1e-5), key
     assert tiny.max_gap(trained["weights"], expected.weights) < 1e-6
+
+
+def test_adapters_on_a_model_that_ranks_share_are_compared_with_its_base(home):
+    training.lora(AutoModelForCausalLM.from_pretrained(home / "models" / "llama")).save_pretrained(home / "adapter")
+    loss = {"name": "asft", "strength": 0.5}
+    config = {**LORA, "loss": loss, "max_steps": 2, "learning_rate": 0.1, "lora_model_dir": "adapter"}
+    one = train(write_config(home, "one.yml", **config))
+    write_config(home, plugins=[PLUGIN, "cpu_mesh.CpuMesh"], **config, **FSDP2, micro_batch_size=2)
+    done = command(home, "axolotl", "train", "config.yml", "--launcher", "torchrun", *TWO_RANKS)
+    assert done.returncode == 0, done.stderr
+    trained = torch.load(home / "trained.pt")
+    assert any("lora_A" in name for name in trained["sharded"])
+    logs = [entry for entry in trained["logs"] if "loss" in entry]
+    for mine, theirs in zip(logs, one.logs, strict=True):
+        for key in ("loss", "dft/loss", "dft/kl"):
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-5), key
+    weights = {name: value for name, value in trained["weights"].items() if name in one.weights}
+    assert tiny.max_gap(weights, one.weights) < 1e-6
+
+
+REFUSED = {
+    "tensor parallel": SHARED["tensor parallel"],
+    "fsdp2": FSDP2,
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_copy_beside_a_model_that_ranks_share_is_refused(kind, home):
+    loss = {"name": "asft", "reference": "copy"}
+    write_config(home, max_steps=1, loss=loss, plugins=[PLUGIN, "cpu_mesh.CpuMesh"], **REFUSED[kind])
+    done = command(home, "axolotl", "train", "config.yml", "--launcher", "torchrun", *TWO_RANKS)
+    assert done.returncode != 0
+    said = "`reference: copy` was never run with a model whose weights are sharded like this one's over ranks"
+    assert said in " ".join(done.stderr.split())
+    assert not (home / "trained.pt").exists()
 
 
 def test_a_worker_of_ray(home, expected):

@@ -132,7 +132,7 @@ def prepare(config: Path) -> tuple[Any, Any]:
     torch.manual_seed(5)
     trainer, *_ = setup_model_and_trainer(cfg, data)
     for name, parameter in trainer.model.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name and not cfg.lora_model_dir:
             # Zero at first, so that the adapter would not show in the loss of the first step.
             torch.nn.init.normal_(parameter, std=0.05)
     return cfg, trainer

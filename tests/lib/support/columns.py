@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from dft_plugin.config import builtin
-from dft_plugin.config.hookspecs import hookimpl
 from dft_plugin.objectives import Objective
 from support import oracle, tiny, training
+from support.made import register as register_all
 
 
 class Ratio(Objective):
@@ -56,6 +55,20 @@ def token_rows(count: int = 24) -> list[dict[str, Any]]:
     return rows
 
 
+def scored_rows(count: int = 24) -> list[dict[str, Any]]:
+    """Tokenised rows, each with `old_logp` per token: what the model gives them, roughly."""
+    pick = random.Random(4)
+    return [{**row, "old_logp": [-pick.uniform(4, 6) for _ in row["labels"]]} for row in training.rows(count)]
+
+
+def scored_chats(count: int = 24) -> list[dict[str, Any]]:
+    """Chats with `old_logp` for each message."""
+    return [
+        {"messages": row["messages"], "old_logp": [-4 - number / 2 for number in row["ratio"]]}
+        for row in chats(count)[0]
+    ]
+
+
 def words(pick: random.Random, least: int = 1, most: int = 8) -> list[int]:
     return [pick.randint(12, tiny.VOCAB - 1) for _ in range(pick.randint(least, most))]
 
@@ -98,10 +111,5 @@ def loss(model: Any, rows: list[dict[str, Any]], weight: oracle.Weight = oracle.
 
 
 def register(monkeypatch: Any) -> None:
-    """Let `loss: ratio` and `loss: two` be named in a config, as a plugin's objectives are."""
-    shipped = builtin.register_objectives
-
-    def register_objectives() -> list[type[Objective]]:
-        return [*shipped(), Ratio, Two]
-
-    monkeypatch.setattr(builtin, "register_objectives", hookimpl(register_objectives))
+    """Let `loss: ratio` and `loss: two` be named in a config."""
+    register_all(monkeypatch, Ratio, Two)

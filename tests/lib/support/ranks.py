@@ -29,6 +29,7 @@ LOSSES: dict[str, Any] = {
     "dft": "dft",
     "divided": Divided(),
     "of_sequence": OfSequence(),
+    "iw_sft": "iw_sft",
     "ramp": {"name": "dft", "alpha": {"from": 0.0, "to": 1.0, "until": 2}},
 }
 

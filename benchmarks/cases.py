@@ -91,6 +91,7 @@ ON_LOGITS = (
     Variant("ms-swift", partial(peers.on_logits, peers.ms_swift)),
 )
 
+
 def _family(name: str, make: Callable[..., Any], *args: Any, **options: Any) -> Variant:
     return Variant(name, partial(make, *args, **options), own=True, checked=False)
 

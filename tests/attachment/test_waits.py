@@ -69,7 +69,7 @@ def test_a_step_waits_for_its_labels_and_for_what_the_stock_model_waits_for(case
 
 
 def test_labels_go_ahead_of_the_backbone_and_the_transform_is_read_behind_the_kernel(monkeypatch):
-    model, happened = waits.CASES["softcap"].make(), []
+    model, happened = waits.CASES["scale by a tensor"].make(), []
     attachment = attach(model)
     fetched = waits.transfer.Fetched
 

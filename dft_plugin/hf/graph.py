@@ -100,8 +100,8 @@ def _number_of_python(saved: Any) -> float | None:
     if other is None or torch.result_type(saved, torch.empty((), dtype=other, device="cpu")) != other:
         return None
     # Not by an operator: modes that stand between would get the bare number.
-    number: float = saved.tolist()
-    return number
+    number: Any = saved.tolist()
+    return float(number)
 
 
 def is_compiled(tensor: Tensor) -> bool:

@@ -166,7 +166,7 @@ class Passes:
         with_graph = torch.is_grad_enabled() or (known is not None and known.with_graph)
         reason = None if known is None else known.why_not_lean
         steady = known is None or known.transform == verdict
-        told = known and known.told
+        told = None if known is None else known.told
         self.route = Route("lean", verdict, reason, vocab_size, id(door.owner), with_graph, steady, told)
         hidden_BSD = stand_in.hidden
         if stand_in.calls != 1 or hidden_BSD is None:

@@ -24,7 +24,7 @@ from dft_plugin.hf.called import CalledHead
 from dft_plugin.hf.head import find_door
 from dft_plugin.hf.interception import HeadStandIn, require_mapping, resting, standing_in
 from dft_plugin.hf.routing import NotLean, called_often, is_fsdp2, is_sharded
-from dft_plugin.hf.untouched import copied, unnoticed
+from dft_plugin.hf.untouched import copied, untouched
 
 Forward = Callable[..., Any]
 
@@ -204,7 +204,7 @@ def refer(
     given = copied(given)
     with (
         torch.no_grad(),
-        unnoticed(model),
+        untouched(model),
         reference.standing(model, forward) as (module, run),
         resting(module),
     ):

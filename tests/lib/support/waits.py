@@ -208,6 +208,10 @@ def _hooked() -> Any:
     return model
 
 
+def _capped() -> Any:
+    return attached.build("gemma2", final_logit_softcapping=5.0)
+
+
 @dataclass(frozen=True)
 class Case:
     """A model, a loss, and what its steps may wait for beyond the stock model.
@@ -257,11 +261,11 @@ CASES = {
     "evaluation": Case(tiny.llama, training=False, counted=True),
     "evaluation without logits": Case(tiny.llama, _IN_CHUNKS, training=False, want_logits=False, counted=True),
     "MoE, evaluation without logits": Case(tiny.mixtral, _IN_CHUNKS, training=False, want_logits=False),
-    "softcap": _by_number(lambda: attached.build("gemma2", final_logit_softcapping=5.0)),
+    "softcap": _by_number(_capped),
     "scale": _by_number(lambda: attached.build("granite", logits_scaling=8.0)),
     # The labels, and what the model did to its logits, which is read behind the kernel: no graph tells it.
     "softcap, evaluation without logits": Case(
-        lambda: attached.build("gemma2", final_logit_softcapping=5.0),
+        _capped,
         training=False,
         want_logits=False,
         fetched=2,

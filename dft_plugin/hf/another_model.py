@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from dft_plugin.errors import ConflictError, name_of
+from dft_plugin.hf.graph import Steps
+from dft_plugin.kernels import Transform
 
 
 class AnotherModel:
@@ -20,10 +22,14 @@ class AnotherModel:
         model: it; frozen from now on.
         word: what stands after `reference:`.
         says: what it is.
+
+    Attributes:
+        told: the steps that it took to transform its logits, and the transform that their values told then.
     """
 
     def __init__(self, model: Any, word: str, says: str) -> None:
         self.word, self.says = word, says
+        self.told: tuple[Steps, Transform] | None = None
         self.model = model.requires_grad_(False).eval()
 
     def __deepcopy__(self, memo: Any) -> AnotherModel:

@@ -208,7 +208,8 @@ def _hooked() -> Any:
     return model
 
 
-def _capped() -> Any:
+def capped() -> Any:
+    """Caps its logits by a number of its config."""
     return attached.build("gemma2", final_logit_softcapping=5.0)
 
 
@@ -224,6 +225,9 @@ class Case:
         training: whether it is trained.
         want_logits: as for `Attachment.answering`.
         counted: whether statistics are of some rows only.
+        columns: what the data has for the loss.
+        given: what a batch has besides, of which the labels' shape is known.
+        splits: whether a step may have several parts, so that somebody else counts it.
     """
 
     make: Callable[[], Any]
@@ -233,6 +237,9 @@ class Case:
     training: bool = True
     want_logits: bool | None = None
     counted: bool = False
+    columns: tuple[str, ...] = ()
+    given: Callable[[Any], dict[str, Tensor]] = lambda batch: {}
+    splits: bool = True
 
 
 SHOWN = hasattr(torch._C._autograd.SavedTensor, "data")
@@ -261,11 +268,11 @@ CASES = {
     "evaluation": Case(tiny.llama, training=False, counted=True),
     "evaluation without logits": Case(tiny.llama, _IN_CHUNKS, training=False, want_logits=False, counted=True),
     "MoE, evaluation without logits": Case(tiny.mixtral, _IN_CHUNKS, training=False, want_logits=False),
-    "softcap": _by_number(_capped),
+    "softcap": _by_number(capped),
     "scale": _by_number(lambda: attached.build("granite", logits_scaling=8.0)),
     # The labels, and what the model did to its logits, which is read behind the kernel: no graph tells it.
     "softcap, evaluation without logits": Case(
-        _capped,
+        capped,
         training=False,
         want_logits=False,
         fetched=2,

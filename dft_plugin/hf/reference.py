@@ -233,7 +233,7 @@ def refer(
 
 
 class _GraphOfProbe(HeadStandIn):
-    """Stands where the head stands in a pass without a graph, and begins one there: it tells what is done to the probe.
+    """Stands where the head stands in a pass without a graph, and begins one there, of what is done to the probe.
 
     It ends with the pass, whose `no_grad` puts back what was before.
     """

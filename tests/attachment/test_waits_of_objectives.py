@@ -86,10 +86,8 @@ def test_a_copy_runs_without_a_graph_but_for_the_probe():
     attachment = attach(model, {"name": "prift", "reference": "copy"})
     kept = []
     model(**tiny.batch()).loss.backward()
-    copy = attachment.reference.model
-    copy.get_decoder().layers[0].register_forward_hook(
-        lambda module, args, output: kept.append(torch.is_grad_enabled())
-    )
+    layer = attachment.reference.model.get_decoder().layers[0]
+    layer.register_forward_hook(lambda *_: kept.append(torch.is_grad_enabled()))
     model(**tiny.batch()).loss.backward()
     assert kept == [False]
     with torch.no_grad():

@@ -48,6 +48,8 @@ def _taken(inputs: dict[str, Any]) -> dict[str, Tensor]:
     return found | {key.removeprefix(BITS): inputs.pop(key).view(torch.float32) for key in bits}
 
 
+# Torch 2.8's compiler fails over guards on what an objective declares.
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
 def facts_of(plan: LossPlan, inputs: dict[str, Any], clock: Clock | None) -> Facts:
     """Take the columns out of the arguments of a labelled call, and find what the plan wants to know besides.
 

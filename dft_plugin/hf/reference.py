@@ -167,6 +167,8 @@ def refuse_prompts(model: Any, plan: LossPlan) -> None:
         )
 
 
+# As `facts.facts_of`.
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
 def wanted_of(plan: LossPlan, facts: Facts) -> Wanted:
     """Say what is read of a reference now, and is not in the batch."""
     if not plan.refers:

@@ -51,8 +51,8 @@ class Facts:
     """What is known of a batch beside its labels; what is of positions is aligned with these.
 
     Attributes:
-        sequence_BS: int64 on the CPU, which sequence of the batch the predicted token is in; None: nobody asks.
-        position_BS: int64 on the CPU, its position in its sequence; None: nobody asks.
+        sequence_BS: int64, which sequence of the batch the predicted token is in; None: nobody asks.
+        position_BS: int64, its position in its sequence; None: nobody asks.
         columns: numbers of the data by the name of their column, [B, S].
         clock: how far the run is; None where nobody knows.
         reference: what a frozen reference made of the batch; None where nobody asks.
@@ -108,16 +108,14 @@ class Selection:
         """Return what a kernel gets, on the device of the hidden states or the logits."""
         facts, sequence_T, position_T = self.facts, None, None
         if facts.sequence_BS is not None and facts.position_BS is not None:
-            # Those without targets are left out of the numbering.
-            numbers_T = torch.unique(facts.sequence_BS.reshape(-1)[self.positions_T], return_inverse=True)[1]
-            sequence_T = send(numbers_T, device)
-            position_T = send(facts.position_BS.reshape(-1)[self.positions_T], device)
-        columns = {name: self._column(column, device) for name, column in facts.columns.items()}
+            sequence_T = _numbered(self._chosen(facts.sequence_BS, device))
+            position_T = self._chosen(facts.position_BS, device)
+        columns = {name: self._chosen(column, device).float() for name, column in facts.columns.items()}
         return Targets(send(self.ids_T, device), position_T, sequence_T, columns, facts.clock)
 
-    def _column(self, column_BS: Tensor, device: torch.device) -> Tensor:
-        column_N = column_BS.to(device, non_blocking=True).reshape(-1)
-        return column_N.index_select(0, send(self.positions_T, device)).float()
+    def _chosen(self, of_BS: Tensor, device: torch.device) -> Tensor:
+        of_N = of_BS.to(device, non_blocking=True).reshape(-1)
+        return of_N.index_select(0, send(self.positions_T, device))
 
     def rows(self, of: Tensor) -> Tensor:
         """Return [T, ...], the scored rows of a tensor that has one for each position: `shape`, then a dimension."""
@@ -128,6 +126,14 @@ class Selection:
         """Return which positions are scored: bool, of the labels' shape, on a device."""
         mask_N = torch.zeros(self.shape.numel(), dtype=torch.bool, device=device)
         return mask_N.index_fill_(0, send(self.positions_T, device), True).view(self.shape)
+
+
+def _numbered(index_T: Tensor) -> Tensor:
+    """Number what occurs, 0, 1 ... in its order; as `torch.unique`, whose size would be waited for."""
+    sorted_T, order_T = index_T.sort()
+    numbers_T = torch.zeros_like(order_T)
+    numbers_T[1:] = (sorted_T[1:] != sorted_T[:-1]).cumsum(0)
+    return torch.empty_like(order_T).scatter_(0, order_T, numbers_T)
 
 
 def select(labels: Tensor, ignore_index: int = IGNORE_INDEX, facts: Facts | None = None) -> Selection:

@@ -10,6 +10,8 @@ from dft_plugin.config.settings import REFERENCES
 from dft_plugin.config.spelling import did_you_mean
 from dft_plugin.errors import ConflictError
 from dft_plugin.hf.copies import deep_copy
+from dft_plugin.hf.graph import Steps
+from dft_plugin.kernels import Transform
 
 
 class AnotherModel:
@@ -19,10 +21,14 @@ class AnotherModel:
         model: it; frozen from now on.
         word: what stands after `reference:`.
         says: what it is.
+
+    Attributes:
+        told: the steps that it took to transform its logits, and the transform that their values told then.
     """
 
     def __init__(self, model: Any, word: str, says: str) -> None:
         self.word, self.says = word, says
+        self.told: tuple[Steps, Transform] | None = None
         self.model = model.requires_grad_(False).eval()
 
     def __deepcopy__(self, memo: Any) -> AnotherModel:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.transfer import Fetched
+from dft_plugin.hf.graph import Steps
 from dft_plugin.kernels import Head, Transform
 from dft_plugin.kernels.softmax import accumulation_dtype
 from dft_plugin.objectives import NLL, Targets
@@ -50,10 +51,17 @@ class Reading:
 
     Args:
         found: the transform; a reason why there is none; or, of `_numbers`, what tells which of these it is.
+        steps: what the graph shows of what the model did, if that is all.
     """
 
-    def __init__(self, found: Transform | str | Fetched) -> None:
+    def __init__(self, found: Transform | str | Fetched, steps: Steps | None = None) -> None:
         self._found = found
+        self.steps = steps
+
+    @property
+    def waits(self) -> bool:
+        """Whether `read` may have to wait."""
+        return isinstance(self._found, Fetched)
 
     def read(self) -> Transform | str:
         """Return the transform, or a reason why the model does something else to its logits. May wait."""
@@ -62,19 +70,21 @@ class Reading:
         return self._found
 
 
-def ask(probed: Tensor, seen: Tensor) -> Reading:
+def ask(probed: Tensor, seen: Tensor, steps: Steps | None = None) -> Reading:
     """Compare what the stand-in returned with what the model made of it, without waiting for the device.
 
     Args:
         probed: what `probe_logits` gave, [1, K, V].
         seen: the same after the model's forward, whatever its shape.
+        steps: handed on.
     """
     if seen.shape != probed.shape:
         return Reading(f"the model changes the shape of its logits ({probed.shape[-1]} to {seen.shape[-1]} columns)")
     if seen.shape[-1] < len(_PROBE):
         return Reading("the vocabulary is too small to probe")
     with torch.no_grad():
-        return Reading(Fetched(_numbers(probed.detach().to(seen.device), seen.detach().to(probed.dtype))))
+        numbers = _numbers(probed.detach().to(seen.device), seen.detach().to(probed.dtype))
+        return Reading(Fetched(numbers), steps)
 
 
 def _numbers(probed: Tensor, seen: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import Facts, shift
-from dft_plugin.core.transfer import Fetched
 from dft_plugin.errors import ConflictError
 from dft_plugin.objectives import Clock
 
@@ -49,6 +48,8 @@ def _taken(inputs: dict[str, Any]) -> dict[str, Tensor]:
     return found | {key.removeprefix(BITS): inputs.pop(key).view(torch.float32) for key in bits}
 
 
+# Torch 2.8's compiler fails over guards on what an objective declares.
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
 def facts_of(plan: LossPlan, inputs: dict[str, Any], clock: Clock | None) -> Facts:
     """Take the columns out of the arguments of a labelled call, and find what the plan wants to know besides.
 
@@ -88,60 +89,74 @@ def facts_of(plan: LossPlan, inputs: dict[str, Any], clock: Clock | None) -> Fac
     if not any(one.places or one.scope != "token" for one in plan.every):
         return Facts(columns=columns, clock=clock)
     # Of the tokens that go in, whatever was done to their labels.
-    sequence_BS = sequences(inputs, labels.shape)
+    sequence_BS = sequences(inputs, labels)
     return Facts(shift(sequence_BS, 0), shift(positions(sequence_BS), 0), columns, clock)
 
 
-def sequences(inputs: Mapping[str, Any], shape: torch.Size) -> Tensor:
-    """Return which sequence of the batch each token is in, int64 [B, S] on the CPU, ascending along the tokens.
+def sequences(inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
+    """Return which sequence of the batch each token is in, int64 [B, S], ascending along the tokens.
 
-    A row is a sequence, unless the batch says that several are packed into it: by `seq_idx`, by `cu_seqlens` (or
-    `cu_seq_lens_q`), by an attention mask of numbers above 1, or by position ids that begin again.
+    A row is a sequence, unless the batch says that several are packed into it: by `seq_idx`, by an attention mask of
+    numbers above 1, by `cu_seqlens` (or `cu_seq_lens_q`), or by position ids that begin again. It is found out where
+    the labels are: on a device, without waiting for it.
 
     Args:
         inputs: keyword arguments of the model's forward.
-        shape: of the labels, [B, S].
+        labels: of any dtype, [B, S].
     """
-    begins_BS = _begins(inputs, shape)
+    begins_BS = _begins(inputs, labels)
     begins_BS[:, 0] = True
-    return begins_BS.flatten().cumsum(0).view(shape) - 1
+    return begins_BS.flatten().cumsum(0).view(labels.shape) - 1
 
 
 def positions(sequence_BS: Tensor) -> Tensor:
     """Return the position of each token in its sequence, int64 [B, S], given which sequence it is in."""
     sequence_N = sequence_BS.reshape(-1)
-    first_P = torch.full((int(sequence_N.max()) + 1,), sequence_N.numel()) if sequence_N.numel() else sequence_N
-    at_N = torch.arange(sequence_N.numel())
-    return (at_N - first_P.scatter_reduce(0, sequence_N, at_N, "amin")[sequence_N]).view(sequence_BS.shape)
+    at_N = torch.arange(sequence_N.numel(), device=sequence_N.device)
+    first_N = torch.zeros_like(at_N)
+    first_N[1:] = at_N[1:].where(sequence_N[1:] != sequence_N[:-1], 0).cummax(0).values
+    return (at_N - first_N).view(sequence_BS.shape)
 
 
-def _begins(inputs: Mapping[str, Any], shape: torch.Size) -> Tensor:
+def _begins(inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
     """Return where a new sequence begins inside a row, bool [B, S]."""
-    begins_BS = torch.zeros(shape, dtype=torch.bool)
-    for name in ("seq_idx", "attention_mask"):
-        index_BS = _fetched(inputs.get(name), shape)
-        if index_BS is not None and (name == "seq_idx" or int(index_BS.max()) > 1):
-            begins_BS[:, 1:] = index_BS[:, 1:] != index_BS[:, :-1]
-            return begins_BS
+    index_BS = _like(labels, inputs.get("seq_idx"))
+    if index_BS is not None:
+        return _changes(index_BS)
+    begins_BS = _begins_by_places(inputs, labels)
+    mask_BS = _like(labels, inputs.get("attention_mask"))
+    if mask_BS is not None and mask_BS.numel():
+        begins_BS = torch.where(mask_BS.amax() > 1, _changes(mask_BS), begins_BS)
+    return begins_BS
+
+
+def _begins_by_places(inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
+    begins_BS = torch.zeros(labels.shape, dtype=torch.bool, device=labels.device)
     for name in ("cu_seqlens", "cu_seq_lens_q"):
         ends_P = inputs.get(name)
         if isinstance(ends_P, Tensor):
-            at_P = Fetched(ends_P).read().long().flatten()
-            begins_BS.view(-1)[at_P[at_P < begins_BS.numel()]] = True
-            return begins_BS
+            # What ends the batch begins nothing in it.
+            at_P = ends_P.flatten().to(labels.device, torch.long, non_blocking=True).clamp(max=labels.numel())
+            return begins_BS.new_zeros(labels.numel() + 1).index_fill_(0, at_P, True)[:-1].view(labels.shape)
     positions = inputs.get("position_ids")
     if isinstance(positions, Tensor) and positions.dim() == 3:
         # Of a multimodal model, one for each of three axes.
         positions = positions[0]
-    position_BS = _fetched(positions, shape)
+    position_BS = _like(labels, positions)
     if position_BS is not None:
         begins_BS[:, 1:] = position_BS[:, 1:] < position_BS[:, :-1]
         begins_BS |= position_BS == 0
     return begins_BS
 
 
-def _fetched(tensor: Any, shape: torch.Size) -> Tensor | None:
+def _changes(index_BS: Tensor) -> Tensor:
+    changes_BS = torch.zeros(index_BS.shape, dtype=torch.bool, device=index_BS.device)
+    changes_BS[:, 1:] = index_BS[:, 1:] != index_BS[:, :-1]
+    return changes_BS
+
+
+def _like(labels: Tensor, tensor: Any) -> Tensor | None:
     # Positions of one row may stand for all.
-    if not isinstance(tensor, Tensor) or tensor.shape not in (shape, torch.Size((1, shape[-1]))):
+    if not isinstance(tensor, Tensor) or tensor.shape not in (labels.shape, torch.Size((1, labels.shape[-1]))):
         return None
-    return Fetched(tensor).read().expand(shape)
+    return tensor.to(labels.device, non_blocking=True).expand(labels.shape)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
+
+Steps = tuple[torch.dtype, torch.Size, tuple[tuple[str, float | None], ...]]
+"""What made a tensor from a leaf, see `by_numbers`."""
+
+_FACTORS = ("MulBackward0", "DivBackward0")
+_OF_NOTHING_ELSE = ("CloneBackward0", "TanhBackward0")
 
 
 def leaves(tensor: Tensor, known: Iterable[Any] = ()) -> Iterator[Tensor]:
@@ -56,8 +63,6 @@ def is_sum_with(tensor: Tensor, part: Any) -> bool:
         others += [following for following, _ in node.next_functions]
     return times == 1
 
-
-_FACTORS = ("MulBackward0", "DivBackward0")
 
 _STRAIGHT = frozenset(
     {"AddBackward0", "SubBackward0", "NegBackward0", "SumBackward0", "MeanBackward0", "StackBackward0", "CatBackward0"}
@@ -141,6 +146,46 @@ def _signed(number: int | None) -> int:
     """Return what autograd has kept without its sign."""
     number = number or 0
     return number - 2**64 if number >= 2**63 else number
+
+
+def by_numbers(tensor: Tensor, leaf: Tensor) -> Steps | None:
+    """Say how a tensor was computed from a leaf, if that took a few operations and numbers that Python gave.
+
+    Tensors of which the same is said are the same function of their leaves. Nothing is asked of a device: autograd
+    keeps such a number on the CPU, and as it is, whatever hooks take what it saves. A torch that does not show what it
+    saved (2.8) tells none.
+
+    Args:
+        tensor: with a graph, or without.
+        leaf: gets a gradient.
+
+    Returns:
+        Operations and numbers, from the tensor back to the leaf; None: it took more than these.
+    """
+    steps, node = list[tuple[str, float | None]](), tensor.grad_fn
+    while node is not None and getattr(node, "variable", None) is not leaf:
+        name, number = node.name(), None
+        if name in _FACTORS:
+            number = _number_of_python(getattr(node._raw_saved_other, "data", None))  # type: ignore[attr-defined]
+        if number is None and name not in _OF_NOTHING_ELSE:
+            return None
+        steps.append((name, number))
+        following = [behind for behind, _ in node.next_functions if behind is not None]
+        node = following[0] if len(following) == 1 else None
+    return None if node is None else (tensor.dtype, tensor.shape, tuple(steps))
+
+
+def _number_of_python(saved: Any) -> float | None:
+    """Return the number of which torch has made a tensor, as it does for an operation; None: it is another tensor."""
+    if not isinstance(saved, Tensor) or saved.dim() or not saved.is_cpu:
+        return None
+    # Such a one gives way to another of its kind, whatever that one's precision.
+    other = {torch.float64: torch.float32, torch.int64: torch.int32}.get(saved.dtype)
+    if other is None or torch.result_type(saved, torch.empty((), dtype=other, device="cpu")) != other:
+        return None
+    # Not by an operator: modes that stand between would get the bare number.
+    number: Any = saved.tolist()
+    return float(number)
 
 
 def is_compiled(tensor: Tensor) -> bool:

@@ -76,6 +76,12 @@ class HeadStandIn(nn.Module):
         """Whether `logits` are what was returned here, and nobody has written into them."""
         return logits is self.answer and version_of(logits) == 0
 
+    def steps_to(self, logits: Tensor) -> graph.Steps | None:
+        """Say what the model did to what was returned here, where graph and versions show it; None: ask the values."""
+        if self.answer is None or version_of(self.answer) != 0 or version_of(logits) != 0:
+            return None
+        return graph.by_numbers(logits, self.probe)
+
     def keeps_slope(self, logits: Tensor, transform: Transform) -> bool:
         """Whether the gradient that comes back through `logits` is that of their values; asked with a graph. Waits."""
         slope = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype, device=logits.device).view_as(logits)

@@ -20,7 +20,7 @@ from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import Facts, Selection
 from dft_plugin.core.transfer import version_of
 from dft_plugin.errors import DftError
-from dft_plugin.hf import calibration
+from dft_plugin.hf import calibration, routing
 from dft_plugin.hf.calibration import Reading
 from dft_plugin.hf.called import CalledHead, MixedHeadError
 from dft_plugin.hf.entry import enter
@@ -158,8 +158,7 @@ class Passes:
             verdict = agree(model, verdict_of(asked))
             self._head = KnownHead()
         else:
-            # A transform that stays is read when the device has the kernel to work on.
-            verdict = known.transform if known.steady else verdict_of(asked)
+            verdict = routing.expected(asked, known)
         if isinstance(verdict, NotLean):
             return verdict
         if isinstance(asked, NotLean):
@@ -167,7 +166,8 @@ class Passes:
         with_graph = torch.is_grad_enabled() or (known is not None and known.with_graph)
         reason = None if known is None else known.why_not_lean
         steady = known is None or known.transform == verdict
-        self.route = Route("lean", verdict, reason, vocab_size, id(door.owner), with_graph, steady)
+        told = None if known is None else known.told
+        self.route = Route("lean", verdict, reason, vocab_size, id(door.owner), with_graph, steady, told)
         hidden_BSD = stand_in.hidden
         if stand_in.calls != 1 or hidden_BSD is None:
             return called_often(stand_in)
@@ -190,6 +190,8 @@ class Passes:
         late = verdict_of(asked)
         if isinstance(late, NotLean):
             return late
+        if asked.steps is not None:
+            self.route = replace(self.route, told=(asked.steps, late))
         seen.output["logits"] = None
         return Pass(seen.output, result, seen.auxiliary)
 

@@ -24,7 +24,7 @@ from dft_plugin.hf.called import CalledHead
 from dft_plugin.hf.head import find_door, read_head
 from dft_plugin.hf.interception import HeadStandIn, require_mapping, resting, standing_in
 from dft_plugin.hf.routing import NotLean, called_often, is_fsdp2, is_sharded
-from dft_plugin.hf.untouched import copied, unnoticed
+from dft_plugin.hf.untouched import copied, untouched
 from dft_plugin.kernels import Head, Transform
 
 Forward = Callable[..., Any]
@@ -167,6 +167,8 @@ def refuse_prompts(model: Any, plan: LossPlan) -> None:
         )
 
 
+# As `facts.facts_of`.
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
 def wanted_of(plan: LossPlan, facts: Facts) -> Wanted:
     """Say what is read of a reference now, and is not in the batch."""
     if not plan.refers:
@@ -205,7 +207,7 @@ def refer(
     given = copied(given)
     with (
         torch.no_grad(),
-        unnoticed(model),
+        untouched(model),
         reference.standing(model, forward) as (module, run),
         resting(module),
     ):
@@ -214,7 +216,7 @@ def refer(
             return Referred(wanted, logits, logits.shape[-1])
         another = isinstance(reference, AnotherModel)
         probe = calibration.probe_logits(vocab_size) if another else torch.zeros(1, 1, vocab_size)
-        stand_in = HeadStandIn(module.get_output_embeddings(), probe)
+        stand_in = (_GraphOfProbe if another else HeadStandIn)(module.get_output_embeddings(), probe)
         with standing_in(module, stand_in):
             output = require_mapping(module, run(**given, return_dict=True))
     if isinstance(reference, AnotherModel) and not stand_in.calls:
@@ -224,13 +226,40 @@ def refer(
         )
     if stand_in.calls != 1 or stand_in.hidden is None:
         return called_often(stand_in)
-    if not another:
+    if not isinstance(reference, AnotherModel):
         return Referred(wanted, stand_in.hidden, vocab_size)
-    # Of the same class it may scale or cap its logits in another way.
-    transform = calibration.ask(stand_in.probe, output.logits).read()
+    transform = _transform_of(reference, stand_in, output.logits)
     if isinstance(transform, str):
         return NotLean(f"of the reference, {transform}", final=False)
     return Referred(wanted, stand_in.hidden, vocab_size, transform=transform)
+
+
+class _GraphOfProbe(HeadStandIn):
+    """Stands where the head stands in a pass without a graph, and begins one there, of what is done to the probe.
+
+    It ends with the pass, whose `no_grad` puts back what was before.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Keep `hidden` [B, S, D], and return the probe."""
+        if not torch.is_inference_mode_enabled():
+            torch.set_grad_enabled(True)
+            self.probe.requires_grad_()
+        return super().forward(hidden.detach())
+
+
+def _transform_of(reference: AnotherModel, stand_in: HeadStandIn, logits: Tensor) -> Transform | str:
+    """Ask what another model does to its logits: of the same class, it may scale or cap them in another way.
+
+    The values are asked, for which the device is waited for, unless the graph shows the steps of the pass before.
+    """
+    steps = stand_in.steps_to(logits)
+    if reference.told is not None and steps == reference.told[0]:
+        return reference.told[1]
+    found = calibration.ask(stand_in.probe, logits).read()
+    if steps is not None and not isinstance(found, str):
+        reference.told = steps, found
+    return found
 
 
 def _require_plain(reference: Reference, model: Any, inputs: Mapping[str, Any]) -> None:

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dft_plugin.core.transfer import version_of
-
 Restore = Callable[[], object]
 
 
@@ -25,7 +23,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     Random numbers are drawn again by whoever comes next (of torch on every device that the model uses, of Python
     and NumPy, by which speech encoders mask their spectrograms), and buffers hold what they held: a BatchNorm in
-    train mode updates its running statistics in every pass, with or without gradients.
+    train mode updates its running statistics in every pass, with or without gradients. Nothing waits for the device.
     """
     restores = [*_random_states(model), *_buffers(model)]
     try:
@@ -33,31 +31,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
     finally:
         for restore in restores:
             restore()
-
-
-@contextmanager
-def unnoticed(model: nn.Module) -> Iterator[None]:
-    """Run a pass that comes beside each one of a training; as `untouched`, but without a wait for the device.
-
-    So buffers are not compared: what counts is whether somebody wrote into them.
-    """
-    restores = _random_states(model)
-    buffers = [
-        (module, name, buffer, version_of(buffer), buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None and not buffer.is_meta
-    ]
-    try:
-        yield
-    finally:
-        for restore in restores:
-            restore()
-        for module, name, buffer, version, before in buffers:
-            module._buffers[name] = buffer
-            if version is None or version_of(buffer) != version:
-                with torch.no_grad():
-                    buffer.copy_(before)
 
 
 def copied(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,12 +157,20 @@ def _buffers(model: nn.Module) -> list[Restore]:
 
 
 def _kept_buffer(module: nn.Module, name: str, buffer: Tensor) -> Restore:
-    before = buffer.detach().clone()
+    before = _once(buffer.detach()).clone()
 
     def restore() -> None:
         module._buffers[name] = buffer
-        if not torch.equal(before, buffer):
-            with torch.no_grad():
-                buffer.copy_(before)
+        # Without comparing, for which the device would be waited for, and not counted as a write: an older graph may
+        # have saved what is put back.
+        with torch.no_grad(), torch.inference_mode(buffer.is_inference()):
+            _once(buffer.data).copy_(before)
 
     return restore
+
+
+def _once(tensor: Tensor) -> Tensor:
+    """Return a tensor in which no number stands in two places, as it does in one that was expanded."""
+    for dim, stride in enumerate(tensor.stride() if tensor.layout == torch.strided else ()):
+        tensor = tensor.narrow(dim, 0, 1) if stride == 0 and tensor.shape[dim] > 1 else tensor
+    return tensor

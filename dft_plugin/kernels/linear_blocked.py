@@ -160,8 +160,8 @@ class _Running:
             rest_T1=zero_T1,
             e_log_e_T1=zero_T1,
             e_squared_T1=zero_T1,
-            x_target_T1=zero_T1.clone(),
-            slope_target_T1=zero_T1.clone(),
+            x_target_T1=zero_T1,
+            slope_target_T1=torch.ones_like(zero_T1),
             grad_TD=torch.zeros_like(hidden_TD, dtype=dtype) if with_grad else None,
             added={},
         )
@@ -228,11 +228,14 @@ class _Running:
             self.grad_TD += e_TB @ weight_BD
 
     def _take_targets_out_(self, x_TB: Tensor, slope_TB: Tensor | None, columns_T: Tensor) -> None:
-        here = ((columns_T >= 0) & (columns_T < x_TB.shape[1])).nonzero()[:, 0]
-        columns = columns_T[here]
-        self.x_target_T1[here, 0] = x_TB[here, columns]
-        self.slope_target_T1[here, 0] = 1.0 if slope_TB is None else slope_TB[here, columns]
-        x_TB[here, columns] = -torch.inf
+        # Of all rows, since which of them have their target here would have to be asked of the device.
+        column_T1 = columns_T.clamp(0, x_TB.shape[1] - 1)[:, None]
+        here_T1 = columns_T[:, None] == column_T1
+        x_T1 = x_TB.gather(1, column_T1)
+        self.x_target_T1 = torch.where(here_T1, x_T1, self.x_target_T1)
+        if slope_TB is not None:
+            self.slope_target_T1 = torch.where(here_T1, slope_TB.gather(1, column_T1), self.slope_target_T1)
+        x_TB.scatter_(1, column_T1, x_T1.masked_fill_(here_T1, -torch.inf))
 
     def finish(self, target_weight_TD: Tensor) -> Rows:
         """Put the targets in, return the statistics, and leave the gradient divided by R.

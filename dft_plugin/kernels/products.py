@@ -11,10 +11,14 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from dft_plugin.kernels.gemm import half_is_faster
 from dft_plugin.kernels.softmax import HALF_PEAK
 
 _BLOCK_ROWS = 8192
 """Rows of a sum that are added at a time where a GEMM cannot do it."""
+
+_WIDENED_BYTES = 8 << 20
+"""A block of what is multiplied, copied to float32: it stays near the cores."""
 
 _FLOAT16_EXPONENT = 15
 """Sums of float16 are kept below 2 to this power, half of what they may be."""
@@ -25,7 +29,8 @@ def add_product_(total_VN: Tensor, grad_CV: Tensor, right_CN: Tensor, *, first: 
 
     A sum of a dtype wider than that of the GEMM costs least where a GEMM of half precision adds to a float32 matrix:
     one read and one write of it for each chunk, and no rounding between. Elsewhere a block of its rows is multiplied
-    into a buffer, and that is added.
+    into a buffer, and that is added. A CPU that is not faster in half precision multiplies in the dtype of sums, and
+    rounds nothing at all.
 
     Args:
         total_VN: of the dtype of sums.
@@ -40,11 +45,36 @@ def add_product_(total_VN: Tensor, grad_CV: Tensor, right_CN: Tensor, *, first: 
         else:
             total_VN.addmm_(left_VC, right_CN)
         return
+    can = widening_gemms(total_VN.device, left_VC.dtype, total_VN.dtype)
+    if left_VC.is_cpu and not can and not half_is_faster(left_VC.dtype):
+        _add_copied_(total_VN, left_VC, right_CN, first=first)
+        return
     undo_N = _fit_float16_(right_CN) if left_VC.dtype == torch.float16 else None
-    _add_widened_(total_VN, left_VC, right_CN.to(left_VC.dtype), undo_N, first=first)
+    _add_widened_(total_VN, left_VC, right_CN.to(left_VC.dtype), undo_N, can, first=first)
 
 
-def _add_widened_(total_VN: Tensor, left_VC: Tensor, right_CN: Tensor, undo_N: Tensor | None, *, first: bool) -> None:
+def _add_copied_(total_VN: Tensor, left_VC: Tensor, right_CN: Tensor, *, first: bool) -> None:
+    """Add a product in the dtype of sums, with copies of the left side in it."""
+    V, C = left_VC.shape
+    step = max(64, _WIDENED_BYTES // (max(C, 1) * total_VN.dtype.itemsize))
+    for start in range(0, V, step):
+        rows = slice(start, start + step)
+        left_BC = left_VC[rows].to(total_VN.dtype)
+        if first:
+            torch.mm(left_BC, right_CN, out=total_VN[rows])
+        else:
+            total_VN[rows].addmm_(left_BC, right_CN)
+
+
+def _add_widened_(
+    total_VN: Tensor,
+    left_VC: Tensor,
+    right_CN: Tensor,
+    undo_N: Tensor | None,
+    can: frozenset[str],
+    *,
+    first: bool,
+) -> None:
     """Add a product of half precision to a sum that is not.
 
     Args:
@@ -52,9 +82,9 @@ def _add_widened_(total_VN: Tensor, left_VC: Tensor, right_CN: Tensor, undo_N: T
         left_VC: of half precision.
         right_CN: of the same dtype.
         undo_N: what the columns of the product are to be multiplied by, or None.
+        can: the GEMMs that widen, see `widening_gemms`.
         first: see `add_product_`.
     """
-    can = widening_gemms(total_VN.device, left_VC.dtype, total_VN.dtype)
     if undo_N is None and _added_whole(total_VN, left_VC, right_CN, can, first=first):
         return
     V, N = total_VN.shape

@@ -90,6 +90,54 @@ def test_an_asked_for_kernel_stops_at_the_batch_that_cannot_be_scored_by_it():
         model(**tiny.batch(), heat=2.0)
 
 
+def test_a_pass_that_fails_tells_nothing_of_the_next_one():
+    # Its steps were seen, but not what came of them.
+    model, stock = build(Heated), build(Heated)
+    attachment = attach(model, "nll")
+    kernel = attachment.plan.kernel
+    for _ in range(2):
+        model(**tiny.batch(), heat=2.0)
+
+    def out_of_memory(*args, **kwargs):
+        raise torch.OutOfMemoryError("as a large batch does")
+
+    attachment.plan = replace(attachment.plan, kernel=out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        model(**tiny.batch(), heat=3.0)
+    attachment.plan = replace(attachment.plan, kernel=kernel)
+    batch = {**tiny.batch(), "heat": 3.0}
+    attached.assert_same(attached.backward(model, batch), attached.backward(stock, batch), loss_gap=5e-6)
+
+
+def test_an_evaluation_between_two_steps_is_scored_with_its_own_transform_and_so_are_they():
+    model, stock = build(Capped), build(Capped)
+    attach(model, "nll")
+    for heat, there in ((2.0, 2.0), (2.0, 5.0), (2.0, 2.0)):
+        batch = {**tiny.batch(), "heat": heat}
+        attached.assert_same(attached.backward(model, batch), attached.backward(stock, batch), loss_gap=5e-6)
+        with torch.no_grad():
+            ours, theirs = (m(**tiny.batch(), heat=there).loss for m in (model, stock))
+        assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+
+
+class ByTensor(Odd):
+    def odd(self, logits, hidden_BSD, kwargs):
+        return logits * torch.tensor(2.0)
+
+
+def test_what_hooks_have_packed_stays_packed_until_the_backward_pass():
+    # Hooks that offload activations hand each out once.
+    model, unpacked = build(ByTensor), []
+    attach(model, "nll")
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: unpacked.append(1) or tensor):
+        model(**tiny.batch())
+        unpacked.clear()
+        loss = model(**tiny.batch()).loss
+        assert not unpacked
+        loss.backward()
+    assert unpacked
+
+
 class MaskedInPlace(Odd):
     def finish(self, logits, labels, kwargs):
         labels[:, :8] = -100

@@ -2,63 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from support import tiny, waits
+from support.stepping import Steps, watched
 
 from dft_plugin import attach
 from dft_plugin.hf.labels import SentAhead
 
-COUNTED = torch.tensor([True, False, True])
-"""Rows of a batch that statistics count; a loader's business, so it is on the CPU."""
-
 every_case = pytest.mark.parametrize("case", waits.CASES.values(), ids=waits.CASES.keys())
-
-
-class Steps:
-    """Steps of a model, ours if a loss is given."""
-
-    def __init__(self, case, loss=None, device="cpu"):
-        self.model = case.make().train(case.training).to(device)
-        self.attachment = attach(self.model, loss) if loss is not None else None
-        self.case, self.device, self.step = case, device, 0
-        if not case.training and loss is not None:
-            # A run has trained before it evaluates.
-            self.model.train()
-            self.model(**self.batch()).loss.backward()
-            self.model.eval()
-
-    def batch(self):
-        self.step += 1
-        return {key: value.to(self.device) for key, value in tiny.batch(masked=self.step, seed=self.step).items()}
-
-    def __call__(self, batch):
-        how = {}
-        if self.case.counted:
-            how["counted_B"] = COUNTED
-        if self.case.want_logits is not None:
-            how["want_logits"] = self.case.want_logits
-        answering = contextlib.nullcontext() if self.attachment is None else self.attachment.answering(**how)
-        with answering, torch.set_grad_enabled(self.case.training):
-            output = self.model(**batch, num_items_in_batch=48)
-            if self.case.training:
-                output.loss.backward()
-
-
-def watched(case, loss=None):
-    """What the second and the third step wait for."""
-    steps, seen = Steps(case, loss), []
-    steps(steps.batch())
-    for _ in range(2):
-        batch = steps.batch()
-        with waits.watching(COUNTED) as found:
-            steps(batch)
-        seen.append(found)
-    return seen
 
 
 @every_case
@@ -69,7 +24,7 @@ def test_a_step_waits_for_its_labels_and_for_what_the_stock_model_waits_for(case
 
 
 def test_labels_go_ahead_of_the_backbone_and_the_transform_is_read_behind_the_kernel(monkeypatch):
-    model, happened = waits.CASES["softcap"].make(), []
+    model, happened = waits.CASES["scale by a tensor"].make(), []
     attachment = attach(model)
     fetched = waits.transfer.Fetched
 

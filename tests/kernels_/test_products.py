@@ -72,9 +72,20 @@ def test_a_sum_of_the_dtype_of_the_gemm_begins_with_a_product():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_wider_one_rounds_each_product_only(dtype):
+def test_a_wider_one_rounds_each_product_only(monkeypatch, dtype):
+    monkeypatch.setattr(products, "half_is_faster", lambda dtype: True)
     # Half a unit in the last place of each product, in a sum of three.
     assert oracle.gap(summed(dtype), truth(dtype)) < torch.finfo(dtype).eps / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cpu_that_is_not_faster_in_half_precision_rounds_nothing_at_all(monkeypatch, dtype):
+    monkeypatch.setattr(products, "half_is_faster", lambda dtype: False)
+    for size in (products._WIDENED_BYTES, 1):
+        # In one block, and in two.
+        monkeypatch.setattr(products, "_WIDENED_BYTES", size)
+        expected = sum(grad_CV.double().t() @ right_CN.double() for grad_CV, right_CN in chunks(dtype))
+        assert oracle.gap(summed(dtype), expected) < 1e-6
 
 
 GEMMS = {

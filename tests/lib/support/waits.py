@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,7 +141,8 @@ class _Calls(TorchFunctionMode):
         if func is Tensor.to and "cpu" in [where for where in (*args, *(kwargs or {}).values()) if type(where) is str]:
             name = "to cpu"
         # `Fetched` itself is counted where it is made.
-        if name is not None and id(args[0]) not in self.on_cpu and "transfer.py" not in _place():
+        here = name is None or id(args[0]) in self.on_cpu or _is_number(args[0])
+        if not here and "transfer.py" not in _place():
             self.waits.seen[name, _place()] += 1
         return func(*args, **(kwargs or {}))
 
@@ -153,6 +155,12 @@ def _waits(name: str, args: Any, kwargs: Any) -> bool:
     # A number that is written at indices is copied to the device from memory that is not pinned.
     number = len(args) > 2 and args[2].dim() == 0
     return number or any(isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1])
+
+
+def _is_number(tensor: Tensor) -> bool:
+    """Whether torch has made it of a number that Python gave: such a one stays on the CPU, and gives way to others."""
+    other = {torch.float64: torch.float32, torch.int64: torch.int32}.get(tensor.dtype)
+    return other is not None and not tensor.dim() and torch.result_type(tensor, torch.empty((), dtype=other)) == other
 
 
 def _place() -> str:
@@ -178,6 +186,14 @@ class ByColumn(odd.Odd):
         return logits + torch.linspace(-1, 1, logits.shape[-1], device=logits.device)
 
 
+class ByTensor(odd.Odd):
+    """Scales its logits by a number that is on the device."""
+
+    def odd(self, logits: Tensor, hidden_BSD: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Scale."""
+        return logits * torch.full((), 0.5, device=logits.device)
+
+
 def _adapted(config: str, **how: Any) -> Any:
     import peft
 
@@ -192,6 +208,11 @@ def _hooked() -> Any:
     return model
 
 
+def capped() -> Any:
+    """Caps its logits by a number of its config."""
+    return attached.build("gemma2", final_logit_softcapping=5.0)
+
+
 @dataclass(frozen=True)
 class Case:
     """A model, a loss, and what its steps may wait for beyond the stock model.
@@ -204,6 +225,9 @@ class Case:
         training: whether it is trained.
         want_logits: as for `Attachment.answering`.
         counted: whether statistics are of some rows only.
+        columns: what the data has for the loss.
+        given: what a batch has besides, of which the labels' shape is known.
+        splits: whether a step may have several parts, so that somebody else counts it.
     """
 
     make: Callable[[], Any]
@@ -213,7 +237,16 @@ class Case:
     training: bool = True
     want_logits: bool | None = None
     counted: bool = False
+    columns: tuple[str, ...] = ()
+    given: Callable[[Any], dict[str, Tensor]] = lambda batch: {}
+    splits: bool = True
 
+
+SHOWN = hasattr(torch._C._autograd.SavedTensor, "data")
+"""Whether this torch shows what an operation has saved: 2.13 does, 2.8 does not."""
+
+_by_number = Case if SHOWN else partial(Case, fetched=2, read=2)
+"""A scale or a cap by a number of Python's: the graph tells it."""
 
 _IN_CHUNKS = {"name": "dft", "kernel": "chunked"}
 """What `auto` takes on an accelerator, for a frozen head too."""
@@ -235,8 +268,17 @@ CASES = {
     "evaluation": Case(tiny.llama, training=False, counted=True),
     "evaluation without logits": Case(tiny.llama, _IN_CHUNKS, training=False, want_logits=False, counted=True),
     "MoE, evaluation without logits": Case(tiny.mixtral, _IN_CHUNKS, training=False, want_logits=False),
-    # The labels, and what the model did to its logits, which is read behind the kernel.
-    "softcap": Case(lambda: attached.build("gemma2", final_logit_softcapping=5.0), fetched=2, read=2),
+    "softcap": _by_number(capped),
+    "scale": _by_number(lambda: attached.build("granite", logits_scaling=8.0)),
+    # The labels, and what the model did to its logits, which is read behind the kernel: no graph tells it.
+    "softcap, evaluation without logits": Case(
+        capped,
+        training=False,
+        want_logits=False,
+        fetched=2,
+        read=2,
+    ),
+    "scale by a tensor": Case(lambda: odd.build(ByTensor), fetched=2, read=2),
     # Labels that went ahead, for which nobody waits, and those that the model made of them.
     "shifts by itself": Case(lambda: odd.build(OwnShift), fetched=2, read=1),
 }

@@ -128,9 +128,12 @@ def tells_rows_apart(tensor: Tensor) -> str | None:
 
 
 def _by_place(node: Any) -> bool:
-    """Whether a factor is another one for each row or position."""
-    other = getattr(node, "_saved_other", None) if node.name() in _FACTORS else None
-    return isinstance(other, Tensor) and other.shape[:-1].numel() > 1
+    """Whether a factor is another one for each row or position, or may be; torch 2.8 does not tell."""
+    raw = getattr(node, "_raw_saved_other", None) if node.name() in _FACTORS else None
+    if raw is None or not hasattr(raw, "data"):
+        return False
+    # Not unpacked: hooks that offload what is saved hand it out once.
+    return not isinstance(raw.data, Tensor) or raw.data.shape[:-1].numel() > 1
 
 
 def _is_whole(node: Any) -> bool:

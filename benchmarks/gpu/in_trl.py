@@ -69,7 +69,7 @@ def steps(options: Options, sheet: Sheet, kind: str) -> None:
     base = found["nll"]["seconds"]
     for loss, entry in found.items():
         if "missing" in entry:
-            sheet.row(LOSSES[loss], f"**failed: {entry['missing']}**", "", "", "", "")
+            sheet.row_failed(LOSSES[loss], f"**failed: {entry['missing']}**", "", "", "", "")
             continue
         times = entry["seconds"]
         sheet.row(

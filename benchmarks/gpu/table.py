@@ -83,7 +83,7 @@ def measure(options: Options, sheet: Sheet, key: str) -> None:
             step, found[variant.name] = _ready(case, variant, inputs, options.device)
             steps[variant.name] = step
         except Exception as error:
-            found[variant.name] = {"missing": sheet.fault(variant.name, error)}
+            found[variant.name] = {"own": variant.own, "missing": sheet.fault(variant.name, error)}
         if variant.own:
             # Already now: a peer may take all the time that there is, and more.
             _in_turn(steps, found, inputs, sheet, options.device)
@@ -156,7 +156,11 @@ def _write(sheet: Sheet, found: dict[str, dict[str, Any]]) -> None:
     sheet.head("", "ms", "times the bare GEMMs", "extra memory, MB", "error of the loss", "of the gradients")
     for key, entry in found.items():
         if "missing" in entry:
-            sheet.row(key, f"not here: {entry['missing']}", "", "", "", "")
+            # What a peer lacks is a finding; ours has to run.
+            if entry.get("own") or key == BARE:
+                sheet.row_failed(key, f"**failed: {entry['missing']}**", "", "", "", "")
+            else:
+                sheet.row(key, f"not here: {entry['missing']}", "", "", "", "")
             continue
         errors = entry.get("errors", {})
         other = " (**computes something else**)" if errors.get("loss", 0.0) > ANOTHER_LOSS else ""

@@ -29,7 +29,7 @@ def require_adapters(trainer: object, hosts: Collection[str]) -> None:
     foreign = sorted(packages & metadata.packages_distributions().keys())
     if foreign:
         raise UnsupportedModelError(
-            f"{type(trainer).__name__} comes from {', '.join(foreign)}, and no adapter is registered: dft_plugin is on "
-            "the path, but not installed in this environment, so that its entry points are missing. Run: pip install "
-            "dft-plugin (in a checkout: pip install -e .), and start again."
+            f"{type(trainer).__name__} comes from {', '.join(foreign)}, and no adapter is registered: dft_plugin is "
+            "on the path, but not installed in this environment, so that its entry points are missing. Run: pip "
+            "install dft-plugin (in a checkout: pip install -e .), and start again."
         )

@@ -65,7 +65,7 @@ def steps(options: Options, sheet: Sheet, kind: str) -> None:
                     _run(options, sheet, kind, loss, Path(folder), (rows, length), found[loss])
                 sheet.keep("found", found)
                 forget(options.device)
-    sheet.head("", "ms per step", "times TRL's nll", "extra memory, MB", "first loss", "last loss")
+    sheet.head("", "ms per step", "times TRL's nll", "extra memory, MiB", "first loss", "last loss")
     base = found["nll"]["seconds"]
     for loss, entry in found.items():
         if "missing" in entry:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from dataclasses import asdict
 from datetime import date
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,25 +107,45 @@ def write_report(
 
 @app.command()
 def gpu(
-    device: Annotated[str, typer.Option(help="cuda; or cpu, in order to test it.")] = "cuda",
+    device: Annotated[str, typer.Option(help="cuda or cuda:N; or cpu, in order to test it.")] = "cuda",
     small: Annotated[bool, typer.Option("--small", help="Sizes at which the numbers mean nothing.")] = False,
     minutes: Annotated[float, typer.Option(help="For all parts; what has no time left is named.")] = 9.0,
     part: Annotated[
         list[str] | None, typer.Option("--parts", "--part", help="Only these, in this order; may be repeated.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The page, its one result.")] = OUT / "gpu.md",
+    out: Annotated[
+        Path, typer.Option(help="The page, its one result; where it is there, -2, -3 ... is added to the name.")
+    ] = OUT / "gpu.md",
 ) -> None:
     """Measure everything that needs a GPU, each part in a process of its own, into one page."""
-    unknown = set(part or ()) - set(PARTS)
-    if unknown:
-        raise typer.BadParameter(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter("torch sees no CUDA device. To test the benchmark: --device cpu --small")
+    _require_parts(part or [])
+    _require_device(device)
+    if not minutes > 0:
+        raise typer.BadParameter(f"--minutes {minutes:g}: more than 0 is needed; 9 is enough for all parts")
+    page = hour.new_page(out)
+    if page != out:
+        _say(f"{out} is there, and stays as it is; this measurement goes to {page}")
     with tempfile.TemporaryDirectory() as folder:
-        ends = hour.take(Options(device, small, folder), part or list(PARTS), out, minutes, _say)
-    _say(f"wrote {out}")
+        ends = hour.take(Options(device, small, folder), part or list(PARTS), page, minutes, _say)
+    _say(f"wrote {page}")
     if any(ends.values()):
         raise typer.Exit(1)
+
+
+def _require_parts(names: list[str]) -> None:
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        near = {match for name in unknown for match in get_close_matches(name.lower(), PARTS, n=1)}
+        hint = f" Did you mean {' and '.join(sorted(near))}?" if near else ""
+        raise typer.BadParameter(f"no part {', '.join(unknown)}.{hint} There are {', '.join(PARTS)}")
+
+
+def _require_device(name: str) -> None:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    allowed = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
+    if name not in allowed:
+        seen = "" if count else "; torch sees no CUDA device. To test the benchmark: --device cpu --small"
+        raise typer.BadParameter(f"--device {name}: allowed here: {', '.join(allowed)}{seen}")
 
 
 if __name__ == "__main__":

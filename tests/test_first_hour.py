@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from benchmarks import __main__ as command
 from benchmarks import cost
-from benchmarks.gpu import exact, hour, sheet, table
+from benchmarks.gpu import exact, hour, scorer, sheet, table
 from benchmarks.gpu.waits import Waits
 from benchmarks.problem import HiddenInputs, Shape
 from dft_plugin.kernels import Transform
@@ -45,6 +46,7 @@ def test_every_part_runs_here_in_small(parts, tmp_path, monkeypatch):
     assert "**far**" not in text
     found = numbers(text)
     assert set(found) == set(parts)
+    assert "`python -m benchmarks gpu --device cpu --small --part " in text
     if "trained" in parts:
         ours = found["trained"]["found"]["ours (kernel: auto)"]
         assert len(ours["seconds"]) == 9
@@ -52,6 +54,7 @@ def test_every_part_runs_here_in_small(parts, tmp_path, monkeypatch):
         assert found["cost"]["trained"]["measured"] > 0
         assert "| trained | scratch_mb: 1 (" in text
         assert found["waits"]["ours"]["operations"] > 0
+        assert "Scored by: plain (a CPU has no other)." in text
         assert "Quack, cross-entropy | not here: ModuleNotFoundError" in text
 
 
@@ -67,6 +70,82 @@ def test_a_part_that_fails_says_how_it_ended_and_the_others_go_on(tmp_path, monk
     assert "Traceback" in text or "RuntimeError" in text
     assert "Not run: the machine's ceilings were not measured." in text
     assert len(said) == 2
+
+
+def test_rows_that_failed_are_counted_and_end_the_command_with_1(tmp_path, monkeypatch):
+    """Every row of the part fails: no model can be made on such a device."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(command, "_require_device", lambda name: None)
+    page = tmp_path / "page.md"
+    words = ["gpu", "--device", "nowhere", "--small", "--part", "waits", "--out", str(page)]
+    done = CliRunner().invoke(command.app, words)
+    assert done.exit_code == 1
+    assert "waits: " in done.output
+    assert "done, 3 of 3 rows failed" in done.output
+    assert "**done, 3 of 3 rows failed" in page.read_text()
+
+
+def test_a_variant_of_ours_that_is_missing_is_a_failed_row_and_a_peer_is_not(tmp_path):
+    found = sheet.Sheet(tmp_path / "part.json")
+    table._write(found, {"ours": {"own": True, "missing": "boom"}, "a peer": {"own": False, "missing": "absent"}})
+    kept = sheet.read(found.path)
+    assert (kept["failed"], kept["rows"]) == (1, 2)
+    assert "**failed: boom**" in kept["lines"][-2]
+    assert "not here: absent" in kept["lines"][-1]
+
+
+def test_warnings_of_a_part_that_ends_well_are_kept_and_a_failure_says_where_its_output_is():
+    well = hour._end_of(0, 9, {"rows": 1, "failed": 0}, ["noise", "x.py:1: UserWarning: slow", "dft: without Triton"])
+    assert well.how == ""
+    assert well.words == ["x.py:1: UserWarning: slow", "dft: without Triton"]
+    assert "x.py:1: UserWarning: slow" in well.lines
+    assert hour._end_of(0, 9, {"rows": 1, "failed": 0}, ["noise"]).lines == []
+    failed = hour._end_of(3, 9, {"rows": 0, "failed": 0}, ["noise", "last words"])
+    assert failed.line == "failed, exit code 3 (the end of its output: on the page)"
+    assert "last words" in failed.lines
+
+
+def test_the_page_says_which_code_scored_and_why(tmp_path, capsys):
+    from dft_plugin.kernels.compiled import say_without
+    from dft_plugin.kernels.scoring import row_scorer
+
+    row_scorer("cpu")
+    found, said = sheet.Sheet(tmp_path / "part.json"), scorer.Reasons()
+    logger = logging.getLogger("dft_plugin")
+    logger.addHandler(said)
+    try:
+        say_without("the Triton kernel does not work", "cuda", RuntimeError("no compiler"))
+    finally:
+        logger.removeHandler(said)
+    assert "no compiler" in capsys.readouterr().err
+    scorer.write_scorer("cpu", found, said.reasons)
+    line = "Scored by: plain (the Triton kernel does not work on cuda, going on without it: no compiler)."
+    assert sheet.read(found.path)["lines"][-1] == line
+
+
+def test_no_measurement_is_written_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = tmp_path / "out" / "page.md"
+    page.parent.mkdir()
+    page.write_text("measured before")
+    words = ["gpu", "--device", "cpu", "--small", "--part", "cost", "--out", str(page)]
+    for name in ("page-2.md", "page-3.md"):
+        done = CliRunner().invoke(command.app, words)
+        assert done.exit_code == 0
+        assert "Not run: the machine's ceilings" in (page.parent / name).read_text()
+        assert name in done.output.replace("\n", "")
+    for minutes in ("0", "-3", "nan"):
+        done = CliRunner().invoke(command.app, [*words, "--minutes", minutes])
+        assert done.exit_code == 2
+        assert "more than 0" in done.output
+    assert page.read_text() == "measured before"
+    assert len(list(page.parent.iterdir())) == 3
+
+
+def test_a_part_sees_one_card_only():
+    assert hour.one_card("cpu", {"A": "b"}) == ("cpu", {"A": "b"})
+    assert hour.one_card("cuda", {}) == ("cuda", {"CUDA_VISIBLE_DEVICES": "0"})
+    assert hour.one_card("cuda:1", {"CUDA_VISIBLE_DEVICES": "4,GPU-5"})[1] == {"CUDA_VISIBLE_DEVICES": "GPU-5"}
 
 
 def test_a_time_limit_loses_nothing_that_was_found(tmp_path, monkeypatch):
@@ -120,6 +199,12 @@ def test_an_unknown_part_and_a_missing_device_are_named(tmp_path):
     )
     assert wrong.exit_code == 2
     assert "no part exakt" in wrong.output
+    assert "Did you mean exact?" in wrong.output
+    for device in ("gpu", "cuda:77", "cuda:x"):
+        refused = CliRunner().invoke(command.app, ["gpu", "--device", device, "--out", str(tmp_path / "p")])
+        assert refused.exit_code == 2
+        assert f"--device {device}: allowed here: cpu" in refused.output
+    assert not (tmp_path / "p").exists()
     if not torch.cuda.is_available():
         none = CliRunner().invoke(command.app, ["gpu", "--out", str(tmp_path / "p")])
         assert "torch sees no CUDA device" in none.output

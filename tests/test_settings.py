@@ -149,7 +149,7 @@ MIB = "a whole number of MiB is needed, without quotes, for example 300"
         ("alpha", None, "Input should be a valid number"),
         ("floor", 1.5, "Input should be less than or equal to 1"),
         ("floor", -0.5, "Input should be greater than or equal to 0"),
-        ("scratch_mb", 0, "Input should be greater than or equal to 1"),
+        ("scratch_mb", 0, "1 MiB or more is needed, for example 300; leave it out for the default"),
         ("scratch_mb", True, MIB),
         ("scratch_mb", "256", MIB),
         ("scratch_mb", 2.5, MIB),
@@ -164,7 +164,7 @@ def test_an_impossible_value_is_refused_with_the_rule(option, value, rule):
 def test_all_problems_are_reported_at_once():
     given = {"alpha": True, "floor": 2, "kernal": "auto", "kernel": "fast", "scratch_mb": 0}
     assert problems(given) == [
-        "`loss.scratch_mb: 0`: Input should be greater than or equal to 1.",
+        "`loss.scratch_mb: 0`: 1 MiB or more is needed, for example 300; leave it out for the default.",
         "`loss.kernel`: `fast` is not a known name. Allowed: auto, logits, chunked, reference.",
         f"`loss.kernal`: `kernal` is not an option of `dft`. Did you mean `kernel`? Allowed: {DFT_KEYS}.",
         "`loss.alpha: True`: a number is needed, not a truth value.",

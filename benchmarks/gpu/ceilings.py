@@ -23,7 +23,8 @@ def describe(options: Options, sheet: Sheet) -> None:
     sheet.keep("facts", facts)
     sheet.say(f"{facts['device']}. Python {facts['python']}; " + _listed(facts["versions"]) + ".")
     if options.device == "cuda":
-        sheet.say(f"Compute capability {torch.cuda.get_device_capability()}; {_driver()}.")
+        size = torch.cuda.get_device_properties(0).total_memory >> 20
+        sheet.say(f"Compute capability {torch.cuda.get_device_capability()}; {size:,} MiB; driver {_driver()}.")
         took = _asking()
         sheet.keep("free_bytes_us", took)
         sheet.say(f"Asking for the free memory, once for each loss: {took:.0f} microseconds.")
@@ -70,8 +71,9 @@ def _listed(versions: dict[str, str]) -> str:
 
 
 def _driver() -> str:
-    asked = ["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"]
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        return "driver, memory: " + subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "driver not known"
+        # A line for each card, and one driver for all.
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "not known"

@@ -135,7 +135,7 @@ def _rows(problem: Problem, sheet: Sheet) -> None:
         try:
             found = problem.errors(score, truth)
         except Exception as error:
-            sheet.row(*key, "", "", "", f"**failed: {sheet.fault(' '.join(map(str, key)), error)}**")
+            sheet.row_failed(*key, "", "", "", f"**failed: {sheet.fault(' '.join(map(str, key)), error)}**")
             continue
         near = all(found[of] <= MARGIN * plain[of] + NEGLIGIBLE for of in found)
         sheet.row(*key, *(f"{found[of]:.1e} ({plain[of]:.1e})" for of in found), "" if near else "**far**")

@@ -65,11 +65,11 @@ def steps(options: Options, sheet: Sheet, kind: str) -> None:
                     _run(options, sheet, kind, loss, Path(folder), (rows, length), found[loss])
                 sheet.keep("found", found)
                 forget(options.device)
-    sheet.head("", "ms per step", "times TRL's nll", "extra memory, MB", "first loss", "last loss")
+    sheet.head("", "ms per step", "times TRL's nll", "extra memory, MiB", "first loss", "last loss")
     base = found["nll"]["seconds"]
     for loss, entry in found.items():
         if "missing" in entry:
-            sheet.row(LOSSES[loss], f"**failed: {entry['missing']}**", "", "", "", "")
+            sheet.row_failed(LOSSES[loss], f"**failed: {entry['missing']}**", "", "", "", "")
             continue
         times = entry["seconds"]
         sheet.row(

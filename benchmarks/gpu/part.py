@@ -6,11 +6,13 @@ python -m benchmarks.gpu.part <name> <options as JSON>
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
+from benchmarks.gpu.scorer import Reasons, write_scorer
 from benchmarks.gpu.sheet import Options, Sheet
 
 
@@ -58,8 +60,12 @@ PARTS = {
 def main() -> None:
     """Run the part that is named."""
     name, options = sys.argv[1], Options(**json.loads(sys.argv[2]))
-    part = PARTS[name]
-    part.load()(options, Sheet(options.sheet(name)), *part.arguments)
+    part, sheet, said = PARTS[name], Sheet(options.sheet(name)), Reasons()
+    logging.getLogger("dft_plugin").addHandler(said)
+    try:
+        part.load()(options, sheet, *part.arguments)
+    finally:
+        write_scorer(options.device, sheet, said.reasons)
 
 
 if __name__ == "__main__":

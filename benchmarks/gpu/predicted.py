@@ -50,7 +50,7 @@ def _rows(sheet: Sheet, part: str, numbers: dict[str, Any], cards: tuple[cost.De
     memory = found.get(OURS, {}).get("mb")
     sheet.row(
         part,
-        "ours, MB beyond the gradients",
+        "ours, MiB beyond the gradients",
         *(f"{c.memory / MB:,.0f}" for c in own),
         _print(None if memory is None else memory - left / MB, form="{:,.0f}"),
     )
@@ -60,7 +60,7 @@ def _rows(sheet: Sheet, part: str, numbers: dict[str, Any], cards: tuple[cost.De
         sheet.row(part, "materialised, times", *(f"{c.ratio:.3f}" for c in other), _print(_over(stock, bare)))
         sheet.row(
             part,
-            "materialised, MB",
+            "materialised, MiB",
             *(f"{c.memory / MB:,.0f}" for c in other),
             _print(None if memory is None else memory - left / MB, form="{:,.0f}"),
         )

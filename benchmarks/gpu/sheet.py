@@ -40,12 +40,16 @@ class Sheet:
         lines: markdown.
         numbers: whatever JSON holds.
         faults: what went wrong while the others went on.
+        rows: of all tables.
+        failed: those of them that tell of a failure.
     """
 
     path: Path
     lines: list[str] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    rows: int = 0
+    failed: int = 0
 
     def say(self, *lines: str) -> None:
         """Add lines."""
@@ -54,7 +58,13 @@ class Sheet:
 
     def row(self, *cells: object) -> None:
         """Add a row of a table."""
+        self.rows += 1
         self.say("| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in cells) + " |")
+
+    def row_failed(self, *cells: object) -> None:
+        """Add a row that tells of a failure, so that the part does not pass for well."""
+        self.failed += 1
+        self.row(*cells)
 
     def head(self, *cells: str) -> None:
         """Begin a table."""
@@ -76,15 +86,17 @@ class Sheet:
     def _save(self) -> None:
         partial = self.path.with_suffix(".partial")
         lines = [*self.lines, *self.faults]
-        partial.write_text(json.dumps({"lines": lines, "numbers": self.numbers}))
+        partial.write_text(
+            json.dumps({"lines": lines, "numbers": self.numbers, "rows": self.rows, "failed": self.failed})
+        )
         # Whoever reads meanwhile sees the old sheet or the new one, whole.
         partial.replace(self.path)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return `lines` and `numbers` of a sheet; empty ones where nothing was written."""
+    """Return `lines`, `numbers`, `rows` and `failed` of a sheet; empty ones where nothing was written."""
     if not path.exists():
-        return {"lines": [], "numbers": {}}
+        return {"lines": [], "numbers": {}, "rows": 0, "failed": 0}
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 

@@ -68,7 +68,7 @@ def measure(options: Options, sheet: Sheet, key: str) -> None:
     case = cases(options)[key]
     sheet.say(
         f"{case.shape}. Medians of {ROUNDS} rounds, all in turn, after {WARM} calls to warm up. Memory contains the "
-        f"gradients that any loss leaves behind: {_left_behind(case) / MB:,.0f} MB."
+        f"gradients that any loss leaves behind: {_left_behind(case) / MB:,.0f} MiB."
     )
     sheet.keep("shape", asdict(case.shape))
     inputs = case.inputs(case.shape)
@@ -83,7 +83,7 @@ def measure(options: Options, sheet: Sheet, key: str) -> None:
             step, found[variant.name] = _ready(case, variant, inputs, options.device)
             steps[variant.name] = step
         except Exception as error:
-            found[variant.name] = {"missing": sheet.fault(variant.name, error)}
+            found[variant.name] = {"own": variant.own, "missing": sheet.fault(variant.name, error)}
         if variant.own:
             # Already now: a peer may take all the time that there is, and more.
             _in_turn(steps, found, inputs, sheet, options.device)
@@ -153,10 +153,14 @@ def _in_turn(
 
 def _write(sheet: Sheet, found: dict[str, dict[str, Any]]) -> None:
     bare = found.get(BARE, {}).get("seconds")
-    sheet.head("", "ms", "times the bare GEMMs", "extra memory, MB", "error of the loss", "of the gradients")
+    sheet.head("", "ms", "times the bare GEMMs", "peak beyond inputs, MiB", "error of the loss", "of the gradients")
     for key, entry in found.items():
         if "missing" in entry:
-            sheet.row(key, f"not here: {entry['missing']}", "", "", "", "")
+            # What a peer lacks is a finding; ours has to run.
+            if entry.get("own") or key == BARE:
+                sheet.row_failed(key, f"**failed: {entry['missing']}**", "", "", "", "")
+            else:
+                sheet.row(key, f"not here: {entry['missing']}", "", "", "", "")
             continue
         errors = entry.get("errors", {})
         other = " (**computes something else**)" if errors.get("loss", 0.0) > ANOTHER_LOSS else ""
@@ -186,7 +190,7 @@ def sweep(options: Options, sheet: Sheet) -> None:
             variant = Variant(label, partial(ours.lean, "chunked", mb), own=True)
             steps[label], found[label] = _ready(case, variant, inputs, options.device)
         _in_turn(steps, found, inputs, sheet, options.device)
-        sheet.say("", f"{case.title}: {case.shape}; all logits would be {case.shape.logits_bytes / MB:,.0f} MB.")
+        sheet.say("", f"{case.title}: {case.shape}; all logits would be {case.shape.logits_bytes / MB:,.0f} MiB.")
         sheet.keep(key, found)
         _write(sheet, found)
         del inputs, bare, steps

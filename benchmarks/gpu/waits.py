@@ -87,7 +87,7 @@ def count(options: Options, sheet: Sheet) -> None:
         try:
             found = _of(_step(options, loss), options.device)
         except Exception as error:
-            sheet.row(name, f"**failed: {sheet.fault(name, error)}**", "", "", "", "", "")
+            sheet.row_failed(name, f"**failed: {sheet.fault(name, error)}**", "", "", "", "", "")
             continue
         sheet.keep(name, found)
         where = "; ".join(f"{number} {place}" for place, number in found["places"].items())

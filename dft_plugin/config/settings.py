@@ -36,6 +36,8 @@ def _kinds_or_ids(value: Any) -> Any:
 def _whole(value: Any) -> Any:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         raise ValueError("a whole number of MiB is needed, without quotes, for example 300")
+    if value is not None and value < 1:
+        raise ValueError("1 MiB or more is needed, for example 300; leave it out for the default")
     return value
 
 
@@ -147,7 +149,8 @@ class Settings(Options):
             "How the loss is computed. `auto`: from the hidden states, so that the logits of a batch never exist; "
             "where the model does more to its logits than to scale and cap them, from those, and it says so. "
             "`logits`: always from the logits that the model makes. A kernel's name (`chunked`, `reference`, or one "
-            "that a plugin registers) insists on the hidden states: where that cannot be, the run is refused. A head "
+            "that a plugin registers) insists on the hidden states: where that cannot be, the run is refused. "
+            "Triton is used by itself under `auto` and `chunked`. A head "
             "that cannot be read (DoRA, 4-bit, one with hooks) is called on chunks of tokens, whichever is named."
         ),
     )
@@ -158,7 +161,9 @@ class Settings(Options):
             "MiB for the logits that exist at one time where the loss is computed from the hidden states. Unset, on a "
             "CPU: 40 where the head's weight is frozen, 300 where it is trained; on an accelerator: at most 512 and "
             "2048, by the shape, and a quarter of the memory that is free. At least 64 tokens and at most 1024 (on an "
-            "accelerator 256 and 4096) fit into a chunk, whatever this says. `blocked` needs no more than 40 and does "
+            "accelerator 256 and 4096) fit into a chunk, whatever this says. Less saves memory with a frozen "
+            "head; with a trained one on an accelerator next to none, and time is lost. "
+            "`blocked` needs no more than 40 and does "
             "not heed it."
         ),
     )

@@ -154,12 +154,18 @@ def normalise(loss_sum: Tensor, num_items: float | Tensor) -> Tensor:
             "vector: start one process per GPU instead (accelerate launch, torchrun)."
         )
     if not isinstance(num_items, Tensor) or num_items.device.type == "cpu":
-        number = float(num_items)
+        number = _read(num_items) if isinstance(num_items, Tensor) else float(num_items)
         if not (math.isfinite(number) and number >= 0):
             raise LabelError(f"num_items is {number:g}; it counts target tokens, so 0 or more is allowed.")
         return loss_sum / (number or 1.0)
     divisor = num_items.reshape(()).to(loss_sum)
     return loss_sum / torch.where(divisor == 0, torch.ones_like(divisor), divisor)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+def _read(number: Tensor) -> float:
+    """Read a number on the CPU outside what is compiled, where dynamo would break the graph with a warning."""
+    return float(number)
 
 
 def hidden_loss(

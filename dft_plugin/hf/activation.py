@@ -16,6 +16,7 @@ from dft_plugin.hf import best, carrying, splits, standing, tokens
 from dft_plugin.hf.attachment import Attachment, attach_plan
 from dft_plugin.hf.loss_calls import TrainerAttachment
 from dft_plugin.hf.model import unwrap
+from dft_plugin.hf.not_installed import require_adapters
 from dft_plugin.hf.reference import missing
 from dft_plugin.hf.startup import startup_line
 from dft_plugin.hf.trainer import TrainerHook, is_trainer
@@ -147,4 +148,5 @@ def _hook_class(trainer: Any, catalogue: Catalogue) -> type[TrainerHook]:
             f"{type(trainer).__name__} is not a transformers Trainer. In a loop of your own, "
             "use dft_plugin.attach(model)."
         )
+    require_adapters(trainer, catalogue.hosts)
     return TrainerHook

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from dft_plugin.errors import NotActiveError, UnsupportedModelError, name_of
@@ -83,6 +84,8 @@ def active(model: nn.Module) -> Attachment | None:
     return next((layer for layer in reversed(layers_of(model)) if layer.active), None)
 
 
+# Not compiled: dynamo warns that it cannot trace `get_ident`, and breaks the graph here in any case.
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
 def _notice_start(module: nn.Module, args: Any, kwargs: Any) -> None:
     attachment = active(module)
     if attachment is not None:
@@ -90,6 +93,7 @@ def _notice_start(module: nn.Module, args: Any, kwargs: Any) -> None:
         vars(attachment).setdefault("calls_before", {})[get_ident()] = attachment.calls
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _notice_end(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
     """Stop where labels were given and the forward, whoever's it is by now, did not come to us."""
     attachment = active(module)

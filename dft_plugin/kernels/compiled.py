@@ -33,6 +33,11 @@ class CompiledScorer:
         self._failed = False
         self._ran: set[tuple[Any, ...]] = set()
 
+    @property
+    def code(self) -> str:
+        """What scores now: `torch.compile`, or `plain` once that failed."""
+        return "plain" if self._failed else "torch.compile"
+
     def __call__(
         self,
         logits_TV: Tensor,

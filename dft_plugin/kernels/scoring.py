@@ -108,6 +108,13 @@ class RowScorer:
         self._fused = fused
         self._trusted: set[tuple[Any, ...]] = set()
 
+    @property
+    def code(self) -> str:
+        """What scores now: `triton`, `torch.compile` or `plain`."""
+        if self._fused and self._trusted:
+            return "triton"
+        return self._score_block_.code if isinstance(self._score_block_, CompiledScorer) else "plain"
+
     def __call__(
         self,
         logits_TV: Tensor,

@@ -76,3 +76,16 @@ def test_a_second_length_and_a_batch_without_targets_run_compiled():
         attached.assert_same((loss, plain_names(grads)), theirs)
     nothing = {**batches[0], "labels": torch.full_like(batches[0]["labels"], -100)}
     assert attached.backward(compiled, nothing)[0] == 0.0
+
+
+def test_what_stands_around_the_loss_is_not_traced_with_a_warning():
+    model, batch = tiny.llama(num_hidden_layers=1).train(), tiny.batch()
+    attach(model)
+    model.compile(backend="eager")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model(**batch, num_items_in_batch=torch.tensor(30)).loss.backward()
+    broken = " ".join(map(str, torch._dynamo.utils.counters["graph_break"]))
+    said = broken + " ".join(str(one.message) for one in caught)
+    assert "get_ident" not in said
+    assert "Tensor.item()" not in said

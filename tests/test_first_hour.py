@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -264,6 +265,45 @@ class TestCost:
         few = cost.chunked(self.h100, 8192, replace(self.head, trained=False), 1)
         assert few.rows == 256
         assert few.ratio > cost.chunked(self.h100, 8192, replace(self.head, trained=False)).ratio
+
+    def test_no_tokens_cost_nothing(self):
+        found = cost.chunked(self.h100, 0, self.head)
+        assert (found.seconds, found.memory, found.rows) == (0, 0, 0)
+        assert math.isnan(found.ratio)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "NVIDIA H100 PCIe",
+            "NVIDIA H100 NVL",
+            "NVIDIA GH200 480GB",
+            "NVIDIA H200 NVL",
+            "NVIDIA A100-SXM4-40GB",
+            "NVIDIA A100-PCIE-40GB",
+            "NVIDIA A100 80GB PCIe",
+            "NVIDIA T400",
+            "NVIDIA T400 4GB",
+            "NVIDIA T4G",
+            "Quadro T4000",
+            "NVIDIA L40",
+            "NVIDIA GeForce RTX 4090 Laptop GPU",
+            "NVIDIA GeForce RTX 4090 D",
+        ],
+    )
+    def test_a_card_with_rates_of_its_own_is_not_taken_for_another(self, name):
+        assert cost.device_of(name) is None
+
+    @pytest.mark.parametrize(
+        ("name", "card"),
+        [
+            ("NVIDIA H200", "H200"),
+            ("NVIDIA A100-SXM4-80GB", "A100 80 GB SXM"),
+            ("NVIDIA L40S", "L40S"),
+            ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ],
+    )
+    def test_so_is_each_card_by_the_name_of_its_driver(self, name, card):
+        assert cost.device_of(name).name == card
 
     def test_cards_are_known_by_the_name_that_the_driver_gives(self):
         assert cost.device_of("NVIDIA H100 80GB HBM3").name == "H100 SXM"

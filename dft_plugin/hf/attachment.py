@@ -26,6 +26,7 @@ from dft_plugin.hf import standing
 from dft_plugin.hf.capturing import require_no_capture
 from dft_plugin.hf.facts import without_columns
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
+from dft_plugin.hf.on_meta import require_numbers
 from dft_plugin.hf.passes import Pass, Passes
 from dft_plugin.hf.reference import Reference, find_reference, refuse_prompts
 from dft_plugin.hf.rescaling import Rescaling
@@ -257,11 +258,12 @@ class Attachment:
             unnamed: positional arguments of a forward that gives them no names.
 
         Raises:
-            UnsupportedModelError: the plan insists on a kernel and the model does not allow it, or a CUDA graph is
-                captured.
+            UnsupportedModelError: the plan insists on a kernel and the model does not allow it, a CUDA graph is
+                captured, or model or batch are on `meta`.
             LabelError: labels that do not fit the model.
         """
         require_no_capture(module)
+        require_numbers(module, inputs)
         forward = functools.partial(self.original_of(module), *unnamed)
         with self._alone:
             done = self._passes.score(module, forward, inputs, want_logits, self.clock)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -233,6 +239,51 @@ def test_what_waits_is_counted_with_its_place():
         "nonzero": 1,
     }
     assert waits.operations > 5
+
+
+@pytest.mark.parametrize("minutes", ["nan", "0", "-1"])
+def test_no_time_at_all_is_refused(minutes, tmp_path):
+    page = tmp_path / "page.md"
+    words = ["gpu", "--device", "cpu", "--small", "--part", "cost", "--out", str(page), f"--minutes={minutes}"]
+    assert "more than 0 is needed" in CliRunner().invoke(command.app, words).output
+    assert not page.exists()
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_a_part_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(hour, "take", lambda *arguments: pytest.fail("a part was started"))
+    (tmp_path / "file").touch()
+    for out, problem in ((tmp_path, "is a folder"), (tmp_path / "file" / "page.md", "cannot be written")):
+        words = ["gpu", "--device", "cpu", "--small", "--part", "cost", "--out", str(out)]
+        refused = CliRunner().invoke(command.app, words, env={"COLUMNS": "1000", "TERMINAL_WIDTH": "1000"})
+        assert refused.exit_code == 2
+        assert problem in refused.output
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def children_of(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_the_part_too(number, tmp_path):
+    words = ["gpu", "--device", "cpu", "--small", "--part", "exact", "--out", str(tmp_path / "page.md")]
+    started = subprocess.Popen([sys.executable, "-m", "benchmarks", *words], cwd=ROOT, stderr=subprocess.DEVNULL)
+    parts, deadline = [], time.monotonic() + 60
+    while not parts and time.monotonic() < deadline:
+        time.sleep(0.1)
+        parts = children_of(started.pid)
+    try:
+        time.sleep(0.3)
+        started.send_signal(number)
+        assert started.wait(30)
+        (part,) = parts
+        assert not Path(f"/proc/{part}").exists()
+    finally:
+        for pid in (started.pid, *parts):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        started.wait()
 
 
 class TestCost:

@@ -138,7 +138,9 @@ def _new_page(out: Path) -> Path:
     try:
         return hour.new_page(out)
     except OSError as error:
-        raise typer.BadParameter(f"--out {out} cannot be written ({error}). Name a file in a folder of yours") from error
+        raise typer.BadParameter(
+            f"--out {out} cannot be written ({error}). Name a file in a folder of yours"
+        ) from error
 
 
 def _require_parts(names: list[str]) -> None:

@@ -78,7 +78,15 @@ DEVICES = (
     Device("H200", "H200", 989, 4800, 141, 132, "NVIDIA H200 data sheet (1,979 TFLOP/s with sparsity)"),
     Device("A100 80 GB SXM", "A100-SXM4-80GB", 312, 2039, 80, 108, "NVIDIA A100 80 GB data sheet"),
     Device("L40S", "L40S", 362, 864, 48, 142, "NVIDIA L40S data sheet (733 TFLOP/s with sparsity)"),
-    Device("RTX 4090", "GeForce RTX 4090", 165, 1008, 24, 128, "NVIDIA Ada architecture white paper, FP16 with FP32 accumulate"),
+    Device(
+        "RTX 4090",
+        "GeForce RTX 4090",
+        165,
+        1008,
+        24,
+        128,
+        "NVIDIA Ada architecture white paper, FP16 with FP32 accumulate",
+    ),
     Device("T4 (float16)", "T4", 65, 320, 16, 40, "NVIDIA T4 data sheet"),
 )
 
@@ -86,8 +94,8 @@ DEVICES = (
 def device_of(name: str) -> Device | None:
     """Return the card that a driver's name means, or None.
 
-    The whole name counts, but for the vendor: of an H100 there are PCIe and NVL, of an A100 40 GB, of a 4090 a laptop's
-    and a D, each with rates of its own, and `T4` is a part of T400.
+    The whole name counts, but for the vendor's: of an H100 there are PCIe and NVL, of an A100 40 GB, of a 4090 a D and
+    a laptop's, each with rates of its own, and `T4` is a part of T400.
     """
     bare = name.removeprefix("NVIDIA ").removeprefix("Tesla ")
     return next((device for device in DEVICES if device.key == bare), None)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -264,7 +264,9 @@ def children_of(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-@pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="looks for processes in /proc")
+@pytest.mark.skipif(
+    not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="looks for processes in /proc"
+)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_the_part_too(number, tmp_path):
     words = ["gpu", "--device", "cpu", "--small", "--part", "exact", "--out", str(tmp_path / "page.md")]

@@ -298,5 +298,5 @@ def test_tensors_on_meta_are_refused_by_name(on_meta):
     named = " and ".join(f"`{name}`" for name in given if name in on_meta)
     with pytest.raises(LabelError, match=f"^{named}: on `meta`, where tensors have shapes and no numbers"):
         linear_token_loss(**given)
-    with pytest.raises(LabelError, match="^`labels`: on `meta`"):
+    with pytest.raises(LabelError, match=r"^`labels`: on `meta`"):
         token_loss(torch.randn(7, 33), given["labels"].to("meta"))

@@ -122,7 +122,7 @@ def gpu(
     _require_device(device)
     if not minutes > 0:
         raise typer.BadParameter(f"--minutes {minutes:g}: more than 0 is needed; 9 is enough for all parts")
-    page = hour.new_page(out)
+    page = _new_page(out)
     if page != out:
         _say(f"{out} is there, and stays as it is; this measurement goes to {page}")
     with tempfile.TemporaryDirectory() as folder:
@@ -130,6 +130,17 @@ def gpu(
     _say(f"wrote {page}")
     if any(ends.values()):
         raise typer.Exit(1)
+
+
+def _new_page(out: Path) -> Path:
+    if out.is_dir():
+        raise typer.BadParameter(f"--out {out} is a folder. Name a file, as {out / 'gpu.md'}")
+    try:
+        return hour.new_page(out)
+    except OSError as error:
+        raise typer.BadParameter(
+            f"--out {out} cannot be written ({error}). Name a file in a folder of yours"
+        ) from error
 
 
 def _require_parts(names: list[str]) -> None:

@@ -38,15 +38,21 @@ _TOOLS = Path(nvidia.__file__).parent / "bin"
 
 @dataclass(frozen=True)
 class Variant:
-    """What the kernel is compiled for, beside the GPU."""
+    """What the kernel is compiled for, beside the GPU; `anywhere`: rows that do not start on 16 bytes."""
 
     dtype: str
     softcap: bool
     entropy: bool
     squares: bool
+    anywhere: bool = False
 
     def __str__(self) -> str:
-        options = {"softcap": self.softcap, "entropy": self.entropy, "squares": self.squares}
+        options = {
+            "softcap": self.softcap,
+            "entropy": self.entropy,
+            "squares": self.squares,
+            "anywhere": self.anywhere,
+        }
         return " ".join([self.dtype, *(name for name, on in options.items() if on)])
 
 
@@ -70,16 +76,16 @@ class Resources:
 
 
 def variants() -> Iterator[Variant]:
-    """Yield all: dtypes by transform by what is asked for."""
-    for options in itertools.product(DTYPES, (False, True), (False, True), (False, True)):
+    """Yield all: dtypes by transform by what is asked for by where rows start."""
+    for options in itertools.product(DTYPES, *[(False, True)] * 4):
         yield Variant(*options)
 
 
 def compile_for(target: GPUTarget, variant: Variant) -> Resources:
-    """Compile for rows that start on 16 bytes, of any vocabulary, with the launch of a large one."""
+    """Compile for rows of any vocabulary, with the launch of a large one."""
     launch = launch_for(VOCABULARY, DTYPES[variant.dtype], target.warp_size)
     constants = {
-        "UNIT": unit_of(VOCABULARY, DTYPES[variant.dtype]),
+        "UNIT": unit_of(VOCABULARY + variant.anywhere, DTYPES[variant.dtype]),
         "CAP": variant.softcap,
         "ENTROPY": variant.entropy,
         "SQUARES": variant.squares,
@@ -94,6 +100,8 @@ def compile_for(target: GPUTarget, variant: Variant) -> Resources:
     signature = {name: pointers.get(name, "fp32") for name in score_row.arg_names}
     signature |= dict.fromkeys(("stride", "T", "V"), "i32") | dict.fromkeys(constants, "constexpr")
     aligned = {(list(signature).index(name),): [["tt.divisibility", 16]] for name in pointers}
+    if variant.anywhere:
+        del aligned[(0,)]
     source = ASTSource(fn=score_row, signature=signature, constexprs=constants, attrs=aligned)
     kernel = triton.compile(source, target=target, options={"num_warps": launch.warps})
     if target.backend == "hip":

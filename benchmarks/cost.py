@@ -41,8 +41,8 @@ class Device:
     """A card, by its data sheet.
 
     Attributes:
-        name: of the card; a driver's name of it contains `key`.
-        key: for `device_of`.
+        name: of the card.
+        key: a driver's name of it, without the vendor's.
         tflops: of dense half precision with float32 sums.
         gb_per_s: of its memory.
         gb: of memory.
@@ -74,18 +74,31 @@ class Device:
 
 
 DEVICES = (
-    Device("H100 SXM", "H100", 989, 3350, 80, 132, "NVIDIA H100 data sheet (1,979 TFLOP/s with sparsity)"),
+    Device("H100 SXM", "H100 80GB HBM3", 989, 3350, 80, 132, "NVIDIA H100 data sheet (1,979 TFLOP/s with sparsity)"),
     Device("H200", "H200", 989, 4800, 141, 132, "NVIDIA H200 data sheet (1,979 TFLOP/s with sparsity)"),
-    Device("A100 80 GB SXM", "A100", 312, 2039, 80, 108, "NVIDIA A100 80 GB data sheet"),
+    Device("A100 80 GB SXM", "A100-SXM4-80GB", 312, 2039, 80, 108, "NVIDIA A100 80 GB data sheet"),
     Device("L40S", "L40S", 362, 864, 48, 142, "NVIDIA L40S data sheet (733 TFLOP/s with sparsity)"),
-    Device("RTX 4090", "4090", 165, 1008, 24, 128, "NVIDIA Ada architecture white paper, FP16 with FP32 accumulate"),
+    Device(
+        "RTX 4090",
+        "GeForce RTX 4090",
+        165,
+        1008,
+        24,
+        128,
+        "NVIDIA Ada architecture white paper, FP16 with FP32 accumulate",
+    ),
     Device("T4 (float16)", "T4", 65, 320, 16, 40, "NVIDIA T4 data sheet"),
 )
 
 
 def device_of(name: str) -> Device | None:
-    """Return the card that a driver's name means, or None."""
-    return next((device for device in DEVICES if device.key in name), None)
+    """Return the card that a driver's name means, or None.
+
+    The whole name counts, but for the vendor's: of an H100 there are PCIe and NVL, of an A100 40 GB, of a 4090 a D and
+    a laptop's, each with rates of its own, and `T4` is a part of T400.
+    """
+    bare = name.removeprefix("NVIDIA ").removeprefix("Tesla ")
+    return next((device for device in DEVICES if device.key == bare), None)
 
 
 @dataclass(frozen=True)
@@ -133,8 +146,8 @@ class Cost:
 
     @property
     def ratio(self) -> float:
-        """Times the bare GEMMs."""
-        return self.seconds / self.gemm_seconds
+        """Times the bare GEMMs; NaN where there are none."""
+        return self.seconds / self.gemm_seconds if self.gemm_seconds else math.nan
 
 
 def gemm_seconds(device: Device, tokens: int, head: Head, grad: bool = True) -> float:
@@ -156,6 +169,8 @@ def chunked(device: Device, tokens: int, head: Head, scratch_bytes: int | None =
         scratch_bytes: bound on the chunk; None: the default, where memory is plenty.
         grad: whether there is a backward pass.
     """
+    if not tokens:
+        return Cost(0.0, 0.0, 0, 0)
     trained = head.trained and grad
     rows = chunk_rows(
         "cuda",

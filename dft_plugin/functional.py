@@ -55,9 +55,11 @@ def token_loss(
 
     Raises:
         SettingsError: the objective is unknown, or an option of it is wrong.
-        LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible or refused.
+        LabelError: a label is outside the vocabulary, shapes do not match, num_items is impossible or refused, or
+            tensors are on `meta`.
         ClockError: the objective changes during a run, and `facts` has no clock.
     """
+    _require_numbers(labels=labels)
     plan = _plan_without_tokenizer(objective, facts, logits.shape[-1])
     return logits_loss(plan, logits, labels, ignore_index=ignore_index, facts=facts).mean(num_items)
 
@@ -99,10 +101,12 @@ def linear_token_loss(
 
     Raises:
         SettingsError: the objective is unknown, or an option of it is wrong.
-        LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible or refused.
+        LabelError: a label is outside the vocabulary, shapes do not match, num_items is impossible or refused, or
+            tensors are on `meta`.
         ClockError: the objective changes during a run, and `facts` has no clock.
     """
     _require_width(hidden, weight)
+    _require_numbers(hidden=hidden, weight=weight, labels=labels)
     head = Head(weight, bias, Transform(logit_scale, softcap))
     plan = _plan_without_tokenizer(objective, facts, head.vocab_size, heeds=("kernel", "scratch_mb"))
     return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index, facts=facts).mean(num_items)
@@ -149,13 +153,24 @@ def vocab_parallel_token_loss(
     Raises:
         ShardError: the ranks were given different labels or hidden sizes (raised on every rank).
         SettingsError: the objective is unknown, or an option of it is wrong.
-        LabelError: a label is outside the vocabulary, shapes do not match, or num_items is impossible or refused.
+        LabelError: a label is outside the vocabulary, shapes do not match, num_items is impossible or refused, or
+            tensors are on `meta`.
         ClockError: the objective changes during a run, and `facts` has no clock.
     """
+    _require_numbers(hidden=hidden, local_weight=local_weight, labels=labels)
     shard = VocabShard.gather(local_weight, labels, group)
     head = ShardedHead(local_weight, shard, local_bias, Transform(logit_scale, softcap))
     plan = _plan_without_tokenizer(objective, facts, head.vocab_size, heeds=("scratch_mb",))
     return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index, facts=facts).mean(num_items)
+
+
+def _require_numbers(**given: Tensor) -> None:
+    found = [f"`{name}`" for name, tensor in given.items() if tensor.device.type == "meta"]
+    if found:
+        raise LabelError(
+            f"{' and '.join(found)}: on `meta`, where tensors have shapes and no numbers, so there is no loss to "
+            "compute. Give tensors on a device that holds them."
+        )
 
 
 def _require_width(hidden: Tensor, weight: Tensor) -> None:

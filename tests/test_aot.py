@@ -27,10 +27,16 @@ def test_rows_of_bfloat16_move_by_16_bytes_and_nothing_spills(name):
     assert found.shared > 0
 
 
-def test_rows_that_start_anywhere_are_seen_to_move_by_less(monkeypatch):
-    monkeypatch.setattr(aot, "unit_of", lambda *_: 1)
-    found = aot.compile_for(aot.TARGETS["sm_90"], PLAIN)
+@pytest.mark.parametrize("name", ["sm_75", "sm_90", "gfx942"])
+def test_rows_that_start_anywhere_are_compiled_too_and_move_by_less(name):
+    found = aot.compile_for(aot.TARGETS[name], replace(PLAIN, anywhere=True))
     assert max(found.load_bits, found.store_bits) < 128
+    assert found.spilled == 0
+
+
+def test_each_option_is_compiled_with_each_start():
+    found = list(aot.variants())
+    assert len(found) == len(set(found)) == 2 * len([variant for variant in found if variant.anywhere])
 
 
 @pytest.mark.parametrize("name", ["sm_75", "gfx942"])
@@ -43,6 +49,9 @@ def test_a_spill_is_seen(monkeypatch, name):
 def test_a_spill_fails_the_report(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["aot", "sm_90"])
     monkeypatch.setattr(aot, "compile_for", lambda _, variant: aot.Resources(255, int(variant.entropy), 0, 32, 32))
-    with pytest.raises(SystemExit, match="registers spill: sm_90 bf16 entropy, sm_90 bf16 entropy squares, "):
+    with pytest.raises(
+        SystemExit,
+        match="registers spill: sm_90 bf16 entropy, sm_90 bf16 entropy anywhere, sm_90 bf16 entropy squares, ",
+    ):
         aot.main()
     assert "| sm_90 | bf16 softcap | 255 | 0 | 0 | 32 | 32 |" in capsys.readouterr().out

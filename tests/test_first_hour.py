@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -234,6 +241,53 @@ def test_what_waits_is_counted_with_its_place():
     assert waits.operations > 5
 
 
+@pytest.mark.parametrize("minutes", ["nan", "0", "-1"])
+def test_no_time_at_all_is_refused(minutes, tmp_path):
+    page = tmp_path / "page.md"
+    words = ["gpu", "--device", "cpu", "--small", "--part", "cost", "--out", str(page), f"--minutes={minutes}"]
+    assert "more than 0 is needed" in CliRunner().invoke(command.app, words).output
+    assert not page.exists()
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_a_part_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(hour, "take", lambda *arguments: pytest.fail("a part was started"))
+    (tmp_path / "file").touch()
+    for out, problem in ((tmp_path, "is a folder"), (tmp_path / "file" / "page.md", "cannot be written")):
+        words = ["gpu", "--device", "cpu", "--small", "--part", "cost", "--out", str(out)]
+        refused = CliRunner().invoke(command.app, words, env={"COLUMNS": "1000", "TERMINAL_WIDTH": "1000"})
+        assert refused.exit_code == 2
+        assert problem in refused.output
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def children_of(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(
+    not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="looks for processes in /proc"
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_the_part_too(number, tmp_path):
+    words = ["gpu", "--device", "cpu", "--small", "--part", "exact", "--out", str(tmp_path / "page.md")]
+    started = subprocess.Popen([sys.executable, "-m", "benchmarks", *words], cwd=ROOT, stderr=subprocess.DEVNULL)
+    parts, deadline = [], time.monotonic() + 60
+    while not parts and time.monotonic() < deadline:
+        time.sleep(0.1)
+        parts = children_of(started.pid)
+    try:
+        time.sleep(0.3)
+        started.send_signal(number)
+        assert started.wait(30)
+        (part,) = parts
+        assert not Path(f"/proc/{part}").exists()
+    finally:
+        for pid in (started.pid, *parts):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        started.wait()
+
+
 class TestCost:
     h100 = cost.DEVICES[0]
     head = cost.Head("Qwen's vocabulary", 4096, 151_936, trained=True)
@@ -264,6 +318,45 @@ class TestCost:
         few = cost.chunked(self.h100, 8192, replace(self.head, trained=False), 1)
         assert few.rows == 256
         assert few.ratio > cost.chunked(self.h100, 8192, replace(self.head, trained=False)).ratio
+
+    def test_no_tokens_cost_nothing(self):
+        found = cost.chunked(self.h100, 0, self.head)
+        assert (found.seconds, found.memory, found.rows) == (0, 0, 0)
+        assert math.isnan(found.ratio)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "NVIDIA H100 PCIe",
+            "NVIDIA H100 NVL",
+            "NVIDIA GH200 480GB",
+            "NVIDIA H200 NVL",
+            "NVIDIA A100-SXM4-40GB",
+            "NVIDIA A100-PCIE-40GB",
+            "NVIDIA A100 80GB PCIe",
+            "NVIDIA T400",
+            "NVIDIA T400 4GB",
+            "NVIDIA T4G",
+            "Quadro T4000",
+            "NVIDIA L40",
+            "NVIDIA GeForce RTX 4090 Laptop GPU",
+            "NVIDIA GeForce RTX 4090 D",
+        ],
+    )
+    def test_a_card_with_rates_of_its_own_is_not_taken_for_another(self, name):
+        assert cost.device_of(name) is None
+
+    @pytest.mark.parametrize(
+        ("name", "card"),
+        [
+            ("NVIDIA H200", "H200"),
+            ("NVIDIA A100-SXM4-80GB", "A100 80 GB SXM"),
+            ("NVIDIA L40S", "L40S"),
+            ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ],
+    )
+    def test_so_is_each_card_by_the_name_of_its_driver(self, name, card):
+        assert cost.device_of(name).name == card
 
     def test_cards_are_known_by_the_name_that_the_driver_gives(self):
         assert cost.device_of("NVIDIA H100 80GB HBM3").name == "H100 SXM"

@@ -289,3 +289,14 @@ def test_columns_of_the_facts_reach_the_objective():
 def test_a_column_that_is_not_given_is_named(reads):
     with pytest.raises(SettingsError, match=r"`objective` reads `.*`, which this function was not given"):
         token_loss(torch.randn(5, 9), torch.tensor([1, 2, 3, 4, 5]), objective=reads)
+
+
+@pytest.mark.parametrize("on_meta", [{"hidden"}, {"weight"}, {"labels"}, {"hidden", "weight", "labels"}])
+def test_tensors_on_meta_are_refused_by_name(on_meta):
+    given = {"hidden": torch.randn(7, 8), "weight": torch.randn(33, 8), "labels": torch.randint(33, (7,))}
+    given = {name: tensor.to("meta") if name in on_meta else tensor for name, tensor in given.items()}
+    named = " and ".join(f"`{name}`" for name in given if name in on_meta)
+    with pytest.raises(LabelError, match=f"^{named}: on `meta`, where tensors have shapes and no numbers"):
+        linear_token_loss(**given)
+    with pytest.raises(LabelError, match=r"^`labels`: on `meta`"):
+        token_loss(torch.randn(7, 33), given["labels"].to("meta"))

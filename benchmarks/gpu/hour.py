@@ -12,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from benchmarks.gpu.part import PARTS
@@ -182,16 +183,35 @@ def _run(name: str, options: Options, limit: float, meanwhile: Callable[[], None
     command = [sys.executable, "-m", "benchmarks.gpu.part", name, given]
     # A file, not a pipe: children that outlive their parent would hold a pipe open.
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environment
-        )
-        try:
-            code = _wait(process, limit, meanwhile)
-        finally:
-            # Its children too, if any are left.
-            _end(process)
+        with _signals_raised():
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environment
+            )
+            try:
+                code = _wait(process, limit, meanwhile)
+            finally:
+                # Its children too, if any are left.
+                _end(process)
         log.seek(0)
         return _end_of(code, limit, read(options.sheet(name)), log.read().strip().splitlines())
+
+
+@contextlib.contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Let what ends this program be an exception: a part has a session of its own, and would go on without it."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    # `nohup` ignores one of them.
+    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    for number in heard:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _end_of(code: int | None, limit: float, sheet: Mapping[str, Any], output: Sequence[str]) -> End:

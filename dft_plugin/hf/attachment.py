@@ -28,6 +28,7 @@ from dft_plugin.hf.capturing import require_plain
 from dft_plugin.hf.copies import of_deep_copy, of_shallow_copy
 from dft_plugin.hf.facts import without_columns
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
+from dft_plugin.hf.on_meta import require_numbers
 from dft_plugin.hf.passes import Pass, Passes
 from dft_plugin.hf.reference import Reference, find_reference, refuse_prompts
 from dft_plugin.hf.rescaling import Rescaling
@@ -274,10 +275,12 @@ class Attachment:
 
         Raises:
             UnsupportedModelError: the plan insists on a kernel and the model does not allow it; a CUDA graph is
-                captured, or a function transformed; the call comes from inside another.
+                captured, or a function transformed; the call comes from inside another; or model or batch are on
+                `meta`.
             LabelError: labels that do not fit the model.
         """
         require_plain(module)
+        require_numbers(module, inputs)
         forward = functools.partial(self.original_of(module), *unnamed)
         with self._alone.passing(module):
             done = self._passes.score(module, forward, inputs, want_logits, self.clock)

@@ -8,6 +8,9 @@ from torch import Tensor
 _ALIGNMENT = 16
 """Bytes that an accelerator loads at once."""
 
+_PERIOD = 16 * _ALIGNMENT
+"""Bytes after which rows start alike for a compiler: in units of 16 bytes, a stride too may have a factor of 16."""
+
 
 def new_rows(like_VD: Tensor, rows: int) -> Tensor:
     """Allocate rows of logits, [C, V]; on an accelerator each starts on 16 bytes, whatever V.
@@ -23,6 +26,22 @@ def new_rows(like_VD: Tensor, rows: int) -> Tensor:
     """
     V = like_VD.shape[0]
     return like_VD.new_empty(rows, V if like_VD.is_cpu else padded(V, like_VD.dtype))[:, :V]
+
+
+def placed_as(like_TN: Tensor, rows: int) -> Tensor:
+    """Allocate rows, [rows, N], that start where a kernel which was compiled for others may assume that rows start.
+
+    That is: with the same distance from a multiple of 16 bytes, and a stride of the same factors; a copy would be
+    contiguous, and run another program. Where rows are far apart (a column of [B, S, V]) these are not.
+
+    Args:
+        like_TN: gives N, dtype, device and place.
+        rows: of what is returned.
+    """
+    N, stride = like_TN.shape[1], like_TN.stride(0)
+    near = N + (stride - N) % (_PERIOD // like_TN.dtype.itemsize)
+    ahead = like_TN.data_ptr() % _ALIGNMENT // like_TN.dtype.itemsize
+    return like_TN.new_empty(ahead + rows * near)[ahead:].view(rows, near)[:, :N]
 
 
 def padded(width: int, dtype: torch.dtype) -> int:

@@ -119,7 +119,7 @@ def _preferred_bytes(row_bytes: int, weight_trained: bool, width: int | None, pr
         return min(math.ceil(_TRAINED_ROWS / tile) * tile * row_bytes, _MOST_TRAINED)
     if width is None:
         return _UNKNOWN_BYTES
-    wave = math.ceil(processors / math.ceil(width / _TILE_COLUMNS)) * tile
+    wave = math.ceil(processors / math.ceil(max(width, 1) / _TILE_COLUMNS)) * tile
     return min(math.ceil(max(wave, _READ_ONCE) / tile) * tile * row_bytes, _MOST_FROZEN)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dft_plugin.kernels.added import added_to_rows, named_in
+from dft_plugin.kernels.allocation import placed_as
 from dft_plugin.kernels.compiled import CompiledScorer, out_of_memory, say_without
 from dft_plugin.kernels.rows import by_blocks
 from dft_plugin.kernels.softmax import HALF_PEAK, Scored, score_block_
@@ -156,7 +157,7 @@ class RowScorer:
 
         if not triton_rows.takes(logits_TV):
             return None
-        kind = (logits_TV.device, logits_TV.dtype, transform.softcap is None, needs)
+        kind = logits_TV.device, triton_rows.program_for(logits_TV, targets_T, transform, needs)
         if kind not in self._trusted:
             if logits_TV.is_cuda and torch.cuda.is_current_stream_capturing():
                 # A CUDA graph cannot wait for a comparison.
@@ -179,6 +180,8 @@ def compare_on_sample(
 ) -> None:
     """Score a copy of some rows by a kernel and by the plain code, on their device, and wait for it once.
 
+    The copy lies in memory as the rows do, so that what is compared is the program that they will get.
+
     Memory: 8 rows, some five times in float32.
 
     Raises:
@@ -186,8 +189,9 @@ def compare_on_sample(
     """
     step = max(1, logits_TV.shape[0] // _SAMPLE_ROWS)
     sample_SV, targets_S = logits_TV[::step][:_SAMPLE_ROWS], targets_T[::step][:_SAMPLE_ROWS]
-    ours_SV, theirs_SV = sample_SV.clone(), sample_SV.clone()
-    ours = score_(ours_SV, targets_S, transform, needs)
+    ours_SV, theirs_SV = placed_as(logits_TV, len(sample_SV)).copy_(sample_SV), sample_SV.clone()
+    placed_S = placed_as(targets_T[:, None], len(targets_S))[:, 0].copy_(targets_S)
+    ours = score_(ours_SV, placed_S, transform, needs)
     theirs = score_block_(theirs_SV, targets_S, transform, needs)
     exact, rounding = _STATISTICS_TOLERANCE, max(4 * torch.finfo(logits_TV.dtype).eps, _STATISTICS_TOLERANCE)
     # Of a target that is all but certain 1 - p may be denormal, which one of the codes may take for 0.

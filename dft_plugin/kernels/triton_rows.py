@@ -34,6 +34,29 @@ class Launch(NamedTuple):
     warps: int
 
 
+class Program(NamedTuple):
+    """What selects one of the programs into which the kernel is compiled.
+
+    Attributes:
+        dtype: of the logits.
+        vocab: V, of which Triton tells whether it has a factor of 16.
+        launch: columns and warps.
+        unit: see `unit_of`.
+        seen: what Triton sees in where rows and targets start: multiples of 16 bytes, and a stride that has a factor
+            of 16, is 1, or needs 64 bits.
+        softcap: whether there is one.
+        needs: costly statistics.
+    """
+
+    dtype: torch.dtype
+    vocab: int
+    launch: Launch
+    unit: int
+    seen: tuple[bool, ...]
+    softcap: bool
+    needs: frozenset[RowStatistic]
+
+
 _LOAD_BYTES = 16
 """The widest load of a lane: 8 columns of half precision, 4 of float32."""
 
@@ -62,6 +85,18 @@ def unit_of(stride: int, dtype: torch.dtype) -> int:
     """
     columns = _LOAD_BYTES // dtype.itemsize
     return 1 if stride % columns else columns
+
+
+def program_for(
+    logits_TV: Tensor, targets_T: Tensor, transform: Transform, needs: frozenset[RowStatistic] = frozenset()
+) -> Program:
+    """Return which program `score_whole_` would launch; its arguments."""
+    V, dtype, unit = logits_TV.shape[1], logits_TV.dtype, unit_of(logits_TV.stride(0), logits_TV.dtype)
+    stride = logits_TV.stride(0) // unit
+    # What is not contiguous is copied to where memory is allocated, which is a multiple of more than 16.
+    targets = targets_T.is_contiguous() and targets_T.data_ptr() % 16 != 0
+    seen = (logits_TV.data_ptr() % 16 == 0, not targets, stride % 16 == 0, stride == 1, stride >= 1 << 31)
+    return Program(dtype, V, launch_for(V, dtype), unit, seen, transform.softcap is not None, needs)
 
 
 def takes(logits_TV: Tensor) -> bool:

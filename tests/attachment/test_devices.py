@@ -96,6 +96,29 @@ def test_the_loss_stays_where_the_head_is_and_the_upstream_factor_goes_there():
     assert "forward" in model.lm_head.__dict__, "accelerate's hook is back in its place"
 
 
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    ("on_meta", "named"),
+    [
+        ({"model", "labels", "input_ids"}, "the model's weights and `input_ids` and `labels`"),
+        ({"model", "input_ids"}, "the model's weights and `input_ids`"),
+        ({"model"}, "the model's weights"),
+        ({"labels"}, "`labels`"),
+    ],
+)
+def test_what_has_no_numbers_is_refused_by_name(on_meta, named, train):
+    model, batch = tiny.llama().train(train), tiny.batch()
+    batch = {name: tensor.to("meta") if name in on_meta else tensor for name, tensor in batch.items()}
+    if "model" in on_meta:
+        model.to("meta")
+    attach(model)
+    with pytest.raises(UnsupportedModelError) as refused:
+        model(**batch)
+    assert str(refused.value).startswith(f"LlamaForCausalLM: {named}: on `meta`, where tensors have shapes and")
+    # Without labels there is nothing to score.
+    assert model.to("meta")(input_ids=batch["input_ids"].to("meta")).logits.is_meta
+
+
 @pytest.mark.parametrize(("first", "last"), PAIRS)
 def test_a_tied_head_is_where_the_embeddings_are(first, last):
     model, batch = tiny.llama(tie_word_embeddings=True).train(), tiny.batch()

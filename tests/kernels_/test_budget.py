@@ -172,3 +172,10 @@ def test_a_product_is_timed_in_both_dtypes(monkeypatch):
         assert not gemm.half_is_faster(torch.float16)
     finally:
         gemm.half_is_faster.cache_clear()
+
+
+def test_a_head_without_width_has_chunks():
+    given = {"tokens": 1000, "weight_trained": False}
+    assert budget.chunk_rows("cuda", 2 * 33, None, width=0, **given) == budget.chunk_rows(
+        "cuda", 2 * 33, None, width=1, **given
+    )

@@ -260,6 +260,66 @@ def test_each_device_dtype_transform_and_statistic_is_compared_once(monkeypatch,
     assert len(compared) == len(set(compared)) == 8
 
 
+def placed(like_TV, *, stride, ahead):
+    """The same numbers in rows that start `stride` apart, the first after `ahead` columns."""
+    T, V = like_TV.shape
+    return like_TV.new_empty(ahead + T * stride)[ahead:].view(T, stride)[:, :V].copy_(like_TV)
+
+
+@pytest.mark.parametrize("device", fused.DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("stride", "ahead"), [(33, 0), (40, 0), (40, 1), (128, 0), (136, 8), (168, 0), (5000, 0)])
+def test_what_is_compared_is_the_program_that_is_trusted(monkeypatch, triton_rows, device, dtype, stride, ahead):
+    launched, score_whole_ = [], triton_rows.score_whole_
+
+    def spied(logits_TV, targets_T, transform, needs, **options):
+        launched.append(triton_rows.program_for(logits_TV, targets_T, transform, needs))
+        return score_whole_(logits_TV, targets_T, transform, needs, **options)
+
+    monkeypatch.setattr(triton_rows, "score_whole_", spied)
+    scorer = fused.scorer_for(device, monkeypatch, softmax.score_block_)
+    logits_TV, targets_T = problems.logits_with_probability(0.3, T=20, V=33)
+    logits_TV = placed(logits_TV.to(device, dtype), stride=stride, ahead=ahead)
+    # Not on 16 bytes.
+    targets_T = torch.cat([targets_T[:1], targets_T]).to(device)[1:]
+    scorer(logits_TV, targets_T, Transform())
+    assert len(launched) == 2
+    assert launched[0] == launched[1]
+
+
+@pytest.mark.parametrize("device", fused.DEVICES)
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("vocabulary", lambda logits_TV: logits_TV[:, :17].contiguous()),
+        ("unit", lambda logits_TV: placed(logits_TV, stride=36, ahead=0)),
+        ("start", lambda logits_TV: placed(logits_TV, stride=33, ahead=1)),
+    ],
+)
+def test_trust_in_one_program_is_no_trust_in_another(monkeypatch, caplog, triton_rows, device, name, other):
+    score_whole_, trusted = triton_rows.score_whole_, []
+
+    def wrong_elsewhere(logits_TV, targets_T, transform, needs, **options):
+        program = triton_rows.program_for(logits_TV, targets_T, transform, needs)
+        trusted.append(program)
+        scored = score_whole_(logits_TV, targets_T, transform, needs, **options)
+        if program != trusted[0]:
+            logits_TV.mul_(3)
+        return scored
+
+    monkeypatch.setattr(triton_rows, "score_whole_", wrong_elsewhere)
+    scorer = fused.scorer_for(device, monkeypatch, softmax.score_block_)
+    logits_TV, targets_T = problems.logits_with_probability(0.3, T=20, V=33)
+    logits_TV, targets_T = logits_TV.to(device), targets_T.clamp(max=16).to(device)
+    scorer(logits_TV.clone(), targets_T, Transform())
+    assert not warnings_of(caplog)
+    ours_TV, theirs_TV = other(logits_TV), other(logits_TV).clone()
+    scorer(ours_TV, targets_T, Transform())
+    softmax.score_block_(theirs_TV, targets_T, Transform())
+    torch.testing.assert_close(ours_TV, theirs_TV)
+    assert "its gradient on 8 rows" in caplog.text
+
+
 @pytest.mark.parametrize("device", fused.DEVICES)
 def test_rows_that_hold_no_numbers_do_not_cost_the_kernel_its_trust(monkeypatch, caplog, triton_rows, device):
     scorer = fused.scorer_for(device, monkeypatch, softmax.score_block_)

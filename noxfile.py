@@ -113,7 +113,7 @@ def floor(session: nox.Session) -> None:
 def aot(session: nox.Session) -> None:
     """Prove the Triton kernel without a GPU: run it in Triton's interpreter, and compile it ahead of time."""
     install(session, TRITON, "numpy", groups=("test",))
-    places = [f"tests/kernels_/test_triton_{part}.py" for part in ("rows", "kernels", "fallback")]
+    places = [f"tests/kernels_/test_triton_{part}.py" for part in ("rows", "kernels", "fallback", "trust")]
     session.run("pytest", *places, env={**OFFLINE, "TRITON_INTERPRET": "1"})
     session.run("pytest", "tests/test_aot.py", env=OFFLINE)
     session.run("python", "-m", "benchmarks.aot", *session.posargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 
 import pytest
@@ -27,3 +28,7 @@ def scorer_for(device, monkeypatch, score_block_=None):
     for module in (scoring, logits):
         monkeypatch.setattr(module, "row_scorer", lambda device_type: scorer)
     return scorer
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]

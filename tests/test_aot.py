@@ -48,7 +48,10 @@ def test_a_spill_is_seen(monkeypatch, name):
 
 def test_a_spill_fails_the_report(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["aot", "sm_90"])
-    monkeypatch.setattr(aot, "compile_for", lambda _, variant: aot.Resources(255, int(variant.entropy), 0, 32, 32))
+    spilled = {False: 1, True: aot.ANYWHERE_SPILLS + 1}
+    monkeypatch.setattr(
+        aot, "compile_for", lambda _, v: aot.Resources(255, spilled[v.anywhere] if v.entropy else 0, 0, 32, 32)
+    )
     with pytest.raises(
         SystemExit,
         match="registers spill: sm_90 bf16 entropy, sm_90 bf16 entropy anywhere, sm_90 bf16 entropy squares, ",

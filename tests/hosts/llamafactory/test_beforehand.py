@@ -33,7 +33,8 @@ def copied(text):
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("by", ["prob", "mass"])
 def test_a_step_is_that_of_the_same_reference_beside_the_training(by, packing, home, tmp_path, capsys):
-    loss, changes = {**MASS, "by": by}, {"packing": packing, "max_steps": 1}
+    loss = MASS if by == "mass" else {"name": "prift", "by": "prob"}
+    changes = {"packing": packing, "max_steps": 1}
     assert command(home, tmp_path, {**loss, "reference": "copy"}, **changes) == 0
     keys = copied(capsys.readouterr().out)
     assert keys == {"tokenized_path": str(tmp_path / "made" / "tokenized"), "loss": {**loss, "reference": "columns"}}

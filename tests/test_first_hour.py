@@ -268,7 +268,13 @@ def children_of(pid):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_the_part_too(number, tmp_path):
     words = ["gpu", "--device", "cpu", "--small", "--part", "exact", "--out", str(tmp_path / "page.md")]
-    started = subprocess.Popen([sys.executable, "-m", "benchmarks", *words], cwd=ROOT, stderr=subprocess.DEVNULL)
+    started = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", *words],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+        # What started the tests may ignore it: `nohup` does, and a shell for what runs in its background.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
     parts, deadline = [], time.monotonic() + 60
     while not parts and time.monotonic() < deadline:
         time.sleep(0.1)

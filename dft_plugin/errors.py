@@ -21,8 +21,9 @@ class SettingsError(DftError, ValueError):
         problems: one sentence each: what was given, what is allowed, what to do next.
     """
 
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = tuple(problems)
+    def __init__(self, problems: Iterable[str] | str) -> None:
+        # A text is one problem: so torch hands on what a data loader's worker raised.
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
         super().__init__(self.problems)
 
     def __str__(self) -> str:

@@ -163,3 +163,10 @@ def test_a_step_in_quotes_is_a_step(written, point):
 def test_one_that_is_not_or_may_not_be_is_no_matter_of_the_settings(points):
     until, switch = points
     assert build_catalogue().settings({**ramp(until), "first": {"name": "nll", "for": switch}})
+
+
+@pytest.mark.parametrize(("share", "last", "steps"), [(0.28, 25, 7), (0.14, 50, 7), (0.56, 100, 56), (0.3, 5, 2)])
+def test_a_share_that_is_a_whole_number_of_steps_ends_with_the_last_of_them(share, last, steps):
+    plan = plan_for({"name": "dft", "first": {"name": "nll", "for": share}})
+    names = [plan.holding(Clock(step, last, 0.0)).name for step in range(last)]
+    assert names == ["nll"] * steps + ["dft"] * (last - steps)

@@ -64,3 +64,8 @@ def test_a_function_is_named_without_its_repr():
     assert errors.name_of(made.method) == f"{module}.Talkative.method"
     assert errors.name_of(made) == f"{module}.Talkative"
     assert errors.name_of(len) == "builtins.len"
+
+
+def test_what_torch_hands_on_from_a_data_loaders_worker_is_one_problem():
+    # torch.utils.data makes it again, of its text alone.
+    assert errors.ConflictError("a worker's text").problems == ("a worker's text",)

@@ -145,7 +145,9 @@ def _lines(
     host: Host, config: RunConfig, out: Path, counts: Mapping[str, int], loss: Settings | None
 ) -> Iterator[str]:
     """Yield lines to copy."""
-    reading = host.reading(str(out), list(counts), config.host)
+    # A bare word would be the name of a dataset on a hub, or of a builder: `json`.
+    folder = str(out) if len(out.parts) > 1 else f"./{out}"
+    reading = host.reading(folder, list(counts), config.host)
     written = {key: value for key, value in reading.items() if value is not None}
     yield ""
     yield yaml.safe_dump(written, sort_keys=False, default_flow_style=False).rstrip()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dft_plugin.config.checks import choice_of_best, lost_columns, without_reference
+from dft_plugin.config.checks import choice_of_best, lost_columns, outlasting, without_reference
 from dft_plugin.config.hosts import Conflict, Host
 from dft_plugin.config.plugins import Catalogue, Entry, build_catalogue
 from dft_plugin.config.reading import LOSS, RunConfig, load
@@ -92,6 +92,7 @@ def check(path: Path, overrides: Sequence[str] = (), host_name: str | None = Non
         problems=[
             *problems,
             *(without_reference(host, config.host, settings, catalogue) if settings else []),
+            *(outlasting(config.host, settings, catalogue) if settings else []),
             *wrong,
         ],
         conflicts=[

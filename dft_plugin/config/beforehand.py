@@ -38,11 +38,12 @@ def computed(settings: Settings, catalogue: Catalogue, named: Sequence[str] = ()
         return tuple(dict.fromkeys(named))
     every = _objectives(settings, catalogue)
     read = frozenset[str]().union(*(one.columns for one in every))
+    whole = [one.name for one in every if one.reference == "distribution"]
     found = tuple(REFERENCE_COLUMNS) if read & {*REFERENCE_COLUMNS} else ()
     found += (OLD,) if OLD in read else ()
-    if found:
+    # One of the two losses that a run has, with `first`, keeps it from doing with columns.
+    if found and not whole:
         return found
-    whole = [one.name for one in every if one.reference == "distribution"]
     raise ConflictError([_whole(whole[0]) if whole else _nothing(settings.name, catalogue)])
 
 

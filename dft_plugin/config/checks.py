@@ -56,6 +56,20 @@ def without_reference(host: Host, config: Mapping[str, Any], settings: Settings,
     ]
 
 
+def outlasting(config: Mapping[str, Any], settings: Settings, catalogue: Catalogue) -> list[str]:
+    """List what of a loss would never hold, where a config says how many steps the run has.
+
+    Args:
+        config: its keys; every host calls them `max_steps`, and means with 0 or less that epochs decide.
+        settings: the loss.
+        catalogue: its objectives.
+    """
+    steps = config.get("max_steps")
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps <= 0:
+        return []
+    return catalogue.never_reached(settings, steps)
+
+
 def lost_columns(host: Host, config: Mapping[str, Any], settings: Settings, catalogue: Catalogue) -> list[Conflict]:
     """List what keeps the columns that a loss reads from reaching it; each names them."""
     names = ", ".join(f"`{name}`" for name in sorted(catalogue.columns(settings)))
@@ -78,7 +92,10 @@ def obstacles(host: Host, config: Mapping[str, Any], loss: Any, found: Iterable[
     problems, lost = catalogue.problems(loss), []
     if not problems:
         settings = catalogue.settings(loss)
-        problems = without_reference(host, config, settings, catalogue)
+        problems = [
+            *without_reference(host, config, settings, catalogue),
+            *outlasting(config, settings, catalogue),
+        ]
         lost = lost_columns(host, config, settings, catalogue)
     return [*too_old, *problems, *map(str, [*found, *lost]), *wrong]
 

@@ -85,7 +85,7 @@ class Catalogue:
         from dft_plugin.kernels import auto
 
         named = self.kernels.get(settings.kernel)
-        objective = self.objectives[settings.name].item(**ends(settings.options, "to"))
+        objective = self._objective(settings)
         weights = settings.weights
         rules = TokenRules(
             settings.always_learn, weights.column if weights else None, weights.tokens if weights else {}
@@ -102,6 +102,14 @@ class Catalogue:
         )
         # Words wait for a tokenizer.
         return plan if rules.words else plan.with_ids(rules.ids, rules.factors_by_id)
+
+    def never_reached(self, settings: Settings, last_step: int) -> list[str]:
+        """List what of a loss would never hold in a run of so many steps, with what to do."""
+        schedule = self._schedule(self._objective(settings), settings)
+        return [] if schedule is None else schedule.never_reached(last_step)
+
+    def _objective(self, settings: Settings) -> Objective:
+        return self.objectives[settings.name].item(**ends(settings.options, "to"))
 
     def _schedule(self, objective: Objective, settings: Settings) -> Schedule | None:
         if settings.first is None:

@@ -24,13 +24,19 @@ REFERENCES = ("base", "start", "copy", "columns")
 """What `reference` may say; anything else is the path of a model."""
 
 
+def _several(value: Any) -> Any:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
 def _kinds_or_ids(value: Any) -> Any:
-    given = value if isinstance(value, (list, tuple)) else [value]
+    given = _several(value)
     for entry in given:
         if isinstance(entry, bool) or not (entry in ALWAYS_LEARN or (isinstance(entry, int) and entry >= 0)):
             hint = did_you_mean(entry, ALWAYS_LEARN)
             raise ValueError(f"{entry!r} is neither one of {', '.join(ALWAYS_LEARN)} nor a token id.{hint}")
-    return tuple(given)
+    return given
 
 
 def _whole(value: Any) -> Any:
@@ -43,10 +49,6 @@ def _whole(value: Any) -> Any:
 
 Extra = Literal["top1", "entropy"]
 """Statistics that are logged on demand."""
-
-
-def _several(value: Any) -> Any:
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 def _before_the_end(value: int | float) -> int | float:
@@ -205,6 +207,8 @@ class Settings(Options):
     def as_written(self) -> dict[str, Any]:
         """Return the mapping that `parse_settings` reads as these settings, e.g. to hand them to another process."""
         own = self.model_dump(exclude={"options"}, exclude_defaults=True, by_alias=True, mode="json")
+        if self.weights is not None:
+            own["weights"] = {key: value for key, value in own["weights"].items() if value}
         return {"name": self.name, **own, **self.options}
 
     def describe(self) -> str:

@@ -86,6 +86,8 @@ def compute(trainer: Any, request: Request, watcher: Watcher) -> dict[str, int]:
     every = standings(trainer.model, request.reference, request.columns)
     made_of = _made_of(trainer, request, every, data)
     counts = {split: len(rows.dataset) for split, rows in data.items()}
+    if not counts.get("train"):
+        raise ConflictError(["the training data has no row with a target, so there is nothing to compute."])
     folder = Folder(request.out, made_of, counts, *([] if request.least is None else [request.least]))
     todo = folder.open()
     watcher.begin(sum(counts.values()), sum(counts.values()) - sum(len(shard.rows) for shard in todo), made_of)
@@ -174,11 +176,13 @@ class _Rows:
             raise ConflictError(
                 [f"the {self.split} data holds {', '.join(self._senses)}; `dft reference` runs text alone."]
             )
+        # Nothing predicts a row's first token. Where rows are packed, another row would seem to.
+        labels = [[IGNORE_INDEX, *row[1:]] if len(row) else row for row in given[LABELS]]
         beside = {MASK: given.get(MASK) or [[1] * len(ids) for ids in given[TOKENS]]}
         if POSITIONS in given:
             beside[POSITIONS] = given[POSITIONS]
         named = {name: given[key] for name, key in self._named.items()}
-        return {TOKENS: given[TOKENS], LABELS: given[LABELS], **beside, **named}
+        return {TOKENS: given[TOKENS], LABELS: labels, **beside, **named}
 
     def digest(self) -> str:
         """Tell these rows from others."""

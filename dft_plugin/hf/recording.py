@@ -6,6 +6,7 @@ Shapes: B batch, S sequence, N positions (flattened), T scored tokens.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,6 +29,9 @@ from dft_plugin.objectives import REFERENCE_COLUMNS, Clock, Objective, Reference
 if TYPE_CHECKING:
     from dft_plugin.hf.attachment import Attachment
     from dft_plugin.objectives import Weighed
+
+_NOT_COMPUTED = ("_name_or_path", "_commit_hash", "transformers_version", "architectures", "use_cache")
+"""What a config holds beside that."""
 
 _SAMPLED = 64
 """Numbers of each parameter that tell two models apart."""
@@ -76,6 +80,12 @@ class Carried(Objective):
         return torch.zeros_like(rows.logp_T)
 
 
+def config_digest(config: Any) -> str:
+    """Tell what a model computes by its config from another; not where it is, nor who wrote it."""
+    said = {key: value for key, value in config.to_dict().items() if key not in _NOT_COMPUTED}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
 class Standing:
     """A frozen model that is asked for columns: the one of a trainer as it is, its base, or another one.
 
@@ -116,6 +126,7 @@ class Standing:
         what = "off" if self._off else "as the run begins with them"
         if self.another is None and has_adapters(model):
             parts["adapters"] = what
+        parts["config of the model"] = config_digest(model.config)
         return {**parts, "weights": weights_digest(model, adapters=not self._off)}
 
     @contextmanager

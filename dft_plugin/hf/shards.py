@@ -80,15 +80,24 @@ class Folder:
         manifest = self.path / MANIFEST
         wanted = {"made_of": dict(self.made_of), "rows": dict(self.counts), "shard": self.least}
         if manifest.exists():
-            self._require_same(json.loads(manifest.read_text(encoding="utf-8")), wanted)
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            self._require_same(_read(manifest), wanted)
+        elif self.path.exists() and not self._is_empty():
             raise ConflictError(
                 [f"{self.path} is there already, and `dft reference` has not made it. Give another folder: --out."]
             )
         else:
-            (self.path / "data").mkdir(parents=True, exist_ok=True)
-            _put(manifest, lambda path: path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8"))
+            try:
+                (self.path / "data").mkdir(parents=True, exist_ok=True)
+                _put(manifest, lambda path: path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8"))
+            except OSError as error:
+                problem = f"{self.path} cannot be written ({error}). Give another folder: --out."
+                raise ConflictError([problem]) from error
         return [shard for shard in self.shards if not shard.path.exists()]
+
+    def _is_empty(self) -> bool:
+        """Whether nothing is in it but what an attempt leaves that ended before its first row."""
+        entries = list(self.path.iterdir()) if self.path.is_dir() else [self.path]
+        return all(entry.name == "data" and entry.is_dir() and not any(entry.iterdir()) for entry in entries)
 
     def _require_same(self, found: Any, wanted: Mapping[str, Any]) -> None:
         if found == wanted:
@@ -106,6 +115,14 @@ class Folder:
                 f"remove that one."
             ]
         )
+
+
+def _read(manifest: Path) -> Any:
+    try:
+        return json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError as error:
+        problem = f"{manifest} is damaged ({error}), so nobody knows of what its rows are made"
+        raise ConflictError([f"{problem}. Give another folder: --out."]) from error
 
 
 def write(shard: Shard, rows: Mapping[str, Sequence[Any]]) -> None:

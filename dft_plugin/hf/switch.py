@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from dft_plugin.objectives.schedule import call
 
 
 def line(plan: LossPlan, before: Clock | None, now: Clock) -> str:
-    """Say that another objective holds from this step on, where that is so; else nothing.
+    """Say that another objective holds from this step on, or the first one still where a run is resumed; else nothing.
 
     Args:
         plan: of the run.
@@ -25,6 +26,10 @@ def line(plan: LossPlan, before: Clock | None, now: Clock) -> str:
     if schedule is None or schedule.first is None or not now.step or (before is not None and before.step == now.step):
         return ""
     holds, held = (schedule.at(clock) is schedule.first for clock in (now, replace(now, step=now.step - 1)))
+    if holds and before is None:
+        # Resumed, maybe with another length than before, of which a share is another step.
+        end = math.ceil(schedule.first_until.steps(now.last_step) or 0)
+        return f"dft: loss: {call(schedule.first)} at step {now.step}, where the run goes on, and until step {end}"
     if holds or not held:
         return ""
     then = call(schedule.objective, schedule.ramps)

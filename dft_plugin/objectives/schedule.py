@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -42,7 +43,11 @@ class Until:
         """Return after how many steps of a run it is reached; None where that depends on a length nobody knows."""
         if isinstance(self.point, int):
             return self.point
-        return None if last_step is None else self.point * last_step
+        if last_step is None:
+            return None
+        share = self.point * last_step
+        # 0.28 * 25 is a little more than 7.
+        return float(round(share)) if math.isclose(share, round(share), rel_tol=1e-9) else share
 
     def is_before(self, other: Until, last_step: int | None) -> bool:
         """Whether it is reached no later than another, as far as that is known."""

@@ -72,7 +72,9 @@ class AxolotlHost(Host):
         """Axolotl takes rows that are tokenised where no `type` is given; what it prepares of them goes with them."""
         named = {split: [{"path": folder, "split": split, "type": None}] for split in splits}
         test = {"test_datasets": named["test"], "val_set_size": 0} if "test" in splits else {}
-        return {"datasets": named["train"], **test, "dataset_prepared_path": f"{folder}/prepared"}
+        # They are shuffled by now, as the run would have them.
+        shuffled = {"shuffle_merged_datasets": False}
+        return {"datasets": named["train"], **test, "dataset_prepared_path": f"{folder}/prepared", **shuffled}
 
 
 def problems_of(config: Mapping[str, Any]) -> list[str]:

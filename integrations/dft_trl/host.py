@@ -63,7 +63,9 @@ class TrlHost(Host):
         gone = {key: None for key in ("datasets", "dataset_config", "dataset_streaming") if key in config}
         # The labels say it by now, and TRL would look for chats.
         only = {"assistant_only_loss": False} if rules.is_on(config.get("assistant_only_loss")) else {}
-        return {**data, **test, **only, **gone}
+        # They are shuffled by now, as the run would have them.
+        shuffled = {"shuffle_dataset": False} if rules.is_on(config.get("shuffle_dataset")) else {}
+        return {**data, **test, **only, **shuffled, **gone}
 
     def trainer_hook(self, trainer: object) -> type[TrainerHook] | None:
         """Return TrlHook for an SFTTrainer; refuse TRL's trainers of other kinds.

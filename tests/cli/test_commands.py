@@ -168,7 +168,7 @@ def test_host_chooses_where_the_keys_do_not_tell(dft, config):
     path = config("loss: dft\nmodel: m\n")
     assert dft("check", path, "--host", "trl").returncode == 0
     assert dft("check", path, "--host", "tlr").stderr == (
-        "dft: --host tlr: no such host. Known: axolotl, llamafactory, trl.\n"
+        "dft: --host tlr: no such host. Did you mean `trl`? Known: axolotl, llamafactory, trl.\n"
     )
 
 
@@ -247,3 +247,18 @@ def test_check_refuses_a_loss_that_would_find_no_reference(dft, config):
     assert dft("check", config(TRL + "use_peft: true\nloss: asft\n")).returncode == 0
     assert dft("check", config(TRL + "loss: {name: asft, reference: copy}\n")).returncode == 0
     assert "or `reference: columns` where the data has" in dft("check", config(TRL + "loss: prift\n")).stdout
+
+
+@pytest.mark.parametrize(
+    ("loss", "says"),
+    [
+        ("{name: dft, first: {name: nll, for: 4}}", "`first` holds until step 4 and the run has 2 steps"),
+        ("{name: dft, alpha: {from: 0.0, to: 1.0, until: 5}}", "until step 5 and the run has 2 steps"),
+        ("{name: dft, first: {name: nll, for: 0.8}}", "`first` holds until 80 % of the run and the run has 2 steps"),
+    ],
+)
+def test_check_knows_what_would_outlast_a_run_of_known_length(dft, config, loss, says):
+    done = dft("check", config(f"{TRL}max_steps: 2\nloss: {loss}\n"))
+    assert done.returncode == 1
+    assert says in " ".join(done.stdout.split())
+    assert dft("check", config(f"{TRL}max_steps: -1\nloss: {loss}\n")).returncode == 0

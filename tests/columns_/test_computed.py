@@ -24,7 +24,6 @@ def settings(**loss):
         ({"name": "iw_sft", "reference": "copy"}, BOTH),
         ({"name": "psft"}, ("old_logp",)),
         ({"name": "psft", "first": {"name": "prift", "for": 0.2}}, (*BOTH, "old_logp")),
-        ({"name": "asft", "first": {"name": "prift", "for": 0.2}}, BOTH),
     ],
 )
 def test_it_is_what_the_loss_reads_at_any_time_and_both_of_a_reference(loss, columns):
@@ -40,11 +39,19 @@ def test_a_column_that_nobody_can_compute():
         computed(settings(name="prift"), CATALOGUE, ["ref_logp", "ratio"])
 
 
-@pytest.mark.parametrize("name", ["asft", "gift"])
-def test_a_whole_distribution_is_no_column(name):
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("asft", {"name": "asft"}),
+        ("gift", {"name": "gift"}),
+        ("asft", {"name": "asft", "first": {"name": "prift", "for": 0.2}}),
+        ("gift", {"name": "prift", "first": {"name": "gift", "for": 0.2}}),
+    ],
+)
+def test_a_whole_distribution_is_no_column(name, loss):
     said = rf"the loss {name} compares with the whole distribution .* `reference: base` .* `reference: copy`"
     with pytest.raises(ConflictError, match=said):
-        computed(settings(name=name), CATALOGUE)
+        computed(settings(**loss), CATALOGUE)
 
 
 def test_a_loss_without_a_reference_says_so_and_which_have_one():

@@ -10,7 +10,7 @@ from torch import nan
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from dft_plugin.errors import ConflictError
-from dft_plugin.hf.recording import standings, weights_digest
+from dft_plugin.hf.recording import config_digest, standings, weights_digest
 
 ALL = ("ref_logp", "ref_mass", "old_logp")
 
@@ -127,3 +127,10 @@ class TestDigest:
         assert weights_digest(new, adapters=True) == plain
         assert weights_digest(trained, adapters=False) == plain
         assert weights_digest(trained, adapters=True) != plain
+
+
+def test_two_models_of_the_same_weights_that_compute_something_else_are_told_apart():
+    one, same, other = tiny.llama(), tiny.llama(), tiny.llama()
+    same.config._name_or_path = "elsewhere"
+    other.config.rms_norm_eps = 0.1
+    assert config_digest(one.config) == config_digest(same.config) != config_digest(other.config)

@@ -67,6 +67,14 @@ def test_a_run_that_is_resumed_beyond_it_does_not_say_it_again(tmp_path, capsys)
         assert (SAID in said(trainer(tmp_path), capsys, resume_from_checkpoint=path)) == again, checkpoint
 
 
+def test_a_run_that_is_resumed_inside_it_says_until_when(tmp_path, capsys):
+    said(trainer(tmp_path, save_strategy="steps", save_steps=1), capsys)
+    # Twice as long now, so that a share is another step.
+    loss = {"name": "dft", "first": {"name": "nll", "for": 0.75}}
+    heard = said(trainer(tmp_path, max_steps=8), capsys, loss, resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert "loss: nll at step 3, where the run goes on, and until step 6" in heard
+
+
 @pytest.mark.parametrize("loss", ["dft", {"name": "dft", "alpha": {"from": 0.0, "to": 1.0, "until": 2}}])
 def test_a_loss_that_nothing_comes_before_says_nothing(loss, tmp_path, capsys):
     assert "from here on" not in said(trainer(tmp_path), capsys, loss)

@@ -158,6 +158,18 @@ def test_a_step_is_that_of_the_same_reference_beside_the_training(by, changes, f
     assert abs(one["loss"] - nll["loss"]) > 0.1, "the columns weigh nothing"
 
 
+def test_texts_whose_first_token_is_a_label_are_trained_on_packed(folder, capsys):
+    for row in (lines := [json.loads(line) for line in (folder / "data" / "train.jsonl").read_text().splitlines()]):
+        row["text"] = row.pop("prompt") + row.pop("completion")
+    (folder / "data" / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert command(config(folder, {**PRIFT, "reference": "copy"}, **PACKED)) == 0
+    keys = copied(capsys.readouterr().out)
+    one, after_one = train(folder, keys.pop("loss"), **{**PACKED, **keys})
+    two, after_two = train(folder, {**PRIFT, "reference": "copy"}, **PACKED)
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
+    assert tiny.max_gap(after_one, after_two) < 1e-6
+
+
 class Watching:
     """Stops after so many rows."""
 
@@ -316,7 +328,7 @@ def test_the_command_writes_beside_the_config_and_says_in_one_line_what_it_canno
     config(folder, "psft")
     done = dft(folder, "reference", "sft.yaml", "--batch-size", "3", "--columns", "old_logp,ref_mass")
     assert done.returncode == 0, done.stderr
-    assert "dataset_name: sft-reference\n" in done.stdout
+    assert "dataset_name: ./sft-reference\n" in done.stdout
     row = load_dataset(str(folder / "sft-reference"), cache_dir=str(folder / "cache"))["train"][0]
     assert {"old_logp", "ref_mass"} < row.keys()
     refused = dft(folder, "reference", "sft.yaml", "loss=dft")

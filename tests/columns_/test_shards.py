@@ -15,6 +15,7 @@ def folder(path, **made_of):
 
 
 def test_what_was_ended_before_its_first_row_is_begun_again(tmp_path):
+    pytest.importorskip("pyarrow")
     (tmp_path / "out" / "data").mkdir(parents=True)
     (shard,) = folder(tmp_path / "out").open()
     write(shard, ROWS)

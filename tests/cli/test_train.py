@@ -52,14 +52,7 @@ def folder(tmp_path):
     tiny.llama().save_pretrained(home / "model")
     training.tokenizer().save_pretrained(home / "model")
     (home / "data").mkdir()
-    lines = [
-        {
-            "prompt": " ".join(f"w{i}" for i, y in zip(row["input_ids"], row["labels"], strict=True) if y == -100),
-            # TRL joins the two texts before it tokenises them.
-            "completion": "".join(f" w{y}" for y in row["labels"] if y != -100),
-        }
-        for row in training.rows()
-    ]
+    lines = [training.as_text(row) for row in training.rows()]
     (home / "data" / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (home / "sft.yaml").write_text(YAML)
     return home

@@ -61,15 +61,7 @@ def folder(tmp_path, monkeypatch):
 
 def put(place, rows, **more):
     place.mkdir(exist_ok=True)
-    lines = [
-        {
-            "prompt": " ".join(f"w{i}" for i, y in zip(row["input_ids"], row["labels"], strict=True) if y == -100),
-            # TRL joins the two texts before it tokenises them.
-            "completion": "".join(f" w{y}" for y in row["labels"] if y != -100),
-            **{key: row[key] for key in more},
-        }
-        for row in rows
-    ]
+    lines = [{**training.as_text(row), **{key: row[key] for key in more}} for row in rows]
     (place / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 

@@ -29,6 +29,15 @@ def rows(count: int = 24, seed: int = 0) -> list[dict[str, list[int]]]:
     return made
 
 
+def as_text(row: dict[str, list[int]]) -> dict[str, str]:
+    """Return a row as TRL takes it before it is tokenised: it joins the two texts first, so the second has the space."""
+    tokens = list(zip(row["input_ids"], row["labels"], strict=True))
+    return {
+        "prompt": " ".join(f"w{token}" for token, label in tokens if label == -100),
+        "completion": "".join(f" w{token}" for token, label in tokens if label != -100),
+    }
+
+
 def collate(features: list[dict[str, list[int]]]) -> dict[str, Tensor]:
     """Pad on the right; the padding is no target."""
     width = max(len(feature["input_ids"]) for feature in features)

@@ -45,15 +45,7 @@ def make_folder(home: Path) -> Path:
     tiny.llama().save_pretrained(home / "model")
     training.tokenizer().save_pretrained(home / "model")
     (home / "data").mkdir()
-    lines = [
-        {
-            "prompt": " ".join(f"w{i}" for i, y in zip(row["input_ids"], row["labels"], strict=True) if y == -100),
-            # TRL joins the two texts before it tokenises them.
-            "completion": "".join(f" w{y}" for y in row["labels"] if y != -100),
-            "old_logp": -number / 4,
-        }
-        for number, row in enumerate(training.rows())
-    ]
+    lines = [{**training.as_text(row), "old_logp": -number / 4} for number, row in enumerate(training.rows())]
     (home / "data" / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return home
 

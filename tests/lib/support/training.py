@@ -30,7 +30,7 @@ def rows(count: int = 24, seed: int = 0) -> list[dict[str, list[int]]]:
 
 
 def as_text(row: dict[str, list[int]]) -> dict[str, str]:
-    """Return a row as TRL takes it before it is tokenised: it joins the two texts first, so the second has the space."""
+    """Return a row as TRL takes it; it joins the two texts before it tokenises them, so the second has the space."""
     tokens = list(zip(row["input_ids"], row["labels"], strict=True))
     return {
         "prompt": " ".join(f"w{token}" for token, label in tokens if label == -100),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
-from dft_plugin.core.transfer import Fetched, send, version_of
+import dft_plugin
+from dft_plugin.core.transfer import Fetched, bring, send, version_of
 
 on_cuda = pytest.param("cuda", marks=pytest.mark.gpu)
 every_device = pytest.mark.parametrize("device", ["cpu", on_cuda])
@@ -65,3 +69,37 @@ def test_versions_count_what_is_written_in_place():
     assert version_of(given) != before
     with torch.inference_mode():
         assert version_of(torch.zeros(2)) is None
+
+
+class Moves(TorchFunctionMode):
+    """Notes which moves do not block."""
+
+    def __init__(self):
+        super().__init__()
+        self.unblocked = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.to:
+            self.unblocked.append((kwargs or {}).get("non_blocking", False))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("device", "unblocked"), [("cpu", False), ("meta", True)])
+def test_what_comes_to_the_cpu_is_waited_for(device, unblocked):
+    with Moves() as moves:
+        bring(torch.ones(3), torch.device(device))
+    assert moves.unblocked == [unblocked]
+
+
+@pytest.mark.gpu
+def test_what_is_brought_to_the_cpu_is_there():
+    busy = torch.ones(4096, 4096, device="cuda")
+    for _ in range(30):
+        busy = busy @ busy / 4096
+    assert bring(busy[0], torch.device("cpu")).tolist() == [1.0] * 4096
+
+
+def test_nobody_else_moves_a_tensor_without_waiting():
+    root = Path(dft_plugin.__file__).parent
+    found = [path.name for path in root.rglob("*.py") if "non_blocking" in path.read_text(encoding="utf-8")]
+    assert found == ["transfer.py"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dft_plugin.core.transfer import Fetched, send
+from dft_plugin.core.transfer import Fetched, bring, send
 from dft_plugin.errors import LabelError
 from dft_plugin.objectives import Clock, Targets
 
@@ -114,8 +114,7 @@ class Selection:
         return Targets(send(self.ids_T, device), position_T, sequence_T, columns, facts.clock)
 
     def _chosen(self, of_BS: Tensor, device: torch.device) -> Tensor:
-        of_N = of_BS.to(device, non_blocking=True).reshape(-1)
-        return of_N.index_select(0, send(self.positions_T, device))
+        return bring(of_BS, device).reshape(-1).index_select(0, send(self.positions_T, device))
 
     def rows(self, of: Tensor) -> Tensor:
         """Return [T, ...], the scored rows of a tensor that has one for each position: `shape`, then a dimension."""

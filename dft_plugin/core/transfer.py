@@ -45,6 +45,18 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return sent
 
 
+def bring(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from where it is to where it is needed; nobody waits for what goes to an accelerator.
+
+    What comes to the CPU is there when this returns: a copy that does not block fills memory that may be read before.
+
+    Args:
+        tensor: of any dtype, on any device.
+        device: where it is needed.
+    """
+    return tensor.to(device, non_blocking=device.type != "cpu")
+
+
 # Torch 2.11's compiler pins on the device what it makes of these.
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
 def _fetch(tensor: Tensor) -> tuple[Tensor, torch.cuda.Event]:

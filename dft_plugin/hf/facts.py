@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import Facts, shift
+from dft_plugin.core.transfer import bring
 from dft_plugin.errors import ConflictError
 from dft_plugin.objectives import Clock
 
@@ -136,7 +137,7 @@ def _begins_by_places(inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
         ends_P = inputs.get(name)
         if isinstance(ends_P, Tensor):
             # What ends the batch begins nothing in it.
-            at_P = ends_P.flatten().to(labels.device, torch.long, non_blocking=True).clamp(max=labels.numel())
+            at_P = bring(ends_P.flatten(), labels.device).long().clamp(max=labels.numel())
             return begins_BS.new_zeros(labels.numel() + 1).index_fill_(0, at_P, True)[:-1].view(labels.shape)
     positions = inputs.get("position_ids")
     if isinstance(positions, Tensor) and positions.dim() == 3:
@@ -159,4 +160,4 @@ def _like(labels: Tensor, tensor: Any) -> Tensor | None:
     # Positions of one row may stand for all.
     if not isinstance(tensor, Tensor) or tensor.shape not in (labels.shape, torch.Size((1, labels.shape[-1]))):
         return None
-    return tensor.to(labels.device, non_blocking=True).expand(labels.shape)
+    return bring(tensor, labels.device).expand(labels.shape)

@@ -50,7 +50,7 @@ def of_shallow_copy(forward: Any, model: nn.Module, module: nn.Module) -> Any:
 
 
 class _Moved:
-    """Makes functions again that hold parts of a model, by closures, defaults or as bound methods.
+    """Makes functions and callable objects again that hold parts of a model: by closures, defaults, attributes.
 
     What holds none stays what it is, and so do variables that functions share.
 
@@ -78,9 +78,14 @@ class _Moved:
         if isinstance(value, functools.partial):
             keywords = {name: self.of(part) for name, part in value.keywords.items()}
             return functools.partial(self.of(value.func), *map(self.of, value.args), **keywords)
-        if isinstance(value, dict):
+        if type(value) is dict:
             return {name: self.of(part) for name, part in value.items()}
-        return type(value)(map(self.of, value))
+        if type(value) in (tuple, list):
+            return type(value)(map(self.of, value))
+        # Past what it says of copies: accelerate's wrapper refuses to be pickled.
+        made = self._done[id(value)] = object.__new__(type(value))
+        vars(made).update({name: self.of(part) for name, part in vars(value).items()})
+        return made
 
     def _function(self, function: types.FunctionType) -> types.FunctionType:
         cells = tuple(self._cell(cell) for cell in function.__closure__ or ())
@@ -136,4 +141,10 @@ def _held(value: Any) -> Iterable[Any]:
         return value.func, value.args, value.keywords
     if type(value) is dict:
         return tuple(value.values())
-    return tuple(value) if type(value) in (tuple, list) else ()
+    if type(value) in (tuple, list):
+        return tuple(value)
+    # accelerate's `ConvertOutputsToFp32`, and whatever else is called as a forward without being a function.
+    plain = callable(value) and not isinstance(value, type | nn.Module)
+    made_plainly: object = type(value).__new__
+    plain = plain and made_plainly is object.__new__ and hasattr(value, "__dict__")
+    return tuple(vars(value).values()) if plain else ()

@@ -129,11 +129,12 @@ def tells_rows_apart(tensor: Tensor) -> str | None:
 
 def _by_place(node: Any) -> bool:
     """Whether a factor is another one for each row or position, or may be; torch 2.8 does not tell."""
-    raw = getattr(node, "_raw_saved_other", None) if node.name() in _FACTORS else None
-    if raw is None or not hasattr(raw, "data"):
+    if node.name() not in _FACTORS:
         return False
-    # Not unpacked: hooks that offload what is saved hand it out once.
-    return not isinstance(raw.data, Tensor) or raw.data.shape[:-1].numel() > 1
+    # Not unpacked: hooks that offload what is saved hand it out once. A factor may stand on either side.
+    saved = [getattr(getattr(node, name, None), "data", None) for name in ("_raw_saved_self", "_raw_saved_other")]
+    factors = [factor for factor in saved if factor is not None]
+    return any(not isinstance(factor, Tensor) or factor.shape[:-1].numel() > 1 for factor in factors)
 
 
 def _is_whole(node: Any) -> bool:

@@ -24,7 +24,7 @@ from dft_plugin.hf.called import CalledHead
 from dft_plugin.hf.head import find_door, read_head
 from dft_plugin.hf.interception import HeadStandIn, require_mapping, resting, standing_in
 from dft_plugin.hf.routing import NotLean, called_often, is_fsdp2, is_sharded
-from dft_plugin.hf.untouched import copied, untouched
+from dft_plugin.hf.untouched import copied, uncached, untouched
 from dft_plugin.kernels import Head, Transform
 
 Forward = Callable[..., Any]
@@ -291,7 +291,7 @@ def with_head(reference: Reference | None, chosen: Selection, model: Any, projec
         return chosen
 
     def of_reference(hidden_TD: Tensor) -> Tensor:
-        with reference.standing(model, model) as (module, _):
+        with uncached(), reference.standing(model, model) as (module, _):
             door = find_door(module.get_output_embeddings())
             called = project if door.owner is project.owner else CalledHead(door)
             with resting(door.owner):
@@ -299,7 +299,7 @@ def with_head(reference: Reference | None, chosen: Selection, model: Any, projec
 
     @contextmanager
     def read(hidden_TD: Tensor, transform: Transform) -> Iterator[Head | None]:
-        with reference.standing(model, model) as (module, _), resting(module.get_output_embeddings()):
+        with uncached(), reference.standing(model, model) as (module, _), resting(module.get_output_embeddings()):
             reading = read_head(find_door(module.get_output_embeddings()))
             head = reading if isinstance(reading, str) else reading.head(hidden_TD, transform)
             yield head if isinstance(head, Head) and head.weight_VD.device == hidden_TD.device else None

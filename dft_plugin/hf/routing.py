@@ -91,7 +91,7 @@ def judge(model: nn.Module, stand_in: HeadStandIn, seen: Seen, known: Route | No
     reason = None
     if with_graph and (not seen.logits.requires_grad or seen.logits._backward_hooks):
         reason = "no gradient comes back through its logits, or a hook on them changes it"
-    elif with_graph and known is None and not _keeps_slope(stand_in, seen, asked):
+    elif with_graph and (known is None or not known.with_graph) and not _keeps_slope(stand_in, seen, asked):
         reason = "the gradient that comes back through its logits is another than their values tell"
     elif with_graph and (place := graph.tells_rows_apart(seen.logits)) is not None:
         reason = f"what the model does to its logits may depend on where they stand ({place})"

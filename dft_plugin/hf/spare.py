@@ -24,12 +24,15 @@ def logits_are_spare(model: Any, seen: Seen) -> bool:
     if seen.auxiliary is not None or hooked or not may_overwrite(seen.logits):
         return False
     # Counted in the same way, whatever a release of Python counts.
-    alone = _holders(replace(seen, logits=torch.empty(1)))
-    return _holders(seen) == alone
+    return _holders(seen) == _holders(replace(seen, logits=_alone(view=seen.logits._base is not None)))
 
 
-def _holders(seen: Seen) -> tuple[int, int]:
-    """Count what holds the logits, and what holds their memory: views of them, or tensors without their graph."""
-    storage = seen.logits.untyped_storage()
-    base = 0 if seen.logits._base is None else 1
-    return sys.getrefcount(seen.logits), torch._C._storage_Use_Count(storage._cdata) - base
+def _alone(*, view: bool) -> torch.Tensor:
+    """Return a tensor that whoever asks is the only one to hold, of memory of its own or of a base's."""
+    return torch.empty(1).view(1) if view else torch.empty(1)
+
+
+def _holders(seen: Seen) -> tuple[int, int, int]:
+    """Count what holds the logits, what they are a view of, and their memory: other views, tensors without a graph."""
+    base = 0 if seen.logits._base is None else sys.getrefcount(seen.logits._base)
+    return sys.getrefcount(seen.logits), base, torch._C._storage_Use_Count(seen.logits.untyped_storage()._cdata)

@@ -27,10 +27,26 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """
     restores = [*_random_states(model), *_buffers(model)]
     try:
-        yield
+        with uncached():
+            yield
     finally:
         for restore in restores:
             restore()
+
+
+@contextmanager
+def uncached() -> Iterator[None]:
+    """Neither use nor leave what autocast has made of a parameter.
+
+    It keeps that by the parameter, until the outermost region ends: of other weights that stood in it for a while, or
+    without the graph that the model's own pass would have made.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def copied(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 import types
 
 import pytest
@@ -58,7 +59,38 @@ def twice(model):
     in_a_closure(model)
 
 
-WRAPPERS = [in_a_closure, without_a_method, as_a_default, as_a_partial, by_its_parts, twice]
+class Called:
+    """Calls what it holds, and does not want to be pickled, as accelerate's wrappers do not."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __call__(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+    def __getstate__(self):
+        raise pickle.PicklingError("unwrap the model first")
+
+
+def as_an_object(model):
+    model.forward = Called(model.forward)
+
+
+def as_an_object_in_a_closure(model):
+    as_an_object(model)
+    in_a_closure(model)
+
+
+WRAPPERS = [
+    in_a_closure,
+    without_a_method,
+    as_a_default,
+    as_a_partial,
+    by_its_parts,
+    twice,
+    as_an_object,
+    as_an_object_in_a_closure,
+]
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
@@ -82,7 +114,7 @@ def test_a_copy_of_a_model_in_a_wrapper_runs_its_own_weights(wrap, warm):
     assert torch.equal(twin(input_ids=batch["input_ids"]).logits, plain(input_ids=batch["input_ids"]).logits)
 
 
-@pytest.mark.parametrize("wrap", [in_a_closure, as_a_partial, twice])
+@pytest.mark.parametrize("wrap", [in_a_closure, as_a_partial, twice, as_an_object, as_an_object_in_a_closure])
 def test_a_copy_of_a_model_that_was_wrapped_after_the_loss_was_attached(wrap):
     model, batch = tiny.llama().train(), tiny.batch()
     plain = attached.noisy(copy.deepcopy(model), 0.2)

@@ -171,6 +171,15 @@ def test_a_head_that_only_multiplies_gradients_is_called_on_chunks():
     assert attachment.route.path == "lean"
 
 
+def test_a_head_that_is_called_under_autocast_stays_on_chunks():
+    model, batch = tiny.llama().train(), tiny.batch()
+    model.lm_head.register_forward_hook(lambda module, args, output: output * 1)
+    attachment = attach(model, "nll")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(**batch).loss.backward()
+    assert attachment.route.why_not_lean == "the head has hooks, which see its logits"
+
+
 class Tripled(Clamped):
     @staticmethod
     def backward(ctx, gradient):

@@ -94,6 +94,18 @@ class KeepingAView(Keeping):
         self.kept = logits[:, -1:]
 
 
+class KeepingTheBase(Keeping):
+    """Returns a view of what it keeps."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        out = LlamaForCausalLM.forward(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        self.keep(out.logits)
+        out["logits"] = out.logits.view(out.logits.shape)
+        if labels is not None:
+            out["loss"] = self.loss_function(out.logits, labels, self.config.vocab_size)
+        return out
+
+
 class KeepingInAList(Keeping):
     def keep(self, logits):
         self.__dict__.setdefault("all", []).append({"logits": logits})
@@ -109,7 +121,9 @@ class ReturningTwice(Keeping):
         return out
 
 
-@pytest.mark.parametrize("kind", [Keeping, KeepingWithoutGraph, KeepingAView, KeepingInAList, ReturningTwice])
+@pytest.mark.parametrize(
+    "kind", [Keeping, KeepingWithoutGraph, KeepingAView, KeepingTheBase, KeepingInAList, ReturningTwice]
+)
 def test_logits_that_the_model_keeps_stay_logits(kind):
     model, batch = kind(tiny.llama(num_hidden_layers=1).config).train(), tiny.batch(**SHAPE)
     theirs = attached.truth(model, batch)

@@ -69,7 +69,8 @@ class Graded(LlamaForCausalLM):
     """Changes what comes back through its logits, and not their values."""
 
     def change(self, logits):
-        logits.register_hook(lambda gradient: gradient * 3)
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: gradient * 3)
         return logits
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
@@ -92,6 +93,18 @@ class Rounded(Graded):
 @pytest.mark.parametrize("kind", [Graded, Halved, Rounded])
 def test_what_changes_only_the_gradient_of_the_logits_is_not_lost(kind):
     attachment = assert_as_stock(kind(tiny.llama().config).train(), **tiny.batch())
+    assert attachment.route.path == "logits"
+
+
+@pytest.mark.parametrize("kind", [Graded, Halved, Rounded])
+@pytest.mark.parametrize("train", [True, False])
+def test_nor_after_a_pass_without_a_graph(kind, train):
+    model, batch = kind(tiny.llama().config), tiny.batch()
+    theirs = stock(copy.deepcopy(model).train(), **batch)
+    attachment = attach(model, "nll")
+    with torch.no_grad():
+        model.train(train)(**batch)
+    attached.assert_same(attached.backward(model.train(), batch), theirs, loss_gap=5e-6)
     assert attachment.route.path == "logits"
 
 

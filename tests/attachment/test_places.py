@@ -71,7 +71,12 @@ class FactorForEach(Odd):
         return logits.transpose(0, 1).mul(torch.full((1, 1, 1), 0.5)).transpose(0, 1).contiguous()
 
 
-@pytest.mark.parametrize("kind", [WholeSlices, FactorForEach])
+class FactorOnTheLeft(Odd):
+    def odd(self, logits, hidden_BSD, kwargs):
+        return torch.tensor(0.5) * logits
+
+
+@pytest.mark.parametrize("kind", [WholeSlices, FactorForEach, FactorOnTheLeft])
 def test_logits_that_are_changed_alike_are_scored_from_hidden_states(kind):
     model, stock = build(kind), build(kind)
     attachment = attach(model, "nll")

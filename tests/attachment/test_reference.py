@@ -233,6 +233,18 @@ def test_bfloat16_under_autocast(loss):
     assert attached.grad_gap(ours[1], theirs[1]) < 0.1
 
 
+@pytest.mark.parametrize("kernel", ["auto", "logits"])
+def test_the_adapters_that_the_run_began_with_are_not_taken_from_autocasts_cache_nor_left_in_it(kernel):
+    model, batch, found = adapted(target_modules=[*LAYERS, "lm_head"]), tiny.batch(), []
+    attach(model, {"name": "asft", "strength": 0.5, "reference": "start", "kernel": kernel})
+    attached.noisy(model)
+    for cached in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cached):
+            found.append(attached.backward(model, batch))
+    attached.assert_same(*reversed(found))
+    assert found[0][0] > 0.05, "there is nothing between the model and what it was"
+
+
 def test_autocast_rounds_model_and_reference_alike():
     model, batch = peft.get_peft_model(tiny.llama().train(), peft.LoraConfig(target_modules=LAYERS)), tiny.batch()
     attachment = attach(model, "asft")

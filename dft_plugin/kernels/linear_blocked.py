@@ -18,7 +18,7 @@ from dft_plugin.kernels.gradients import Gradients, Inputs
 from dft_plugin.kernels.linear_chunked import chunked
 from dft_plugin.kernels.results import join, weigh
 from dft_plugin.kernels.rows import block_rows
-from dft_plugin.kernels.softmax import Sums, accumulation_dtype, exponential_, sum_e_y_, sum_squares, transform_
+from dft_plugin.kernels.softmax import LOG2_E, Sums, accumulation_dtype, sum_e_y_, sum_squares, transform_
 from dft_plugin.kernels.sweep import score
 from dft_plugin.kernels.terms import is_soft
 from dft_plugin.kernels.types import Head, KernelResult, Transform
@@ -108,6 +108,15 @@ class _Passes:
         with torch.autocast(targets.ids_T.device.type, enabled=False):
             return by_scope(run, self.objective, targets, wanted, twice=False)
 
+    @property
+    def folded(self) -> float | None:
+        """What turns raw logits into bits, where hidden states can be multiplied by it and the logits need not be.
+
+        None where that would round them (half precision), a cap stands between, or somebody wants to see the logits.
+        """
+        plain = self.transform.softcap is None and not functions_in(self.needs)
+        return self.transform.scale * LOG2_E if plain and self.dtype == accumulation_dtype(self.dtype) else None
+
     def _score(
         self, targets: Targets, inputs: Inputs, wanted: tuple[bool, ...], weigher: Callable[[slice], Weigher]
     ) -> tuple[KernelResult, Gradients]:
@@ -122,7 +131,13 @@ class _Passes:
             hidden_PD = hidden_TD[tokens].to(self.dtype)
             running = _Running.start(self, hidden_PD, with_grad=wanted[0])
             ids_P = targets.ids_T[tokens]
-            running.add_blocks(hidden_PD, weight_VD, bias_V, ids_P)
+            factor = self.folded
+            running.add_blocks(
+                hidden_PD if factor is None else hidden_PD * factor,
+                weight_VD,
+                bias_V if bias_V is None or factor is None else bias_V * factor,
+                ids_P,
+            )
             part = weigh(weigher(tokens), running.finish(weight_VD[ids_P]), targets[tokens])
             parts.append(part)
             if grads.of[0] is not None and running.grad_TD is not None:
@@ -135,6 +150,7 @@ class _Passes:
 class _Running:
     """Sums of T rows over the blocks seen so far, relative to the running maximum of each row.
 
+    Logits are in bits here: an exponential to the base 2 is the one that every CPU has, and takes no pass to scale them.
     The target is left out of all but its own two columns, so that 1 - p keeps its digits where p is near 1.
     """
 
@@ -190,19 +206,22 @@ class _Running:
         """Add a block of raw logits to the sums.
 
         Args:
-            x_TB: overwritten.
+            x_TB: overwritten; in bits already, where a factor was `folded` in.
             columns_T: the targets' columns in it.
 
         Returns:
             Their exponentials, times the slope of the transform: the gradient before `w / sum`.
         """
-        slope_TB = transform_(x_TB, self.passes.transform)
-        for function in block_functions_in(self.passes.needs, "blocked"):
-            self.added.setdefault(function.name, []).append(function(x_TB, columns_T))
+        slope_TB = None
+        if self.passes.folded is None:
+            slope_TB = transform_(x_TB, self.passes.transform)
+            for function in block_functions_in(self.passes.needs, "blocked"):
+                self.added.setdefault(function.name, []).append(function(x_TB, columns_T))
+            x_TB.mul_(LOG2_E)
         self._take_targets_out_(x_TB, slope_TB, columns_T)
 
         max_T1 = torch.maximum(self.max_T1, x_TB.amax(1, keepdim=True))
-        shrink_T1 = (self.max_T1 - max_T1).exp_()
+        shrink_T1 = (self.max_T1 - max_T1).exp2_()
         if self.grad_TD is not None:
             self.grad_TD.mul_(shrink_T1)
         if "entropy" in self.passes.needs:
@@ -211,7 +230,7 @@ class _Running:
         if "entropy" in self.passes.needs:
             self.e_log_e_T1 = self.e_log_e_T1 + _exponential_and_sum_e_y_(y_TB)
         else:
-            exponential_(y_TB)
+            y_TB.exp2_()
         e_TB = y_TB
         self.max_T1 = max_T1
         self.rest_T1 = shrink_T1 * self.rest_T1 + e_TB.sum(1, keepdim=True)
@@ -244,7 +263,7 @@ class _Running:
             target_weight_TD: the weight's rows of the targets.
         """
         max_T1 = torch.maximum(self.max_T1, self.x_target_T1)
-        shrink_T1 = (self.max_T1 - max_T1).exp_()
+        shrink_T1 = (self.max_T1 - max_T1).exp2_()
         rest_T1 = self.rest_T1 * shrink_T1
         e_y_T1 = shrink_T1 * (self.e_log_e_T1 + self.rest_T1 * (self.max_T1 - max_T1))
         squares_T1 = shrink_T1.square() * self.e_squared_T1
@@ -254,10 +273,10 @@ class _Running:
                 target_weight_TD.to(self.grad_TD.dtype).mul_(self.slope_target_T1)
             )
         rows, _ = Sums(
-            max_T1,
-            self.x_target_T1,
+            max_T1 / LOG2_E,
+            self.x_target_T1 / LOG2_E,
             rest_T1,
-            e_y_T1=e_y_T1 if "entropy" in self.passes.needs else None,
+            e_y_T1=e_y_T1 / LOG2_E if "entropy" in self.passes.needs else None,
             squares_T1=squares_T1 if "sum_p_squared" in self.passes.needs else None,
         ).statistics()
         functions = block_functions_in(self.passes.needs, "blocked")
@@ -275,7 +294,7 @@ def _stacked(parts: list[Tensor]) -> Tensor:
 
 
 def _exponential_and_sum_e_y_(y_TB: Tensor) -> Tensor:
-    """Exponentiate in place, and return the sum of e * y over each row, [T, 1].
+    """Exponentiate bits in place, and return the sum of e * y over each row, [T, 1], in bits.
 
     A few rows at a time: a block and a copy of it would not stay in the cache, and cost five times as much.
     """
@@ -286,5 +305,5 @@ def _exponential_and_sum_e_y_(y_TB: Tensor) -> Tensor:
     for start in range(0, T, step):
         rows = slice(start, start + step)
         y = copy[: y_TB[rows].shape[0]].copy_(y_TB[rows])
-        sums[rows] = sum_e_y_(exponential_(y_TB[rows]), y)
+        sums[rows] = sum_e_y_(y_TB[rows].exp2_(), y)
     return sums

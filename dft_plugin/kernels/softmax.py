@@ -14,7 +14,7 @@ from torch import Tensor
 from dft_plugin.kernels.types import Transform
 from dft_plugin.objectives import Rows, RowStatistic
 
-_LOG2_E = math.log2(math.e)
+LOG2_E = math.log2(math.e)
 """exp(y) is taken as exp2(y * log2 e): torch has a vector form of exp2 on every CPU, of exp only on some."""
 
 HALF_PEAK = 8.0
@@ -178,7 +178,7 @@ def log_probability(x_target: Tensor, maximum: Tensor, e_target: Tensor, rest: T
 
 def exponential_(y: Tensor) -> Tensor:
     """Exponentiate in place."""
-    return y.mul_(_LOG2_E).exp2_()
+    return y.mul_(LOG2_E).exp2_()
 
 
 def sum_e_y_(e_TV: Tensor, y_TV: Tensor) -> Tensor:

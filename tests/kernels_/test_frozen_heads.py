@@ -63,7 +63,8 @@ def test_sums_are_rescaled_when_a_later_block_holds_a_larger_logit(first, last):
     targets = torch.arange(2048) * 2 + 404  # up to the last token, in every block of 2048
     # The reference is off by 1.2e-5 where the CPU's GEMM adds in order.
     made = problems.Problem(hidden, targets, weight, None, None, 1.0, None)
-    assert_exact(made, tolerance=2e-6, gradient_gap=1.5e-5)
+    # A logit of 90 is one of 130 bits, of which float32 keeps 1.5e-5.
+    assert_exact(made, tolerance=4e-6, gradient_gap=1.5e-5)
 
 
 def test_a_block_that_is_masked_as_a_whole_is_no_nan():

@@ -150,7 +150,7 @@ class _Passes:
 class _Running:
     """Sums of T rows over the blocks seen so far, relative to the running maximum of each row.
 
-    Logits are in bits: the exponential to the base 2 is the one that every CPU has, and so they are scaled for nothing.
+    Logits are in bits: the exponential to the base 2 is the one that every CPU has, so they are scaled for nothing.
     The target is left out of all but its own two columns, so that 1 - p keeps its digits where p is near 1.
     """
 

@@ -183,9 +183,9 @@ def bench(session: nox.Session) -> None:
     # Without dependencies: theirs are hosts' pins, and other builds of torch. Only one function of each is called.
     session.install("--no-deps", *PEERS)
     environment = {**OFFLINE, "DISABLE_VERSION_CHECK": "1"}
-    # One case is for CPUs without AMX; on others the limit changes nothing.
-    without_amx = {**environment, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
-    session.run("python", "-m", "benchmarks", "run", *session.posargs, env=without_amx)
+    # One case is for CPUs that do not multiply bfloat16; on those the limit changes nothing.
+    without_bf16 = {**environment, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
+    session.run("python", "-m", "benchmarks", "run", *session.posargs, env=without_bf16)
     session.run("python", "-m", "benchmarks", "run", *session.posargs, env=environment)
     session.run("python", "-m", "benchmarks.steps", "drive", "trl", env=environment)
     session.run("python", "-m", "benchmarks", "report")

@@ -64,8 +64,7 @@ def run(
     facts["command"] = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     (out / "machine.json").write_text(json.dumps(facts, indent=1))
     for item in _chosen(found, TIMED, wanted) if time else []:
-        count = _growth_rounds(item, shape, rounds) if item.key.startswith("growth") else rounds
-        numbers = timing.measure(item, rounds=count, peer_rounds=peer_rounds, say=_say)
+        numbers = timing.measure(item, rounds=_rounds(item, shape, rounds), peer_rounds=peer_rounds, say=_say)
         _save(out / f"time-{item.key}.json", item, numbers)
     for item in _chosen(found, WEIGHED, wanted) if weigh else []:
         weighed: dict[str, dict[str, Any]] = {}
@@ -75,8 +74,16 @@ def run(
         _save(out / f"memory-{item.key}.json", item, weighed)
 
 
-def _growth_rounds(case: Case, shape: Shape, rounds: int) -> int:
-    """The points with the most tokens take most of the time and vary least."""
+def _rounds(case: Case, shape: Shape, rounds: int) -> int:
+    """How often a case is timed.
+
+    Of the growth, the points with the most tokens take most of the time and vary least. What a reference adds is the
+    difference of two times, so it varies most.
+    """
+    if case.key == "family":
+        return rounds + 2
+    if not case.key.startswith("growth"):
+        return rounds
     return 1 if case.shape.tokens > shape.tokens else min(rounds, 2)
 
 

@@ -82,6 +82,7 @@ FUSED = (
     Variant("torch linear_cross_entropy, per token", partial(peers.torch_fused, "none")),
 )
 PEERS = MATERIALISED + FUSED
+SOME = (AUTO, MATERIALISED[0], FUSED[0])
 ON_LOGITS = (
     _own("ours, in place", ours.logits_overwritten),
     _own("ours, logits kept", ours.logits_kept),
@@ -105,8 +106,9 @@ FAMILY = (
     _family("a reference's distribution (asft)", family.reference, "asft", distribution=True),
 )
 
-WITHOUT_AMX, NO_AMX = "bf16-without-amx", "AVX512_CORE_BF16"
-"""Half precision as most CPUs have it; what multiplies for torch there reads its limit once, when it is loaded."""
+EMULATED, NO_BF16 = "bf16-emulated", "AVX512_CORE"
+"""Half precision as most CPUs have it, that multiply float32 only; what multiplies there reads its limit once,
+when it is loaded."""
 
 GROWTH_HIDDEN = 256
 """Of the growth cases, so that 16,384 tokens take seconds: what grows is the same."""
@@ -122,8 +124,8 @@ def cases(shape: Shape) -> dict[str, Case]:
         Case("trained", "Trained head, float32", trained, (AUTO, *PEERS), gemms=3),
         Case("lora", "LoRA on the head, float32", replace(shape, rank=16), (AUTO, *PEERS), gemms=2),
         Case("bf16", "Frozen head, bfloat16", bf16, (AUTO, CHUNKED, *PEERS), gemms=2),
-        Case(WITHOUT_AMX, "Frozen head, bfloat16, without AMX", bf16, (AUTO, CHUNKED, *PEERS), gemms=2, isa=NO_AMX),
-        Case("half", "Half of the labels ignored, float32", half, (AUTO, MATERIALISED[0], FUSED[0]), gemms=2),
+        Case(EMULATED, "Frozen head, bfloat16, on a CPU without it", bf16, SOME, gemms=2, isa=NO_BF16),
+        Case("half", "Half of the labels ignored, float32", half, SOME, gemms=2),
         Case("eval", "Evaluation, float32", shape, (AUTO, MATERIALISED[0]), gemms=1, grad=False),
         Case("stats", "Statistics, float32", shape, stats),
         Case("family", "Objectives that know more than a row, frozen head, float32", shape, FAMILY, gemms=2),

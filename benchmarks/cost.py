@@ -202,7 +202,7 @@ def materialised(device: Device, tokens: int, head: Head) -> Cost:
 def table_of_heads(device: Device, tokens: int) -> list[str]:
     """Return a table: every head on one card."""
     lines = [
-        "| | head | bare GEMMs, ms | ours, times that | rows of a chunk | ours, MB | materialised, times that | MB |",
+        "| | head | bare GEMMs, ms | ours, times that | chunk, rows | ours, MiB | materialised, times that | MiB |",
         "|" + " --- |" * 8,
     ]
     for head in HEADS:

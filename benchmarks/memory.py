@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.cases import Case, cases
-from benchmarks.problem import MB, Shape
+from benchmarks.problem import MIB, Shape
 
 
 def _status(key: str) -> int:
@@ -76,7 +76,7 @@ def main() -> None:
     key, variant, shape, threads = sys.argv[1:]
     case = cases(Shape(**json.loads(shape)))[key]
     bytes_used = extra_bytes(case, variant, int(threads))
-    print(f"{bytes_used / MB:.0f} MB", file=sys.stderr)
+    print(f"{bytes_used / MIB:.0f} MiB", file=sys.stderr)
     print(bytes_used)
 
 

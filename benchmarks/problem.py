@@ -15,7 +15,7 @@ from torch import Tensor
 from dft_plugin.core.targets import IGNORE_INDEX
 
 SEED = 20250807
-MB = 1 << 20
+MIB = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import verdicts
-from benchmarks.problem import MB, Shape
+from benchmarks.problem import MIB, Shape
 from benchmarks.timing import BARE
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -64,7 +64,7 @@ def _section(case: dict[str, Any]) -> list[str]:
     time, memory = case["time"], case["memory"]
     bare = time.get(BARE)
     lines = [str(shape) + (f"; bare GEMMs: {bare['cut']}" if bare else "") + ".", ""]
-    lines += ["| | seconds | times the bare GEMMs | extra memory, MB | error of the loss | of the gradients |"]
+    lines += ["| | seconds | times the bare GEMMs | extra memory, MiB | error of the loss | of the gradients |"]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
     for name in dict.fromkeys([*time, *memory]):
         timed, weighed = time.get(name, {}), memory.get(name, {})
@@ -80,7 +80,7 @@ def _section(case: dict[str, Any]) -> list[str]:
             f"{name} (**computes something else**)" if errors.get("loss", 0.0) > ANOTHER_LOSS else name,
             spread(took) if took else "",
             spread(ratios) if ratios else "",
-            f"{weighed['bytes'] / MB:,.0f}" if "bytes" in weighed else (weighed.get("missing", "")[:80]),
+            f"{weighed['bytes'] / MIB:,.0f}" if "bytes" in weighed else (weighed.get("missing", "")[:80]),
             f"{errors['loss']:.1e}" if errors else "",
             gradients,
         ]
@@ -89,7 +89,7 @@ def _section(case: dict[str, Any]) -> list[str]:
 
 
 def _growth(numbers: Numbers) -> list[str]:
-    lines = ["| head | N | V | H | seconds | times the bare GEMMs | ns per token and word | extra memory, MB |"]
+    lines = ["| head | N | V | H | seconds | times the bare GEMMs | ns per token and word | extra memory, MiB |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
     points = [case for key, case in numbers.items() if key.startswith("growth")]
     order = ("trained", "vocab", "tokens")
@@ -107,21 +107,21 @@ def _growth(numbers: Numbers) -> list[str]:
             spread(took) if took else "",
             spread(verdicts.ratios(took, bare)) if took else "",
             f"{median(took) / shape['tokens'] / shape['vocab'] * 1e9:.2f}" if took else "",
-            f"{beyond / MB:,.0f}",
+            f"{beyond / MIB:,.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", "Memory of a trained head is that beyond the gradient of its weight."]
 
 
 def _steps(paths: list[Path]) -> list[str]:
-    lines = ["| host | loss | seconds per step | times the host's SFT | extra memory, MB |"]
+    lines = ["| host | loss | seconds per step | times the host's SFT | extra memory, MiB |"]
     lines += ["| --- | --- | --- | --- | --- |"]
     for path in paths:
         data = json.loads(path.read_text())
         sft = data["runs"][0]["seconds"]
         for run in data["runs"]:
             ratio = f"{median(run['seconds']) / median(sft):.2f}"
-            extra = f"{median(run['bytes']) / MB:,.0f}"
+            extra = f"{median(run['bytes']) / MIB:,.0f}"
             lines.append(f"| {data['host']} | {run['name']} | {spread(run['seconds'])} | {ratio} | {extra} |")
     return [*lines, "", str(json.loads(paths[0].read_text())["what"])]
 

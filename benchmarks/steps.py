@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 
 from benchmarks import memory
 from benchmarks.clock import Clock
-from benchmarks.problem import MB
+from benchmarks.problem import MIB
 from demo.model import prepare_model
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -164,7 +164,7 @@ def drive(
             found = json.loads(line.removeprefix("steps: "))
             runs[loss]["seconds"] += found["seconds"]
             runs[loss]["bytes"].append(found["bytes"])
-            console.print(f"{host}: {loss}: {median(found['seconds']):.2f} s, {found['bytes'] / MB:.0f} MB")
+            console.print(f"{host}: {loss}: {median(found['seconds']):.2f} s, {found['bytes'] / MIB:.0f} MiB")
     what = (
         f"{ROWS} rows of {LENGTH} tokens, LoRA of rank {LORA['r']} on all linear layers, float32, {threads} thread(s)"
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from benchmarks.problem import MB
+from benchmarks.problem import MIB
 from benchmarks.timing import BARE
 
 OURS = "ours (kernel: auto)"
@@ -62,10 +62,10 @@ def over_bare(case: str, name: str = OURS) -> Callable[[Numbers], float]:
 
 
 def extra(case: str, name: str = OURS) -> Callable[[Numbers], float]:
-    """Return memory beyond inputs and gradients that any loss makes, in MB."""
+    """Return memory beyond inputs and gradients that any loss makes, in MiB."""
 
     def value(numbers: Numbers) -> float:
-        return float(numbers[case]["memory"][name]["bytes"] - numbers[case]["shape"]["gradient_bytes"]) / MB
+        return float(numbers[case]["memory"][name]["bytes"] - numbers[case]["shape"]["gradient_bytes"]) / MIB
 
     return value
 
@@ -152,24 +152,24 @@ def _flat(trained: bool) -> Callable[[Numbers], float]:
             - 4 * case["shape"]["tokens"] * case["shape"]["hidden"]
             for case in rows
         ]
-        return (max(bytes_) - min(bytes_)) / MB
+        return (max(bytes_) - min(bytes_)) / MIB
 
     return value
 
 
 ROWS = (
     Row("frozen head, float32: time / 2 bare GEMMs", 1.05, over_bare("frozen")),
-    Row("frozen head: extra memory", 64, extra("frozen"), " MB"),
+    Row("frozen head: extra memory", 64, extra("frozen"), " MiB"),
     Row("trained head, float32: time / 3 bare GEMMs", 1.10, over_bare("trained")),
-    Row("trained head: extra memory beyond the weight's gradient", 320, extra("trained"), " MB"),
-    Row("LoRA on the head: extra memory beyond the low-rank gradients", 64, extra("lora"), " MB"),
-    Row("frozen head, bfloat16, no AMX: time / 2 bfloat16 GEMMs", 0.65, over_bare("bf16-without-amx")),
-    Row("the same: error of the loss / that of the best host", 1.0, _over_best("bf16-without-amx", "loss")),
-    Row("the same: error of its gradient / that of the best host", 1.0, _over_best("bf16-without-amx", "hidden")),
+    Row("trained head: extra memory beyond the weight's gradient", 320, extra("trained"), " MiB"),
+    Row("LoRA on the head: extra memory beyond the low-rank gradients", 64, extra("lora"), " MiB"),
+    Row("frozen head, bfloat16 on a CPU without it: time / 2 bfloat16 GEMMs", 0.65, over_bare("bf16-emulated")),
+    Row("frozen head, bfloat16: error of the loss / that of the best host", 1.0, _over_best("bf16", "loss")),
+    Row("the same: error of its gradient / that of the best host", 1.0, _over_best("bf16", "hidden")),
     Row("half of the labels ignored: time / all labels", 0.55, _half),
     Row("growth: largest / smallest time per token and word", 1.25, _linear),
-    Row("growth in N, frozen head: memory, largest - smallest", 64, _flat(False), " MB"),
-    Row("growth in N, trained head: memory, largest - smallest", 64, _flat(True), " MB"),
+    Row("growth in N, frozen head: memory, largest - smallest", 64, _flat(False), " MiB"),
+    Row("growth in N, trained head: memory, largest - smallest", 64, _flat(True), " MiB"),
     Row("logits path, nobody reads them again: extra memory / logits", 0.05, _over_logits("logits", IN_PLACE)),
     Row("logits path, logits kept: extra memory / logits", 1.0, _over_logits("logits", KEPT)),
     Row("logits path, bfloat16, in place: extra memory / logits", 0.05, _over_logits("logits-bf16", IN_PLACE)),

@@ -65,7 +65,7 @@ def test_a_page_has_what_was_measured_and_why_a_peer_is_not_here(tmp_path):
     assert done.exit_code == 0, done.output
     text = page.read_text()
     assert "| absent | not here: ModuleNotFoundError: No module named 'absent' |" in text
-    assert "| frozen head: extra memory | <= 64 MB | not measured | |" in text
+    assert "| frozen head: extra memory | <= 64 MiB | not measured | |" in text
     assert "computes something else" not in text
     assert "old" not in text
     assert text.startswith("# Mine\n")

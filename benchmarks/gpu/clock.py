@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks import memory
-from benchmarks.problem import MB
+from benchmarks.problem import MIB
 
 
 def wait(device: str) -> None:
@@ -34,11 +34,11 @@ def seconds(step: Callable[[], object], device: str) -> float:
 
 
 def extra_mb(step: Callable[[], object], device: str) -> float:
-    """Return the peak of the memory that one call needs beyond what is in use before it, in MB."""
+    """Return the peak of the memory that one call needs beyond what is in use before it, in MiB."""
     before = memory.start(device)
     step()
     wait(device)
-    return (memory.peak(device) - before) / MB
+    return (memory.peak(device) - before) / MIB
 
 
 def forget(device: str) -> None:

@@ -15,7 +15,7 @@ from benchmarks import memory
 from benchmarks.clock import Clock
 from benchmarks.gpu.clock import forget, milliseconds
 from benchmarks.gpu.sheet import Options, Sheet
-from benchmarks.problem import MB
+from benchmarks.problem import MIB
 
 SIZES = {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2}
 LAYERS, VOCAB = 24, 151_936
@@ -122,7 +122,7 @@ def _run(
         entry["missing"] = sheet.fault(LOSSES[loss], error)
         return
     entry["seconds"] += clock.seconds[COLD:]
-    entry["mb"].append((memory.peak(options.device) - clock.before) / MB)
+    entry["mb"].append((memory.peak(options.device) - clock.before) / MIB)
     entry["losses"] = [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 

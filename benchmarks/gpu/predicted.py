@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks import cost
 from benchmarks.gpu.sheet import Options, Sheet, read
-from benchmarks.problem import MB
+from benchmarks.problem import MIB
 from benchmarks.timing import BARE
 
 OURS = "ours (kernel: auto)"
@@ -51,8 +51,8 @@ def _rows(sheet: Sheet, part: str, numbers: dict[str, Any], cards: tuple[cost.De
     sheet.row(
         part,
         "ours, MiB beyond the gradients",
-        *(f"{c.memory / MB:,.0f}" for c in own),
-        _print(None if memory is None else memory - left / MB, form="{:,.0f}"),
+        *(f"{c.memory / MIB:,.0f}" for c in own),
+        _print(None if memory is None else memory - left / MIB, form="{:,.0f}"),
     )
     if grad:
         other = [cost.materialised(card, shape["tokens"], head) for card in cards]
@@ -61,8 +61,8 @@ def _rows(sheet: Sheet, part: str, numbers: dict[str, Any], cards: tuple[cost.De
         sheet.row(
             part,
             "materialised, MiB",
-            *(f"{c.memory / MB:,.0f}" for c in other),
-            _print(None if memory is None else memory - left / MB, form="{:,.0f}"),
+            *(f"{c.memory / MIB:,.0f}" for c in other),
+            _print(None if memory is None else memory - left / MIB, form="{:,.0f}"),
         )
     sheet.keep(part, {"sheet": own[0].ratio, "ceilings": own[1].ratio, "measured": _over(ours, bare)})
 

@@ -19,12 +19,12 @@ from benchmarks.baseline import bare_gemms, name
 from benchmarks.cases import AUTO, FUSED, MATERIALISED, ON_LOGITS, Case, Variant
 from benchmarks.gpu.clock import extra_mb, forget, milliseconds, seconds
 from benchmarks.gpu.sheet import Options, Sheet
-from benchmarks.problem import MB, Shape
+from benchmarks.problem import MIB, Shape
 from benchmarks.timing import BARE, check
 
 WARM, ROUNDS = 3, 9
 BARE_CHUNKS = (2048, None)
-SCRATCH_MB = (75, 150, 300, 600, 1200)
+SCRATCH_MIB = (75, 150, 300, 600, 1200)
 ANOTHER_LOSS = 0.01
 
 COMPILED = Variant("cross-entropy, torch.compile", partial(peers.compiled_on_hidden, peers.sft), dft=False)
@@ -68,7 +68,7 @@ def measure(options: Options, sheet: Sheet, key: str) -> None:
     case = cases(options)[key]
     sheet.say(
         f"{case.shape}. Medians of {ROUNDS} rounds, all in turn, after {WARM} calls to warm up. Memory contains the "
-        f"gradients that any loss leaves behind: {_left_behind(case) / MB:,.0f} MiB."
+        f"gradients that any loss leaves behind: {_left_behind(case) / MIB:,.0f} MiB."
     )
     sheet.keep("shape", asdict(case.shape))
     inputs = case.inputs(case.shape)
@@ -178,7 +178,7 @@ def _write(sheet: Sheet, found: dict[str, dict[str, Any]]) -> None:
 
 def sweep(options: Options, sheet: Sheet) -> None:
     """Time ours at several budgets: whether the default is where the arithmetic says."""
-    budgets: tuple[int | None, ...] = (None, 1, 2) if options.small else (None, *SCRATCH_MB)
+    budgets: tuple[int | None, ...] = (None, 1, 2) if options.small else (None, *SCRATCH_MIB)
     for key in ("frozen", "trained"):
         case = cases(options)[key]
         inputs = case.inputs(case.shape)
@@ -190,7 +190,7 @@ def sweep(options: Options, sheet: Sheet) -> None:
             variant = Variant(label, partial(ours.lean, "chunked", mb), own=True)
             steps[label], found[label] = _ready(case, variant, inputs, options.device)
         _in_turn(steps, found, inputs, sheet, options.device)
-        sheet.say("", f"{case.title}: {case.shape}; all logits would be {case.shape.logits_bytes / MB:,.0f} MiB.")
+        sheet.say("", f"{case.title}: {case.shape}; all logits would be {case.shape.logits_bytes / MIB:,.0f} MiB.")
         sheet.keep(key, found)
         _write(sheet, found)
         del inputs, bare, steps

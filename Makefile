@@ -9,9 +9,19 @@ NOX = .venv/bin/python -m nox
 
 .PHONY: test lint docs demo clean
 
-# Everything that CI runs.
+# How many sessions run at a time: tiny models keep one core busy each.
+JOBS ?= 2
+NAMES = import json, sys; print(*("session-" + one["session"] for one in json.load(sys.stdin)))
+# Each session's output in one piece, where make can do that (4.0 and newer).
+IN_PIECES = $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
+# Everything that CI runs, to the end even if something fails.
 test: .venv/.ready
-	$(NOX) -t ci
+	$(MAKE) --no-print-directory --keep-going --jobs=$(JOBS) $(IN_PIECES) \
+		$$($(NOX) -t ci --list --json | .venv/bin/python -c '$(NAMES)')
+
+session-%: .venv/.ready
+	$(NOX) -s $*
 
 # Style, import floors, types.
 lint: .venv/.ready

@@ -1,4 +1,4 @@
-"""The project's checks, each in an environment of its own: `nox -t ci` runs what CI runs.
+"""The project's checks, each in an environment of its own: `nox -t ci` runs what CI runs, `make test` two at a time.
 
 Every session installs torch first and alone, from $TORCH if that is set: a later requirement that
 only says `torch` is then satisfied, whichever build (CPU or CUDA) was chosen.

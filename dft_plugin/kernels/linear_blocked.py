@@ -53,8 +53,14 @@ def blocked(
     4. at the end divide by the sum without the target, and subtract the target's part: w is detached, so backward
        only multiplies each row by w * (1 - p) and the upstream factor.
 
-    Two GEMMs, the weight streamed once. Memory beyond inputs and gradient: T * (B + D) elements of
+    Two GEMMs, the weight streamed once. Memory beyond inputs and gradient: T * (B + 2 * D) elements of
     float32 for passes of 2048 tokens, whatever V and however many tokens there are.
+
+    The exponential that every CPU has is that to the base 2, so logits are taken in bits. Where GEMMs are in the dtype
+    of sums, hidden states (and the bias) are multiplied by `scale * log2 e` before the first of them, T * D numbers in
+    the place of T * V, and the block comes out scaled and in bits. Such logits are rounded in bits: by 2 ** -24 of
+    their size, as by the GEMM itself. Elsewhere (half precision, a softcap, statistics that see logits) their
+    distance from the maximum is multiplied.
 
     Half-precision inputs are multiplied in float32 on a CPU without AMX, block by block: faster there, and closer
     to the truth. A trained weight, bias or LoRA branch needs the whole row of probabilities at once, so such heads
@@ -117,6 +123,11 @@ class _Passes:
         plain = self.transform.softcap is None and not functions_in(self.needs)
         return self.transform.scale * LOG2_E if plain and self.dtype == accumulation_dtype(self.dtype) else None
 
+    @property
+    def to_bits(self) -> float:
+        """What turns transformed logits into bits, as they stand in a block."""
+        return LOG2_E if self.folded is None else 1.0
+
     def _score(
         self, targets: Targets, inputs: Inputs, wanted: tuple[bool, ...], weigher: Callable[[slice], Weigher]
     ) -> tuple[KernelResult, Gradients]:
@@ -125,19 +136,14 @@ class _Passes:
         assert weight_VD is not None
         # Kept like a token's gradient in half precision: relative to R, it is of the size of the weight.
         grads = Gradients.like(inputs, wanted, hidden_TD.dtype)
+        bias_V = None if bias_V is None else self._folded_in(bias_V)
         parts: list[KernelResult] = []
         for start in range(0, max(hidden_TD.shape[0], 1), _PASS_TOKENS):
             tokens = slice(start, start + _PASS_TOKENS)
-            hidden_PD = hidden_TD[tokens].to(self.dtype)
+            hidden_PD = self._folded_in(hidden_TD[tokens]).to(self.dtype)
             running = _Running.start(self, hidden_PD, with_grad=wanted[0])
             ids_P = targets.ids_T[tokens]
-            factor = self.folded
-            running.add_blocks(
-                hidden_PD if factor is None else hidden_PD * factor,
-                weight_VD,
-                bias_V if bias_V is None or factor is None else bias_V * factor,
-                ids_P,
-            )
+            running.add_blocks(hidden_PD, weight_VD, bias_V, ids_P)
             part = weigh(weigher(tokens), running.finish(weight_VD[ids_P]), targets[tokens])
             parts.append(part)
             if grads.of[0] is not None and running.grad_TD is not None:
@@ -145,12 +151,16 @@ class _Passes:
                 grads.factor_T1[tokens, 0] = part.weight_T * part.rows.one_minus_p_T * self.transform.scale
         return join(parts), grads
 
+    def _folded_in(self, given: Tensor) -> Tensor:
+        """Return what logits are made of, times the factor where there is one; half precision would round that."""
+        return given if self.folded is None else given.to(self.dtype, copy=True).mul_(self.folded)
+
 
 @dataclass
 class _Running:
     """Sums of T rows over the blocks seen so far, relative to the running maximum of each row.
 
-    Logits are in bits: the exponential to the base 2 is the one that every CPU has, so they are scaled for nothing.
+    Maximum and target are as logits stand in a block, in bits where a factor was folded in; e_log_e is in bits.
     The target is left out of all but its own two columns, so that 1 - p keeps its digits where p is near 1.
     """
 
@@ -216,17 +226,20 @@ class _Running:
         if self.passes.folded is None:
             slope_TB = transform_(x_TB, self.passes.transform)
             for function in block_functions_in(self.passes.needs, "blocked"):
-                self.added.setdefault(function.name, []).append(function(x_TB, columns_T))
-            x_TB.mul_(LOG2_E)
+                # A copy: it may be a view of the block, whose memory is used again.
+                self.added.setdefault(function.name, []).append(function(x_TB, columns_T).clone())
         self._take_targets_out_(x_TB, slope_TB, columns_T)
 
         max_T1 = torch.maximum(self.max_T1, x_TB.amax(1, keepdim=True))
-        shrink_T1 = (self.max_T1 - max_T1).exp2_()
+        fall_T1 = self._fall(max_T1)
+        shrink_T1 = fall_T1.exp2()
         if self.grad_TD is not None:
             self.grad_TD.mul_(shrink_T1)
         if "entropy" in self.passes.needs:
-            self.e_log_e_T1 = shrink_T1 * (self.e_log_e_T1 + self.rest_T1 * (self.max_T1 - max_T1))
+            self.e_log_e_T1 = shrink_T1 * (self.e_log_e_T1 + self.rest_T1 * fall_T1)
         y_TB = x_TB.sub_(max_T1)
+        if self.passes.folded is None:
+            y_TB.mul_(self.passes.to_bits)
         if "entropy" in self.passes.needs:
             self.e_log_e_T1 = self.e_log_e_T1 + _exponential_and_sum_e_y_(y_TB)
         else:
@@ -256,6 +269,10 @@ class _Running:
             self.slope_target_T1 = torch.where(here_T1, slope_TB.gather(1, column_T1), self.slope_target_T1)
         x_TB.scatter_(1, column_T1, x_T1.masked_fill_(here_T1, -torch.inf))
 
+    def _fall(self, max_T1: Tensor) -> Tensor:
+        """Return by how many bits sums fall beside a new maximum; finite, since 0 times -inf would be NaN."""
+        return ((self.max_T1 - max_T1) * self.passes.to_bits).clamp_(min=torch.finfo(max_T1.dtype).min)
+
     def finish(self, target_weight_TD: Tensor) -> Rows:
         """Put the targets in, return the statistics, and leave the gradient divided by R.
 
@@ -263,18 +280,20 @@ class _Running:
             target_weight_TD: the weight's rows of the targets.
         """
         max_T1 = torch.maximum(self.max_T1, self.x_target_T1)
-        shrink_T1 = (self.max_T1 - max_T1).exp2_()
+        fall_T1 = self._fall(max_T1)
+        shrink_T1 = fall_T1.exp2()
         rest_T1 = self.rest_T1 * shrink_T1
-        e_y_T1 = shrink_T1 * (self.e_log_e_T1 + self.rest_T1 * (self.max_T1 - max_T1))
+        e_y_T1 = shrink_T1 * (self.e_log_e_T1 + self.rest_T1 * fall_T1)
         squares_T1 = shrink_T1.square() * self.e_squared_T1
         if self.grad_TD is not None:
             # Relative to its own maximum R is 1 or more, or 0 where no token but the target is possible.
             self.grad_TD.div_(self.rest_T1.clamp(min=1)).sub_(
                 target_weight_TD.to(self.grad_TD.dtype).mul_(self.slope_target_T1)
             )
+        to_nats = self.passes.to_bits / LOG2_E
         rows, _ = Sums(
-            max_T1 / LOG2_E,
-            self.x_target_T1 / LOG2_E,
+            max_T1 * to_nats,
+            self.x_target_T1 * to_nats,
             rest_T1,
             e_y_T1=e_y_T1 / LOG2_E if "entropy" in self.passes.needs else None,
             squares_T1=squares_T1 if "sum_p_squared" in self.passes.needs else None,

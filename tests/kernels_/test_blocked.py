@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from support import oracle
 
 from dft_plugin.kernels import Head, LowRank, Transform, auto, blocked, choose, chunked, gemm
-from dft_plugin.objectives import DFT, NLL, Targets
+from dft_plugin.objectives import DFT, NLL, Objective, Targets
 
 # More tokens than one pass takes, and more words than a block of 2,048 has room for.
 T, D, V = 2100, 8, 4500
@@ -67,6 +69,36 @@ def test_multiplied_in_float32_half_precision_is_nearer_to_the_truth_than_chunke
         assert gradient.dtype == torch.bfloat16
         gaps.append(oracle.gap([gradient], [true_gradient]))
     assert gaps[0] < 0.8 * gaps[1]
+
+
+@dataclass(frozen=True)
+class FirstLogit:
+    """The logit of token 0: a view of what it is made from."""
+
+    name = "first_logit"
+
+    def __call__(self, logits_CV, targets_C):
+        return logits_CV[:, 0]
+
+    def combine(self, parts_PC):
+        return parts_PC[0]
+
+
+class ByFirstLogit(Objective):
+    name = "by_first_logit"
+    summary = "w = sigmoid of the logit of token 0"
+    needs = frozenset({FirstLogit()})
+
+    def weight(self, rows):
+        return rows.added["first_logit"].sigmoid()
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+def test_a_statistic_of_blocks_may_be_a_view_of_them(transform):
+    hidden, weight, bias, targets = problem(bias=True)
+    result = blocked(hidden, Head(weight, bias, transform), Targets(targets), ByFirstLogit())
+    first_T = transform(hidden.detach() @ weight[0] + bias[0])
+    assert oracle.gap(result.weight_T, first_T.sigmoid()) < 1e-6
 
 
 def test_a_second_backward_and_an_upstream_factor_are_right():

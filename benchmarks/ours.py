@@ -11,8 +11,8 @@ from torch import Tensor
 from benchmarks.problem import HiddenInputs, LogitsInputs
 from dft_plugin.core import targets
 from dft_plugin.core.loss import LossResult, hidden_loss, logits_loss
-from dft_plugin.functional import plan_for
 from dft_plugin.kernels import Head, LowRank, score_logits_
+from dft_plugin.plans import plan_for
 
 
 def _scorer(

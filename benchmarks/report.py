@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks import verdicts
 from benchmarks.problem import MIB, Shape
+from benchmarks.shares import ATTENTION, BODY, HEAD, LOGITS, REST
 from benchmarks.timing import BARE
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -50,6 +51,8 @@ def render(folder: Path) -> str:
     end_to_end = sorted(folder.glob("steps-*.json"))
     if end_to_end:
         lines += ["", "## A training step of SmolLM2-135M with LoRA", "", *_steps(end_to_end)]
+    if of_steps := sorted(folder.glob("shares-*.json")):
+        lines += _shares(of_steps)
     return "\n".join(lines) + "\n"
 
 
@@ -124,6 +127,20 @@ def _steps(paths: list[Path]) -> list[str]:
             extra = f"{median(run['bytes']) / MIB:,.0f}"
             lines.append(f"| {data['host']} | {run['name']} | {spread(run['seconds'])} | {ratio} | {extra} |")
     return [*lines, "", str(json.loads(paths[0].read_text())["what"])]
+
+
+def _shares(paths: list[Path]) -> list[str]:
+    parts = (HEAD, LOGITS, BODY, ATTENTION, REST)
+    lines = [f"| host | {' | '.join(parts)} |", "| --- " * (len(parts) + 1) + "|"]
+    for path in paths:
+        data = json.loads(path.read_text())
+        seconds = [data["parts"].get(part, 0.0) for part in parts]
+        lines.append(f"| {' | '.join([data['host'], *(f'{part / sum(seconds):.0%}' for part in seconds)])} |")
+    why = (
+        "One step of the host's own SFT, by torch's profiler. A loss saves the passes over logits, and of the head's "
+        "GEMMs those of rows without a target; here every token is one."
+    )
+    return ["", "What such a step is made of:", "", *lines, "", why]
 
 
 def write_between_marks(path: Path, text: str) -> None:

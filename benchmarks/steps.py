@@ -1,7 +1,8 @@
 """A LoRA step of SmolLM2-135M inside a host: its own SFT, its own DFT, and ours.
 
     python -m benchmarks.steps drive trl            # starts one process for each loss, in turn
-    python -m benchmarks.steps drive llamafactory
+    python -m benchmarks.steps drive llamafactory   # or axolotl, swift, unsloth
+    python -m benchmarks.steps shares axolotl       # what a step of the host's own SFT is made of
 
 Each process trains some steps on the same rows of text, says how long each took, and its peak memory over what it
 held when training began.
@@ -15,18 +16,22 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
 import torch
 import typer
+from packaging.version import Version
 from rich.console import Console
 from transformers import AutoTokenizer
 
 from benchmarks import memory
 from benchmarks.clock import Clock
+from benchmarks.in_hosts import with_axolotl, with_swift, with_unsloth
 from benchmarks.problem import MIB
+from benchmarks.shares import Shares
 from demo.model import prepare_model
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -126,6 +131,23 @@ def with_llamafactory(loss: str, steps: int, clock: Clock, out: str) -> None:
 
 
 HOSTS = {"trl": with_trl, "llamafactory": with_llamafactory}
+BY_COMMAND = {"axolotl": with_axolotl, "swift": with_swift, "unsloth": with_unsloth}
+
+
+def losses(host: str) -> dict[str, str]:
+    """Return what a host trains; Axolotl has a DFT of its own since 0.20."""
+    without_own = host == "axolotl" and Version(version("axolotl")) < Version("0.20")
+    return {loss: name for loss, name in LOSSES.items() if not (loss == "dft" and without_own)}
+
+
+def train(host: str, loss: str, steps: int, clock: Clock) -> None:
+    """Train in this process, in a folder that goes afterwards."""
+    with tempfile.TemporaryDirectory() as out:
+        if host in HOSTS:
+            HOSTS[host](loss, steps, clock, out)
+        else:
+            rows = texts(ROWS * steps)
+            BY_COMMAND[host](loss, steps, clock, out, model=MODEL.resolve(), texts=rows, rows=ROWS)
 
 
 @app.command()
@@ -133,8 +155,7 @@ def one(host: str, loss: str, steps: int, device: str, threads: int) -> None:
     """Train in this process, and print what it took."""
     torch.set_num_threads(threads)
     clock = Clock(device)
-    with tempfile.TemporaryDirectory() as out:
-        HOSTS[host](loss, steps, clock, out)
+    train(host, loss, steps, clock)
     # The first step allocates and compiles.
     result = {"seconds": clock.seconds[1:], "bytes": memory.peak(device) - clock.before}
     print(f"steps: {json.dumps(result)}")
@@ -152,7 +173,7 @@ def drive(
     """Start one process after the other, and write the numbers down."""
     prepare_model(MODEL)
     runs: dict[str, dict[str, Any]] = {
-        loss: {"name": name, "seconds": [], "bytes": []} for loss, name in LOSSES.items()
+        loss: {"name": name, "seconds": [], "bytes": []} for loss, name in losses(host).items()
     }
     for turn in range(rounds):
         for loss in runs if turn % 2 == 0 else reversed(runs):
@@ -171,6 +192,18 @@ def drive(
     out.mkdir(parents=True, exist_ok=True)
     data = {"host": host, "runs": list(runs.values()), "what": f"{what}, no gradient checkpointing."}
     (out / f"steps-{host}.json").write_text(json.dumps(data, indent=1))
+
+
+@app.command()
+def shares(host: str, threads: int = 1, out: Path = OUT) -> None:
+    """Profile a step of the host's own SFT on a CPU, and write down the seconds of its parts."""
+    prepare_model(MODEL)
+    torch.set_num_threads(threads)
+    clock = Shares("cpu")
+    train(host, "sft", 2, clock)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"shares-{host}.json").write_text(json.dumps({"host": host, "parts": clock.parts}, indent=1))
+    console.print(f"{host}: {clock.parts}")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,15 @@ def train(loss: str, output_dir: Path) -> None:
         raise SystemExit(f"training with loss={loss} ended with exit code {code}: see above")
 
 
+def draw(runs: list[Run]) -> Path:
+    """Run the command that draws a page of the runs. Returns the page."""
+    page = OUT / "report.html"
+    page.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "dft_plugin.cli", "report", *(str(run.adapter) for run in runs)]
+    subprocess.run([*command, "--out", str(page)], check=True, stdout=subprocess.DEVNULL)
+    return page
+
+
 def measure(adapter: Path | None, trained_on: set[str]) -> Accuracy:
     """Ask the model, with or without an adapter, held-out questions of both tasks."""
     model, tokenizer = evaluate.load(MODEL, adapter), evaluate.load_tokenizer(MODEL)
@@ -76,6 +85,7 @@ def main() -> None:
         f"{time.monotonic() - began:.0f} s. One seed; {TRAINED_ITEMS} and {OTHER_ITEMS} held-out "
         "questions, so differences under twenty points are within the noise."
     )
+    console.print(f"Curves, and the targets' probabilities before and after: {draw(runs)}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dft_plugin.config.hookspecs import hookimpl
     from dft_plugin.core.targets import Facts
-    from dft_plugin.functional import linear_token_loss, token_loss, vocab_parallel_token_loss
+    from dft_plugin.errors import (
+        ClockError,
+        ConflictError,
+        DftError,
+        InputError,
+        LabelError,
+        NonFiniteError,
+        NotActiveError,
+        PluginError,
+        SettingsError,
+        ShardError,
+        UnknownNameError,
+        UnsupportedModelError,
+    )
+    from dft_plugin.functional import (
+        linear_token_loss,
+        token_loss,
+        token_loss_from_logp,
+        vocab_parallel_token_loss,
+    )
     from dft_plugin.hf.activation import activate, attach
     from dft_plugin.hf.attachment import Attachment
     from dft_plugin.objectives import Clock, Number, Objective, Rows
@@ -21,31 +40,57 @@ __version__ = "0.1.0"
 _HOME = {
     "Attachment": "hf.attachment",
     "Clock": "objectives",
+    "ClockError": "errors",
+    "ConflictError": "errors",
+    "DftError": "errors",
     "Facts": "core.targets",
+    "InputError": "errors",
+    "LabelError": "errors",
+    "NonFiniteError": "errors",
+    "NotActiveError": "errors",
     "Number": "objectives",
     "Objective": "objectives",
+    "PluginError": "errors",
     "Rows": "objectives",
+    "SettingsError": "errors",
+    "ShardError": "errors",
+    "UnknownNameError": "errors",
+    "UnsupportedModelError": "errors",
     "activate": "hf.activation",
     "attach": "hf.activation",
     "hookimpl": "config.hookspecs",
     "linear_token_loss": "functional",
     "token_loss": "functional",
+    "token_loss_from_logp": "functional",
     "vocab_parallel_token_loss": "functional",
 }
 
 __all__ = [
     "Attachment",
     "Clock",
+    "ClockError",
+    "ConflictError",
+    "DftError",
     "Facts",
+    "InputError",
+    "LabelError",
+    "NonFiniteError",
+    "NotActiveError",
     "Number",
     "Objective",
+    "PluginError",
     "Rows",
+    "SettingsError",
+    "ShardError",
+    "UnknownNameError",
+    "UnsupportedModelError",
     "__version__",
     "activate",
     "attach",
     "hookimpl",
     "linear_token_loss",
     "token_loss",
+    "token_loss_from_logp",
     "vocab_parallel_token_loss",
 ]
 

@@ -14,11 +14,16 @@ The contract for an adapter, in full:
   turned into a PluginError, since a host may swallow the former and go on to train cross-entropy;
 - if dft-plugin is gone or broken, the `.pth` file itself raises a RuntimeError that says what to delete.
 
-`DFT_PLUGIN_AUTOLOAD=0` in the environment turns it off for a process and its children.
+`DFT_PLUGIN_AUTOLOAD=0` (or `off`, `false`, `no`) in the environment turns it off for a process and its children.
+
+The file is ASCII, since Python reads it in the locale's encoding, and a line that it cannot decode keeps every Python
+of the environment from starting. It is written beside its place and moved there, so that no process reads half of it.
 """
 
 from __future__ import annotations
 
+import os
+import site
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
@@ -33,7 +38,10 @@ from typing import Any
 from dft_plugin.errors import PluginError
 
 SWITCH = "DFT_PLUGIN_AUTOLOAD"
-"""Environment variable; `0` turns autoload off."""
+"""Environment variable that turns autoload off."""
+
+OFF = ("0", "off", "false", "no", "n", "f")
+"""Values of it that do, in small letters or large."""
 
 PTH = "dft_plugin_autoload.pth"
 """Name of the file that `enable` writes, and the only one that `disable` removes."""
@@ -42,9 +50,10 @@ PTH = "dft_plugin_autoload.pth"
 # and it must stand on its own feet: `site` reports an error of a .pth line and carries on.
 _CODE = """\
 import os, sys
-if os.environ.get({switch!r}) != "0" and not any(type(f).__name__ == "DftAutoload" for f in sys.meta_path):
+off = os.environ.get({switch!a}, "").strip().lower() in {off!a}
+if not off and not any(type(f).__name__ == "DftAutoload" for f in sys.meta_path):
     class DftAutoload:
-        targets = {targets!r}
+        targets = {targets!a}
         def find_spec(self, name, path=None, target=None):
             if name not in self.targets:
                 return None
@@ -53,7 +62,7 @@ if os.environ.get({switch!r}) != "0" and not any(type(f).__name__ == "DftAutoloa
             except Exception as error:
                 raise RuntimeError(
                     f"dft-plugin's autoload is on, but dft-plugin cannot be imported ({{error}}): `loss:` could not "
-                    "take effect. Reinstall it, or turn autoload off by deleting " + {path!r}
+                    "take effect. Reinstall it, or turn autoload off by deleting " + {path!a}
                 ) from error
             return patched_spec(self, name, self.targets[name], path, target)
     sys.meta_path.insert(0, DftAutoload())
@@ -84,24 +93,38 @@ def pth_path() -> Path:
 
 def pth_text(targets: Mapping[str, str], path: Path) -> str:
     """Return the content of the file: one line that `site` executes."""
-    code = _CODE.format(switch=SWITCH, targets=dict(sorted(targets.items())), path=str(path))
-    return f"import sys; exec({code!r}, {{'__name__': 'dft_plugin_autoload'}})\n"
+    code = _CODE.format(switch=SWITCH, off=OFF, targets=dict(sorted(targets.items())), path=str(path))
+    return f"import sys; exec({code!a}, {{'__name__': 'dft_plugin_autoload'}})\n"
+
+
+def is_switched_off() -> bool:
+    """Say whether the environment turns it off."""
+    return os.environ.get(SWITCH, "").strip().lower() in OFF
 
 
 def enable(targets: Mapping[str, str]) -> Path:
     """Write the file, or bring it up to date. It takes effect in processes that start from now on.
 
+    What is up to date already is left alone, in an environment that nobody can write to as well.
+
     Raises:
-        PluginError: the folder cannot be written to.
+        PluginError: the folder cannot be written to, or this interpreter reads no .pth file there.
     """
     path = pth_path()
-    try:
-        path.write_text(pth_text(targets, path), encoding="utf-8")
-    except OSError as error:
+    if not state(targets).current:
+        try:
+            _write(path, pth_text(targets, path))
+        except OSError as error:
+            before = "An older one is still there, and in force. " if path.exists() else ""
+            raise PluginError(
+                f"{path} cannot be written ({error.strerror}). {before}Work in a virtual environment of your own, "
+                "or start with `dft train`, which needs no autoload."
+            ) from error
+    if path.parent.resolve() not in site_folders():
         raise PluginError(
-            f"{path} cannot be written ({error.strerror}). Work in a virtual environment of your own, or start with "
-            "`dft train`, which needs no autoload."
-        ) from error
+            f"{path} is written, but {sys.executable} reads no .pth file in that folder (it was started with -S, or "
+            "in another environment), so autoload is not on. Start with `dft train`, which needs none."
+        )
     return path
 
 
@@ -109,22 +132,51 @@ def disable() -> bool:
     """Remove the file, and nothing else. Returns whether it was there.
 
     Raises:
-        PluginError: it cannot be removed.
+        PluginError: it cannot be removed, or there is another one that this interpreter reads.
     """
     path = pth_path()
     try:
         path.unlink()
+        removed = True
     except FileNotFoundError:
-        return False
+        removed = False
     except OSError as error:
-        raise PluginError(f"{path} cannot be removed ({error.strerror}). Delete it by hand.") from error
-    return True
+        raise PluginError(
+            f"{path} cannot be removed ({error.strerror}), so autoload is still on. Delete it as its owner; until "
+            f"then {SWITCH}=0 in the environment turns it off."
+        ) from error
+    mine = path.parent.resolve()
+    others = [folder / PTH for folder in site_folders() if folder != mine and (folder / PTH).exists()]
+    if others:
+        raise PluginError(
+            f"autoload is still on, through {', '.join(map(str, others))}, which another environment's "
+            "`dft autoload enable` wrote. Delete it, too."
+        )
+    return removed
+
+
+def site_folders() -> list[Path]:
+    """Return the folders whose .pth files this interpreter reads when it starts."""
+    if sys.flags.no_site:
+        return []
+    users = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    return list(dict.fromkeys(Path(folder).resolve() for folder in [*site.getsitepackages(), *users]))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file such that others see what was there, or all of it."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        unfinished.write_text(text, encoding="ascii")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def state(targets: Mapping[str, str]) -> State:
     """Look at the file and at this process."""
     path = pth_path()
-    text = path.read_text(encoding="utf-8") if path.is_file() else None
+    text = path.read_bytes().decode("utf-8", "replace") if path.is_file() else None
     return State(
         path=path,
         written=text is not None,
@@ -177,7 +229,8 @@ class _PatchingLoader(Loader):
         except ImportError as error:
             raise PluginError(
                 f"autoload: {self.patcher} could not patch {module.__name__} ({error}), so `loss:` would not take "
-                f"effect. Reinstall dft-plugin, or set {SWITCH}=0 to run without it."
+                "effect. After an upgrade run: dft autoload enable. Else reinstall dft-plugin, or set "
+                f"{SWITCH}=0 to run without it."
             ) from error
 
     def __getattr__(self, name: str) -> Any:

@@ -41,8 +41,12 @@ class UnknownNameError(SettingsError):
     """A host could not be told from the config, or a name is not registered."""
 
 
-class LabelError(DftError, ValueError):
-    """A label is neither the ignore index nor an index of the vocabulary."""
+class InputError(DftError, ValueError):
+    """A function was given something else than it takes. Says what was found, and what to give."""
+
+
+class LabelError(InputError):
+    """A label is neither the ignore index nor an index of the vocabulary, or the labels do not fit."""
 
 
 class ClockError(DftError, RuntimeError):
@@ -59,6 +63,10 @@ class PluginError(DftError):
 
 class UnsupportedModelError(DftError, TypeError):
     """The model cannot be attached to. Says what was found and what would work."""
+
+
+class NonFiniteError(DftError, FloatingPointError):
+    """The loss of a step is not a finite number, and `nonfinite: error` asks to stop. The step changed no weight."""
 
 
 class NotActiveError(DftError, RuntimeError):

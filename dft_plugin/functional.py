@@ -1,30 +1,33 @@
 """The loss as plain functions, for a training loop of one's own.
 
+Labels are aligned: `labels[s]` is the token that position s predicts, the one at s + 1. Those of a batch are not, and
+to give them as they are trains a model to repeat its input; say `shift=True`.
+
 Shapes: V vocabulary, H hidden size; `...` stands for any leading dimensions, the same in all inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from dft_plugin.config.plugins import Catalogue, build_catalogue
-from dft_plugin.core.loss import NumItems, hidden_loss, logits_loss
-from dft_plugin.core.plan import COLUMNS, LossPlan
+from dft_plugin.core import given
+from dft_plugin.core import targets as labels_
+from dft_plugin.core.logp import logp_loss
+from dft_plugin.core.loss import LossResult, NumItems, hidden_loss, logits_loss
+from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import IGNORE_INDEX, Facts
-from dft_plugin.errors import LabelError, SettingsError
+from dft_plugin.errors import SettingsError
 from dft_plugin.kernels import Head, ShardedHead, Transform, VocabShard
-from dft_plugin.objectives import Objective
+from dft_plugin.objectives import Clock
+from dft_plugin.objectives.from_logp import unknown
+from dft_plugin.plans import LossLike, plan_without_tokenizer, require_ids
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-LossLike = str | Mapping[str, Any] | Objective
-"""A name (`"dft"`), a mapping as in YAML (`{"name": "dft", "alpha": 0.7}`), or an Objective."""
 
 
 def token_loss(
@@ -33,6 +36,7 @@ def token_loss(
     *,
     objective: LossLike = "dft",
     num_items: NumItems = None,
+    shift: bool = False,
     ignore_index: int = IGNORE_INDEX,
     facts: Facts | None = None,
 ) -> Tensor:
@@ -43,10 +47,12 @@ def token_loss(
 
     Args:
         logits: [..., V], any float dtype.
-        labels: [...], any integer dtype, already aligned: `labels[i]` is what `logits[i]` predicts.
+        labels: [...], any integer dtype, aligned: `labels[i]` is what `logits[i]` predicts; or see `shift`.
         objective: a name, a mapping as in YAML, or an Objective.
         num_items: target tokens of the whole optimizer step; None: `labels` are the whole step. Refused where the
             objective divides by more than tokens, or weighs a token by all others of the step.
+        shift: whether `labels` (and `facts`) are those of a batch, as a model takes them: position s holds the token
+            at s. They are moved along the last dimension; what the last position predicts is not known, and ignored.
         ignore_index: the label of positions that are not scored.
         facts: columns and places of the tokens, and how far the run is, for an objective that asks for them.
 
@@ -55,13 +61,15 @@ def token_loss(
 
     Raises:
         SettingsError: the objective is unknown, or an option of it is wrong.
-        LabelError: a label is outside the vocabulary, shapes do not match, num_items is impossible or refused, or
-            tensors are on `meta`.
+        LabelError: a label is outside the vocabulary, labels or num_items are impossible, or num_items is refused.
+        InputError: another argument is none that can be computed with.
         ClockError: the objective changes during a run, and `facts` has no clock.
     """
-    _require_numbers(labels=labels)
-    plan = _plan_without_tokenizer(objective, facts, logits.shape[-1])
-    return logits_loss(plan, logits, labels, ignore_index=ignore_index, facts=facts).mean(num_items)
+    given.require_scored("logits", logits, of_model="logits")
+    labels, facts = _aligned(logits, labels, facts, shift, ignore_index, num_items)
+    given.require_numbers(logits=logits, labels=labels)
+    plan = plan_without_tokenizer(objective, facts, logits.shape[-1])
+    return _mean(logits_loss(plan, logits, labels, ignore_index=ignore_index, facts=facts), num_items)
 
 
 def linear_token_loss(
@@ -72,6 +80,7 @@ def linear_token_loss(
     bias: Tensor | None = None,
     objective: LossLike = "dft",
     num_items: NumItems = None,
+    shift: bool = False,
     ignore_index: int = IGNORE_INDEX,
     logit_scale: float = 1.0,
     softcap: float | None = None,
@@ -86,11 +95,13 @@ def linear_token_loss(
     Args:
         hidden: [..., H], any float dtype.
         weight: [V, H].
-        labels: [...], any integer dtype, already aligned: `labels[i]` is what `hidden[i]` predicts.
+        labels: [...], any integer dtype, aligned: `labels[i]` is what `hidden[i]` predicts; or see `shift`.
         bias: [V] or None.
         objective: a name, a mapping as in YAML (`kernel` and `scratch_mb` are heeded), or an Objective.
         num_items: target tokens of the whole optimizer step; None: `labels` are the whole step. Refused where the
             objective divides by more than tokens, or weighs a token by all others of the step.
+        shift: whether `labels` (and `facts`) are those of a batch, as a model takes them: position s holds the token
+            at s. They are moved along the last dimension; what the last position predicts is not known, and ignored.
         ignore_index: the label of positions that are not scored; they never reach a GEMM.
         logit_scale: factor on the raw logits.
         softcap: bound of the scaled logits, applied as `softcap * tanh(logits / softcap)`.
@@ -101,15 +112,19 @@ def linear_token_loss(
 
     Raises:
         SettingsError: the objective is unknown, or an option of it is wrong.
-        LabelError: a label is outside the vocabulary, shapes do not match, num_items is impossible or refused, or
-            tensors are on `meta`.
+        LabelError: a label is outside the vocabulary, labels or num_items are impossible, or num_items is refused.
+        InputError: another argument is none that can be computed with.
         ClockError: the objective changes during a run, and `facts` has no clock.
     """
-    _require_width(hidden, weight)
-    _require_numbers(hidden=hidden, weight=weight, labels=labels)
+    given.require_scored("hidden", hidden, of_model="last_hidden_state")
+    given.require_weight("weight", weight, hidden)
+    given.require_bias("bias", bias, weight)
+    given.require_transform(logit_scale, softcap)
+    labels, facts = _aligned(hidden, labels, facts, shift, ignore_index, num_items)
+    given.require_numbers(hidden=hidden, weight=weight, labels=labels)
     head = Head(weight, bias, Transform(logit_scale, softcap))
-    plan = _plan_without_tokenizer(objective, facts, head.vocab_size, heeds=("kernel", "scratch_mb"))
-    return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index, facts=facts).mean(num_items)
+    plan = plan_without_tokenizer(objective, facts, head.vocab_size, heeds=("kernel", "scratch_mb"))
+    return _mean(hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index, facts=facts), num_items)
 
 
 def vocab_parallel_token_loss(
@@ -121,6 +136,7 @@ def vocab_parallel_token_loss(
     local_bias: Tensor | None = None,
     objective: LossLike = "dft",
     num_items: NumItems = None,
+    shift: bool = False,
     ignore_index: int = IGNORE_INDEX,
     logit_scale: float = 1.0,
     softcap: float | None = None,
@@ -136,12 +152,14 @@ def vocab_parallel_token_loss(
     Args:
         hidden: [..., H], any float dtype.
         local_weight: [L, H], this rank's rows of the head.
-        labels: [...], any integer dtype, already aligned, indices of the whole vocabulary.
+        labels: [...], any integer dtype, aligned or see `shift`, indices of the whole vocabulary.
         group: the ranks that share the vocabulary; None is the default group.
         local_bias: [L], or None on all ranks.
         objective: a name, a mapping as in YAML (`scratch_mb` is heeded, `kernel` refused), or an Objective.
         num_items: target tokens of the whole optimizer step; None: `labels` are the whole step. Refused where the
             objective divides by more than tokens, or weighs a token by all others of the step.
+        shift: whether `labels` (and `facts`) are those of a batch, as a model takes them: position s holds the token
+            at s. They are moved along the last dimension; what the last position predicts is not known, and ignored.
         ignore_index: the label of positions that are not scored; they never reach a GEMM.
         logit_scale: factor on the raw logits.
         softcap: bound of the scaled logits, applied as `softcap * tanh(logits / softcap)`.
@@ -151,112 +169,112 @@ def vocab_parallel_token_loss(
         The loss, a scalar in nats per token; a zero connected to the graph if nothing is scored.
 
     Raises:
-        ShardError: the ranks were given different labels or hidden sizes (raised on every rank).
+        ShardError: the ranks were given different labels or hidden sizes (raised on every rank), or another rank
+            raises one of the errors below.
         SettingsError: the objective is unknown, or an option of it is wrong.
-        LabelError: a label is outside the vocabulary, shapes do not match, num_items is impossible or refused, or
-            tensors are on `meta`.
+        LabelError: a label is outside the vocabulary, labels or num_items are impossible, or num_items is refused.
+        InputError: another argument is none that can be computed with.
         ClockError: the objective changes during a run, and `facts` has no clock.
     """
-    _require_numbers(hidden=hidden, local_weight=local_weight, labels=labels)
+    try:
+        given.require_scored("hidden", hidden, of_model="last_hidden_state")
+        given.require_weight("local_weight", local_weight, hidden)
+        given.require_bias("local_bias", local_bias, local_weight)
+        given.require_transform(logit_scale, softcap)
+        labels, facts = _aligned(hidden, labels, facts, shift, ignore_index, num_items)
+        given.require_numbers(hidden=hidden, local_weight=local_weight, labels=labels)
+        plan = plan_without_tokenizer(objective, facts, heeds=("scratch_mb",))
+    except Exception:
+        VocabShard.withdraw(group, near=(local_weight, hidden, labels))
+        raise
     shard = VocabShard.gather(local_weight, labels, group)
     head = ShardedHead(local_weight, shard, local_bias, Transform(logit_scale, softcap))
-    plan = _plan_without_tokenizer(objective, facts, head.vocab_size, heeds=("scratch_mb",))
-    return hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index, facts=facts).mean(num_items)
+    require_ids(plan, head.vocab_size)
+    return _mean(hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index, facts=facts), num_items)
 
 
-def _require_numbers(**given: Tensor) -> None:
-    found = [f"`{name}`" for name, tensor in given.items() if tensor.device.type == "meta"]
-    if found:
-        raise LabelError(
-            f"{' and '.join(found)}: on `meta`, where tensors have shapes and no numbers, so there is no loss to "
-            "compute. Give tensors on a device that holds them."
-        )
+def token_loss_from_logp(
+    logp: Tensor,
+    targets: Tensor,
+    *,
+    objective: LossLike = "dft",
+    clock: Clock | None = None,
+    num_items: NumItems = None,
+    ignore_index: int = IGNORE_INDEX,
+    entropy: Tensor | None = None,
+    sum_p_squared: Tensor | None = None,
+    facts: Facts | None = None,
+) -> Tensor:
+    """Token loss where another program has made log p of its logits: `sum(-w * logp) / num_items`.
 
-
-def _require_width(hidden: Tensor, weight: Tensor) -> None:
-    if not isinstance(weight, Tensor):
-        raise LabelError(
-            f"weight is a {type(weight).__name__}; a tensor [V, H] is needed: of a layer, give its `.weight`."
-        )
-    width = hidden.shape[-1]
-    if weight.dim() == 2 and weight.shape[1] == width:
-        return
-    transposed = weight.dim() == 2 and weight.shape[0] == width
-    give = "its transpose" if transposed else "the weight of the head that follows these hidden states"
-    raise LabelError(
-        f"weight has shape {tuple(weight.shape)}, and hidden {tuple(hidden.shape)}: [V, H] is needed, with H = "
-        f"{width}. Give {give}."
-    )
-
-
-@cache
-def _installed() -> Catalogue:
-    """Read the catalogue once per process: a training loop asks in every step."""
-    return build_catalogue()
-
-
-def _plan_without_tokenizer(
-    objective: LossLike, facts: Facts | None, vocab_size: int, heeds: Collection[str] = ()
-) -> LossPlan:
-    """Resolve an objective for a function, which gets no tokenizer.
+    For frameworks that give their loss log-probabilities and keep the logits (verl, slime, OpenRLHF; Megatron's
+    vocabulary-parallel cross-entropy is -logp), and for objectives that look at no more of a row than that. Everything
+    is float32 (float64 for float64 inputs); what `logp` was rounded to before (bfloat16) is not mended. Memory: some
+    numbers for each token. arXiv 2508.05629, eq. 9.
 
     Args:
-        objective: as a caller passed it.
-        facts: columns of the data that the caller passed.
-        vocab_size: logits of a position.
-        heeds: which of the settings besides the objective's own take effect in the function.
+        logp: [...], log-probability of each target in nats, any float dtype, with the graph to its logits.
+        targets: [...], token ids of any integer dtype, already aligned: `logp[i]` is that of `targets[i]`.
+        objective: a name, a mapping as in YAML, or an Objective.
+        clock: how far the run is, for an objective that changes during it; `facts` may hold it as well.
+        num_items: target tokens of the whole optimizer step; None: `targets` are the whole step. Refused where the
+            objective divides by more than tokens, or weighs a token by all others of the step.
+        ignore_index: the target of positions that are not scored.
+        entropy: [...], entropy of the distribution at each position in nats, for objectives that read it; no gradient
+            reaches it.
+        sum_p_squared: [...], the sum of squares of the distribution, likewise.
+        facts: columns and places of the tokens, for an objective that asks for them.
+
+    Returns:
+        The loss, a scalar in nats per token; a zero connected to the graph if nothing is scored.
 
     Raises:
-        SettingsError: it names tokens by words or beyond the vocabulary, reads a column that is not there, or sets
-            what has no effect in the function.
+        SettingsError: the objective is unknown, an option of it is wrong, or it reads more of a row of logits than it
+            is given here; says what.
+        LabelError: shapes do not match, a target is negative, logp is above 0 (not checked on an accelerator, which
+            would have to be waited for), num_items is impossible or refused, or tensors are on `meta`.
+        ClockError: the objective changes during a run, and there is no clock.
     """
-    plan = plan_for(objective, _installed())
+    given.require_logp(logp, targets, entropy=entropy, sum_p_squared=sum_p_squared)
+    given.require_numbers(logp=logp, targets=targets)
+    given.require_ignore_index(ignore_index)
+    given.require_num_items(num_items)
+    given.require_facts(facts, targets)
+    plan = plan_without_tokenizer(objective, facts)
+    known = {"entropy": entropy, "sum_p_squared": sum_p_squared}
+    _require_logp_suffices(plan, {name for name, tensor in known.items() if tensor is not None})
+    if clock is not None:
+        facts = replace(facts or Facts(), clock=clock)
+    result = logp_loss(plan, logp, targets, ignore_index=ignore_index, facts=facts, **known)
+    return _mean(result, num_items)
+
+
+def _require_logp_suffices(plan: LossPlan, known: Collection[str]) -> None:
     problems = [
-        f"`objective` names tokens by a word ({word!r}), and this function has no tokenizer to turn it into ids. Give "
-        "ids in its place: `always_learn: [tokenizer.eos_token_id]`, or `weights: {tokens: {ID: 2.0}}`."
-        for word in plan.rules.words
-    ]
-    problems += [
-        f"`objective` sets `{key}`, which has no effect in this function{why}. Drop it."
-        for key, why in _without_effect(plan, heeds).items()
-    ]
-    problems += [
-        f"`objective` names the token {number}, and there are {vocab_size} logits (allowed: 0 to {vocab_size - 1})."
-        for number in sorted({*plan.rules.ids, *plan.rules.factors_by_id})
-        if number >= vocab_size
-    ]
-    # Nobody runs a reference here.
-    columns = plan.columns | plan.filled | ({plan.rules.column} if plan.rules.column else set())
-    given = set() if facts is None else facts.columns.keys()
-    problems += [
-        f"`objective` reads `{name}`, which this function was not given. Give it one number for each label: "
-        f"`facts=dft_plugin.Facts(columns={{{name!r}: tensor}})`."
-        for name in sorted(columns - given)
+        f"`objective: {one.name}` {said}, which log p does not tell. Score the logits (`dft_plugin.token_loss`) or "
+        "the hidden states (`dft_plugin.linear_token_loss`), give `entropy=` or `sum_p_squared=` where it asks for "
+        "those, or take another objective."
+        for one in plan.every
+        for said in unknown(one, known)
     ]
     if problems:
         raise SettingsError(problems)
-    return plan
 
 
-def _without_effect(plan: LossPlan, heeds: Collection[str]) -> dict[str, str]:
-    """Return which settings were given that a function cannot heed, and why."""
-    given = {
-        "kernel": plan.path == "logits" or (plan.path != "auto" and "kernel" not in heeds),
-        "scratch_mb": plan.scratch_bytes is not None and "scratch_mb" not in heeds,
-        "reference": plan.reference not in (None, COLUMNS),
-        "log": bool(plan.extra),
-    }
-    reasons = {
-        "reference": ": it takes what a reference says in columns (`facts=`)",
-        "log": ": it writes none",
-    }
-    return {key: reasons.get(key, "") for key, is_given in given.items() if is_given}
+def _mean(result: LossResult, num_items: NumItems) -> Tensor:
+    given.require_items(num_items, result.count)
+    return result.mean(num_items)
 
 
-def plan_for(loss: LossLike, catalogue: Catalogue | None = None) -> LossPlan:
-    """Resolve what a caller of the library passed as `objective` or `loss`."""
-    catalogue = catalogue or build_catalogue()
-    if isinstance(loss, Objective):
-        default = catalogue.plan(catalogue.settings("nll"))
-        return replace(default, objective=loss)
-    return catalogue.plan(catalogue.settings(loss))
+def _aligned(
+    scored: Tensor, labels: Tensor, facts: Facts | None, shift: bool, ignore_index: int, num_items: NumItems
+) -> tuple[Tensor, Facts | None]:
+    """Return labels and facts that are aligned with what is scored."""
+    given.require_shift(shift)
+    given.require_labels(labels, scored, shifted=shift)
+    given.require_ignore_index(ignore_index)
+    given.require_num_items(num_items)
+    given.require_facts(facts, labels)
+    if not shift:
+        return labels, facts
+    return labels_.shift(labels, ignore_index), None if facts is None else facts.shifted()

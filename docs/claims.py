@@ -26,6 +26,11 @@ SECTIONS = {
     "Several ranks": ("hosts/test_ranks.py",),
     "The number of targets of a step": ("hosts/transformers/test_counts.py",),
     "Never silently off": ("hosts/transformers/test_guard.py",),
+    "A loss that is no finite number": (
+        "attachment/test_nonfinite.py",
+        "hosts/transformers/test_nonfinite.py",
+        "hosts/test_ranks_nonfinite.py",
+    ),
     "Every loss by its name, and each kind in each host": (
         "hosts/trl/test_family.py",
         "hosts/axolotl/test_kinds.py",

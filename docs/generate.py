@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import claims
+import commands
 import costs
 import losses
 
@@ -88,7 +89,8 @@ The dataset keeps its own names: `ratio` is `ratio`, without a prefix. A row of 
   many as its tokens. In LLaMA-Factory it cannot be.
 - **A Trainer of your own** reads rows that hold tokens, with a number for the row or for each token.
 
-What is not trained needs no number (None will do). A number that is missing for a token that is trained, a negative
+What is not trained needs no number (None will do), nor does the first token of a sequence: packed behind another row
+it is no target then. A number that is missing for a token that is trained, a negative
 factor or a list of another length stops the run, and names the row. Where a host would lose the column (streamed
 data, processors of images, LLaMA-Factory's v1 trainer), `dft check` says so. Columns that a loss reads by itself
 (`old_logp`; `ref_logp` and `ref_mass` with `reference: columns`) travel in the same forms.
@@ -107,6 +109,29 @@ both by itself, [nearly the same](losses.md).
 ```yaml
 loss: {name: dft, log: [top1, entropy]}
 ```
+
+**Going on with another loss.** Each checkpoint [says what it was trained with](recording.md). A run that would go on
+from it with another loss or option stops; `allow` lets it.
+
+```yaml
+loss: {name: dft, alpha: 0.7, resume: allow}
+```
+
+**A loss that is no finite number.** By default the run goes on, as it does without us, and one warning says in which
+step it began, on which rank, what was not finite first (a column, log p, a weight ...) and in which rows of the batch.
+`error` stops all ranks before the optimizer moves a weight. `skip` leaves the step out on all ranks, also where one
+micro-batch of several is to blame, and the log counts `dft/skipped`. The schedule of the learning rate and the count
+of steps do what they do where float16 overflows: the rate stays, the step counts.
+
+```yaml
+loss: {name: dft, nonfinite: skip}
+```
+
+Looked at are the loss that goes backward and log p, not the gradients: `grad_norm` in the log shows those. `skip` is
+refused with DeepSpeed, Megatron-LM and optimizers that step inside the backward pass; `skip` and `error` are refused
+in verl and in LLaMA-Factory's v1 trainer. In a loop of your own (`attach`), `error` stops at the first such batch, and
+`skip` is refused: the optimizer is yours. transformers leaves such steps out of `loss` in its own log
+(`logging_nan_inf_filter`).
 """
 
 
@@ -174,6 +199,7 @@ def models_page() -> str:
 PAGES = {
     "settings.md": settings_page,
     "losses.md": losses.page,
+    "cli.md": commands.page,
     "models.md": models_page,
     "around-the-step.md": claims.page,
     "gpu.md": costs.page,

@@ -21,9 +21,9 @@ All but `asft` and `gift` are likelihood with a weight: the loss of a target tok
 of the step (no gradient flows through it). p is the model's probability of the target, H an entropy in nats, sg the
 stop-gradient. What differs is whom they trust: the data (`nll`), the model (`dft`), a frozen reference (`prift`).
 
-Not sure? Train a few steps with any of them and look at `dft/mean_prob`. Above 0.5: `dft` and its kin. Below 0.1:
-`nll`. Then compare runs by `dft/nll`, which means the same for every loss. [When not to use
-it](when-not-to-use.md) says more.
+Not sure? [`dft probe`](probe.md) looks at your data before you train. Mean probability above 0.5: `dft` and its kin.
+Below 0.1: `nll`. Then [compare](compare-honestly.md#the-numbers) what was trained; no one number of the log decides.
+[When not to use it](when-not-to-use.md) says more.
 
 `log: [top1, entropy]` adds `dft/top1` (token accuracy) and `dft/entropy` to the log, for every loss, in every host.
 TRL's own `mean_token_accuracy` and `entropy` are the same numbers where a log is of one batch: `logging_steps: 1`

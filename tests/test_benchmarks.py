@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import __main__ as command
-from benchmarks import memory, timing
+from benchmarks import memory, shares, timing
 from benchmarks.cases import Variant, cases
 from benchmarks.problem import Shape
 
@@ -77,3 +77,18 @@ def test_memory_is_measured_in_a_process_of_its_own(monkeypatch):
     monkeypatch.chdir(ROOT)
     case = cases(SHAPE)["logits"]
     assert memory.measure(case, "ours, in place", SHAPE, 1)["bytes"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "part"),
+    [
+        ("aten::mm", [[2048, 576], [576, 49152]], shares.HEAD),
+        ("aten::_log_softmax", [[2048, 49152], [], []], shares.LOGITS),
+        ("aten::mm", [[2048, 576], [576, 1536]], shares.BODY),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", [[4, 9, 512, 64]], shares.ATTENTION),
+        ("aten::silu", [[4, 512, 1536]], shares.REST),
+        ("Optimizer.step#AdamW.step", (), shares.REST),
+    ],
+)
+def test_an_operator_belongs_to_a_part_of_a_step(name, shapes, part):
+    assert shares.share_of(name, shapes, 49152) == part

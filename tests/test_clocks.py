@@ -11,7 +11,7 @@ import torch
 from dft_plugin import Clock, Facts, token_loss
 from dft_plugin.config.plugins import build_catalogue
 from dft_plugin.errors import ClockError, ConflictError, SettingsError
-from dft_plugin.functional import plan_for
+from dft_plugin.plans import plan_for
 
 STEP = "an integer, 0 or more"
 LAST = "an integer, 1 or more (None: nobody knows it)"
@@ -59,6 +59,9 @@ def test_everything_that_is_wrong_with_a_clock_is_said_at_once():
         (Clock(np.int64(5), np.int64(10), np.float32(0.5)), 0.5),
         (Clock(0, None, 0.0), 0),
         (Clock(7, None, 0.5), 0),
+        (Clock.of_run(7, None, 0.5), 0),
+        (Clock.of_run(5, 10, 0.5), 0.5),
+        (Clock.of_run(11, 10, 1.1), 1),
     ],
 )
 def test_a_clock_of_a_run_says_how_much_is_done(clock, share):

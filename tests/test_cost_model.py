@@ -85,3 +85,10 @@ class TestCost:
         assert cost.device_of("Tesla T4").processors == 40
         assert cost.device_of("a CPU") is None
         assert self.h100.measured(700, 3000).flops == pytest.approx(700e12)
+
+
+def test_what_does_not_fit_a_card_is_marked():
+    seven = next(head for head in cost.HEADS if head.name == "Qwen2.5 7B")
+    lines = cost.table_of_devices(seven, 8192)
+    marked = {line.split(" |")[0].strip("| ") for line in lines if "(does not fit)" in line}
+    assert marked == {"T4 (float16)"}

@@ -157,4 +157,21 @@ def test_each_eight_lines_of_the_readme_are_a_config_of_one_host_with_our_line()
         catalogue.settings(config.pop("loss"))
         found.append([name for name, entry in catalogue.hosts.items() if entry.item.recognise(config)])
         assert catalogue.hosts[found[-1][0]].item.conflicts(config) == []
-    assert found == [["axolotl"], ["llamafactory"], ["trl"]]
+    assert found == [["axolotl"], ["llamafactory"], ["trl"], ["swift"]]
+
+
+def named_tests() -> list[tuple[str, str]]:
+    """Paths and names of the tests that docs/upstream.md goes by."""
+    return re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page("docs/upstream.md"))
+
+
+def test_the_page_of_upstream_names_tests_that_exist():
+    assert len(named_tests()) > 20
+    for path, name in named_tests():
+        assert f"\ndef {name}(" in page(path), f"{path}::{name}"
+
+
+def test_each_fault_of_a_host_has_a_test():
+    proven = page("docs/upstream.md").split("\n## Read, not proven")[0]
+    for fault in proven.split("\n### ")[1:]:
+        assert "Shown by `tests/" in fault, fault.splitlines()[0]

@@ -25,6 +25,7 @@ def test_no_error_is_an_import_error_which_axolotl_would_swallow(kind):
         (errors.ConflictError, errors.SettingsError),
         (errors.LabelError, ValueError),
         (errors.UnsupportedModelError, TypeError),
+        (errors.NonFiniteError, FloatingPointError),
         (errors.NotActiveError, RuntimeError),
     ],
 )

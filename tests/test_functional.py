@@ -9,7 +9,7 @@ import torch
 from support import oracle, problems
 
 from dft_plugin import Facts, linear_token_loss, token_loss
-from dft_plugin.errors import LabelError, SettingsError
+from dft_plugin.errors import InputError, LabelError, SettingsError
 from dft_plugin.objectives import DFT, NLL, Objective
 
 IGNORED = -100
@@ -249,7 +249,7 @@ def test_an_unknown_objective_and_a_foreign_label_are_refused(loss):
     [((8, 30), "Give its transpose."), ((30, 7), "Give the weight of"), ((8,), "Give the weight of")],
 )
 def test_a_weight_that_does_not_fit_is_refused_with_what_to_give(shape, next_step):
-    with pytest.raises(LabelError, match=r"\[V, H\] is needed, with H = 8\. " + next_step):
+    with pytest.raises(InputError, match=r"\[V, H\] is needed, with H = 8\. " + next_step):
         linear_token_loss(torch.zeros(4, 8), torch.zeros(shape), torch.zeros(4, dtype=torch.long))
 
 
@@ -275,7 +275,7 @@ def test_words_for_tokens_and_columns_are_refused_by_what_to_give():
 
 
 def test_a_layer_is_no_weight():
-    with pytest.raises(LabelError, match=r"weight is a Linear; a tensor .* of a layer, give its `.weight`"):
+    with pytest.raises(InputError, match=r"weight is a Linear; a tensor .* of a layer, give its `.weight`"):
         linear_token_loss(torch.zeros(4, 8), torch.nn.Linear(8, 30), torch.zeros(4, dtype=torch.long))
 
 
@@ -299,7 +299,7 @@ def test_tensors_on_meta_are_refused_by_name(on_meta):
     given = {"hidden": torch.randn(7, 8), "weight": torch.randn(33, 8), "labels": torch.randint(33, (7,))}
     given = {name: tensor.to("meta") if name in on_meta else tensor for name, tensor in given.items()}
     named = " and ".join(f"`{name}`" for name in given if name in on_meta)
-    with pytest.raises(LabelError, match=f"^{named}: on `meta`, where tensors have shapes and no numbers"):
+    with pytest.raises(InputError, match=f"^{named}: on `meta`, where tensors have shapes and no numbers"):
         linear_token_loss(**given)
-    with pytest.raises(LabelError, match=r"^`labels`: on `meta`"):
+    with pytest.raises(InputError, match=r"^`labels`: on `meta`"):
         token_loss(torch.randn(7, 33), given["labels"].to("meta"))

@@ -5,10 +5,13 @@ from __future__ import annotations
 from types import ModuleType
 
 import pytest
+import yaml
 
 from dft_plugin.config import handover
 from dft_plugin.config.plugins import build_catalogue
 from dft_plugin.errors import SettingsError
+
+PLAIN = yaml.safe_load
 
 
 def test_what_is_handed_over_is_what_arrives():
@@ -27,6 +30,12 @@ def test_it_may_stand_anywhere_and_may_be_missing():
 def test_where_a_loss_must_be_given_its_absence_is_one_clear_error():
     with pytest.raises(SettingsError, match=r"no `--dft-settings` was given.*Start with `dft train`\."):
         handover.demand(["a"])
+
+
+@pytest.mark.parametrize("argv", [[handover.OPTION], [handover.OPTION, "dft"]])
+def test_an_argument_that_carries_no_loss_is_one_clear_error(argv):
+    with pytest.raises(SettingsError, match="wants a loss as JSON behind it"):
+        handover.take(argv)
 
 
 def test_an_attribute_is_put_back_also_after_an_error():
@@ -49,3 +58,19 @@ def test_what_a_class_inherits_is_inherited_again():
         assert Child().step() == "ours"
         assert Base().step() == "base"
     assert "step" not in vars(Child)
+
+
+def test_a_host_that_reads_with_pyyaml_reads_with_ours_and_has_its_own_back(tmp_path):
+    path = tmp_path / "sft.json"
+    path.write_text('{\n\t"loss": "dft"\n}')
+    host = ModuleType("host")
+    host.yaml = yaml
+    with handover.read_by_us(host), path.open() as file:
+        assert host.yaml.safe_load(file) == {"loss": "dft"}
+        assert host.yaml.dump({"a": 1}) == "a: 1\n"
+        assert host.yaml.safe_load("a: 1") == {"a": 1}
+        assert yaml.safe_load is PLAIN, "PyYAML is everybody's"
+    assert host.yaml is yaml
+    with handover.read_by_us(yaml), path.open("rb") as file:
+        assert yaml.safe_load(file) == {"loss": "dft"}
+    assert yaml.safe_load is PLAIN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib import metadata
 from types import ModuleType
@@ -10,7 +11,9 @@ from typing import ClassVar
 import pytest
 
 from dft_plugin.config.hosts import Choice, Host
+from dft_plugin.config.rules import Rule, is_on
 from dft_plugin.errors import ConflictError
+from dft_plugin.testing import check_host
 
 PLUGGY = metadata.version("pluggy")
 
@@ -130,3 +133,42 @@ def test_a_trainer_of_a_host_that_is_too_old_is_refused_by_name(modules):
 )
 def test_by_what_a_config_of_transformers_chooses(config, choice):
     assert Pluggy().chooses_by(config) == choice
+
+
+class Named(Pluggy):
+    hook_class: ClassVar[str] = "dft_plugin.hf.trainer:TrainerHook"
+    launch_function: ClassVar[str] = "json:dumps"
+    rules: ClassVar[tuple[Rule, ...]] = (Rule("smoothing", is_on, "it smooths.", "Remove it."),)
+
+    def recognise(self, config):
+        return "plug" in config
+
+    def replaces(self, config, settings):
+        return []
+
+
+def test_a_host_names_its_functions_and_rules_and_the_base_calls_and_reads_them():
+    check_host(Named(), {"plug": 1}, {})
+    assert Named().launch({"a": 1}) == '{"a": 1}'
+    assert list(map(str, Named().conflicts({"smoothing": True}))) == ["`smoothing`: it smooths. Remove it."]
+    with pytest.raises(ConflictError, match="pluggy makes no trainer that dft-plugin could take"):
+        Named().show_trainer(None, ())
+    with pytest.raises(ConflictError, match="`dft evaluate` cannot make the trainer of pluggy"):
+        Named().evaluator(None, ())
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "said"),
+    [
+        ("launch_function", "json", "launch_function is 'json'; write `module:name`"),
+        ("launch_function", "no_such_package.run:show", "launch_function: there is no module no_such_package.run"),
+        ("evaluate_function", "json:dumps", "does not say (`held_out`) which lines name data to evaluate on"),
+        ("autoload_targets", {"json": "json.no_such"}, "autoload_targets: there is no module json.no_such"),
+        ("rules", (Rule("smoothing", is_on, "it smooths.", ""),), "the rule of smoothing says no remedy"),
+        ("install", "", "Broken has no install"),
+    ],
+)
+def test_the_suite_finds_what_is_missing(attribute, value, said):
+    broken = type("Broken", (Named,), {attribute: value})
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        check_host(broken(), {"plug": 1}, {})

@@ -12,6 +12,7 @@ from importlib import import_module
 import pytest
 
 import dft_plugin
+from dft_plugin import errors
 
 HEAVY = ("torch", "transformers", "accelerate", "peft", "trl")
 
@@ -55,18 +56,41 @@ def test_the_public_names_are_these():
     assert set(dft_plugin.__all__) == {
         "Attachment",
         "Clock",
+        "ClockError",
+        "ConflictError",
+        "DftError",
         "Facts",
+        "InputError",
+        "LabelError",
+        "NonFiniteError",
+        "NotActiveError",
         "Number",
         "Objective",
+        "PluginError",
         "Rows",
+        "SettingsError",
+        "ShardError",
+        "UnknownNameError",
+        "UnsupportedModelError",
         "__version__",
         "activate",
         "attach",
         "hookimpl",
         "linear_token_loss",
         "token_loss",
+        "token_loss_from_logp",
         "vocab_parallel_token_loss",
     }
+
+
+def test_every_error_is_public_and_loads_no_torch():
+    found = [
+        name for name, kind in vars(errors).items() if isinstance(kind, type) and kind.__module__ == errors.__name__
+    ]
+    assert "DftError" in found
+    assert set(found) <= set(dft_plugin.__all__)
+    assert all(getattr(dft_plugin, name) is getattr(errors, name) for name in found)
+    assert heavy_modules_after(f"from dft_plugin import {', '.join(found)}") == []
 
 
 @pytest.mark.parametrize("name", dft_plugin.__all__)

@@ -41,6 +41,8 @@ CHANGED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "reference": (COMPARED, {**COMPARED, "reference": "copy"}),
     "log": (BASE, {**BASE, "log": ["top1"]}),
+    "resume": (BASE, {**BASE, "resume": "allow"}),
+    "nonfinite": (BASE, {**BASE, "nonfinite": "skip"}),
     "options": (BASE, {**BASE, "alpha": 0.7}),
     "options, ramped": ({**BASE, "alpha": 0.7}, {**BASE, "alpha": {"from": 0.7, "to": 0.9, "until": 0.3}}),
 }

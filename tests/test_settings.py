@@ -16,7 +16,7 @@ from dft_plugin.objectives import DFT, FAMILY, NLL
 
 OBJECTIVES = {"dft": DFT, "nll": NLL}
 KERNELS = ("chunked", "reference")
-DFT_KEYS = "alpha, floor, name, kernel, scratch_mb, first, always_learn, weights, reference, log"
+DFT_KEYS = "alpha, floor, name, kernel, scratch_mb, first, always_learn, weights, reference, log, resume, nonfinite"
 
 
 def parse(value, where="loss") -> Settings:
@@ -40,6 +40,8 @@ def test_the_keys_of_settings_are_these():
         "weights",
         "reference",
         "log",
+        "resume",
+        "nonfinite",
         "options",
     }
 
@@ -86,15 +88,15 @@ def test_describe_is_one_word_or_a_call():
     assert parse({"alpha": 0.7, "floor": 0.1}).describe() == "dft(alpha=0.7, floor=0.1)"
 
 
-@pytest.mark.parametrize(("value", "kind"), [(None, "NoneType"), (True, "bool"), (1.5, "float"), (["dft"], "list")])
+@pytest.mark.parametrize(("value", "kind"), [(True, "bool"), (1.5, "float"), (["dft"], "list")])
 def test_what_is_neither_a_name_nor_a_mapping_is_refused(value, kind):
     assert problems(value) == [f"`loss: {value!r}` is a {kind}; write `loss: dft`, or a mapping with `name`."]
 
 
 def test_an_unknown_name_brings_the_closest_one():
     assert problems("dtf") == ["`loss`: `dtf` is not a known name. Did you mean `dft`? Allowed: dft, nll."]
-    assert problems({"name": "nl", "alpha": 1}) == [
-        "`loss.name`: `nl` is not a known name. Did you mean `nll`? Allowed: dft, nll."
+    assert problems({"name": "dtf", "alpha": 1}) == [
+        "`loss.name`: `dtf` is not a known name. Did you mean `dft`? Allowed: dft, nll."
     ]
 
 
@@ -121,7 +123,7 @@ def test_an_unknown_key_brings_the_closest_one():
 def test_an_option_of_another_objective_is_unknown():
     assert problems({"name": "nll", "alpha": 1}) == [
         "`loss.alpha`: `alpha` is not an option of `nll`. Allowed: "
-        "name, kernel, scratch_mb, first, always_learn, weights, reference, log."
+        "name, kernel, scratch_mb, first, always_learn, weights, reference, log, resume, nonfinite."
     ]
 
 
@@ -142,13 +144,13 @@ MIB = "a whole number of MiB is needed, without quotes, for example 300"
 @pytest.mark.parametrize(
     ("option", "value", "rule"),
     [
-        ("alpha", -1, "Input should be greater than or equal to 0"),
-        ("alpha", math.nan, "Input should be a finite number"),
-        ("alpha", "inf", "Input should be a finite number"),
-        ("alpha", True, "a number is needed, not a truth value"),
-        ("alpha", None, "Input should be a valid number"),
-        ("floor", 1.5, "Input should be less than or equal to 1"),
-        ("floor", -0.5, "Input should be greater than or equal to 0"),
+        ("alpha", -1, "Input should be greater than or equal to 0. Leave it out for 1.0"),
+        ("alpha", math.nan, "Input should be a finite number. Leave it out for 1.0"),
+        ("alpha", "inf", "Input should be a finite number. Leave it out for 1.0"),
+        ("alpha", True, "a number is needed, not a truth value. Leave it out for 1.0"),
+        ("alpha", None, "Input should be a valid number. Leave it out for 1.0"),
+        ("floor", 1.5, "Input should be less than or equal to 1. Leave it out for 0.0"),
+        ("floor", -0.5, "Input should be greater than or equal to 0. Leave it out for 0.0"),
         ("scratch_mb", 0, "1 MiB or more is needed, for example 300; leave it out for the default"),
         ("scratch_mb", True, MIB),
         ("scratch_mb", "256", MIB),
@@ -167,8 +169,8 @@ def test_all_problems_are_reported_at_once():
         "`loss.scratch_mb: 0`: 1 MiB or more is needed, for example 300; leave it out for the default.",
         "`loss.kernel`: `fast` is not a known name. Allowed: auto, logits, chunked, reference.",
         f"`loss.kernal`: `kernal` is not an option of `dft`. Did you mean `kernel`? Allowed: {DFT_KEYS}.",
-        "`loss.alpha: True`: a number is needed, not a truth value.",
-        "`loss.floor: 2`: Input should be less than or equal to 1.",
+        "`loss.alpha: True`: a number is needed, not a truth value. Leave it out for 1.0.",
+        "`loss.floor: 2`: Input should be less than or equal to 1. Leave it out for 0.0.",
     ]
 
 
@@ -181,7 +183,7 @@ def test_a_problem_names_the_key_that_the_host_uses():
         "`dft.loss`: `dtf` is not a known name. Did you mean `dft`? Allowed: dft, nll."
     ]
     assert problems({"alpha": -1}, where="dft.loss") == [
-        "`dft.loss.alpha: -1`: Input should be greater than or equal to 0."
+        "`dft.loss.alpha: -1`: Input should be greater than or equal to 0. Leave it out for 1.0."
     ]
 
 
@@ -261,9 +263,12 @@ POINT = "a share of the run lies above 0 and is at most 1.0; write steps as an i
         ),
         (
             {"alpha": {"from": -1, "to": 1, "until": 3}},
-            "`loss.alpha: -1`: Input should be greater than or equal to 0.",
+            "`loss.alpha: -1`: Input should be greater than or equal to 0. Leave it out for 1.0.",
         ),
-        ({"floor": {"from": 0, "to": 3, "until": 3}}, "`loss.floor: 3`: Input should be less than or equal to 1."),
+        (
+            {"floor": {"from": 0, "to": 3, "until": 3}},
+            "`loss.floor: 3`: Input should be less than or equal to 1. Leave it out for 0.0.",
+        ),
         (
             {"first": {"name": "nl", "for": 3}},
             "`loss.first.name`: `nl` is not a known name. Did you mean `nll`? Allowed: dft, nll.",

@@ -51,6 +51,7 @@ def test_what_is_written_after_it_was_fetched_is_not_in_the_copy():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_neither_way_stops_the_cpu():
     given, here = torch.ones(1 << 16, device="cuda"), torch.ones(1 << 16)
     torch.cuda.set_sync_debug_mode("error")

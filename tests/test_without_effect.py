@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, Literal, get_args, get_origin
 
 import pydantic
@@ -11,6 +12,7 @@ import torch
 
 import dft_plugin
 from dft_plugin import Facts
+from dft_plugin.cli.checking import foreign_objective_problems
 from dft_plugin.config.parsing import parse_settings
 from dft_plugin.config.plugins import build_catalogue
 from dft_plugin.errors import SettingsError
@@ -56,6 +58,51 @@ def problems(value: Any) -> list[str]:
             {"kernel": "reference", "scratch_mb": 8},
             "`loss`: `scratch_mb` has no effect with `kernel: reference`. Drop it, or give another `kernel`.",
         ),
+        (
+            {"name": "dft", "alpha": 0, "floor": 0.1},
+            "`loss`: `floor` has no effect with `alpha: 0`. Drop it, or give another `alpha`.",
+        ),
+        (
+            {"name": "dft", "alpha": 0.5, "floor": 1.0},
+            "`loss`: `alpha` has no effect with `floor: 1`. Drop it, or give another `floor`.",
+        ),
+        (
+            {"name": "dft", "alpha": {"from": 0, "to": 1, "until": 0.5}, "floor": 1},
+            "`loss`: `alpha` has no effect with `floor: 1`. Drop it, or give another `floor`.",
+        ),
+        (
+            {"name": "eaft", "alpha": 0, "normalizer": 3},
+            "`loss`: `normalizer` has no effect with `alpha: 0`. Drop it, or give another `alpha`.",
+        ),
+        (
+            {"name": "idft", "strength": 0, "beta": 2},
+            "`loss`: `beta` has no effect with `strength: 0`. Drop it, or give another `strength`.",
+        ),
+        (
+            {"name": "dft", "first": {"name": "dft", "for": 3, "alpha": 0, "floor": 0.5}},
+            "`loss.first`: `floor` has no effect with `alpha: 0`. Drop it, or give another `alpha`.",
+        ),
+        (
+            {"name": "dft", "alpha": {"from": 1, "to": 1.0, "until": 0.5}},
+            "`loss.alpha: {'from': 1, 'to': 1.0, 'until': 0.5}`: it stays what it is; write 1 in its place.",
+        ),
+        (
+            {"name": "dft", "first": {"name": "dft", "for": 3}},
+            "`loss.first`: `dft`, with the same options, is what follows, so that nothing would change. Drop it, or "
+            "give another name or other options.",
+        ),
+        (
+            {"name": "dft", "alpha": 1.0, "first": {"name": "dft", "for": 0.5, "floor": 0}},
+            "`loss.first`: `dft`, with the same options, is what follows, so that nothing would change. Drop it, or "
+            "give another name or other options.",
+        ),
+        ({"log": ["top1", "entropy", "top1"]}, "`loss.log: ['top1', 'entropy', 'top1']`: 'top1' stands there twice."),
+        (
+            {"always_learn": [4, 3], "weights": {"tokens": {3: 0, 4: 2}}},
+            "`loss.always_learn: 3` gives this token weight 1, and `loss.weights.tokens` multiplies that by 0. Drop "
+            "one of them.",
+        ),
+        ({"always_learn": ["eos", 3, 3]}, "`loss.always_learn: ['eos', 3, 3]`: 3 stands there twice."),
     ],
 )
 def test_it_is_refused_by_both_names(given, says):
@@ -71,10 +118,30 @@ def test_it_is_refused_by_both_names(given, says):
         {"kernel": "logits", "scratch_mb": None},
         {"kernel": "chunked", "scratch_mb": 8},
         {"scratch_mb": 8},
+        {"name": "dft", "alpha": 0},
+        {"name": "dft", "floor": 1},
+        # As in a config that writes out all, which a sweep goes over.
+        {"name": "dft", "alpha": 0, "floor": 0.0},
+        {"name": "dft", "alpha": 1, "floor": 1},
+        {"name": "eaft", "alpha": 0},
+        # Dead at one end of a ramp alone.
+        {"name": "dft", "alpha": {"from": 0, "to": 1, "until": 0.5}, "floor": 0.1},
+        {"name": "dft", "alpha": {"from": 1, "to": 0, "until": 0.5}, "floor": 0.1},
+        {"name": "dft", "alpha": 0.5, "floor": {"from": 1, "to": 0, "until": 0.5}},
+        {"name": "idft", "strength": {"from": 0, "to": 1, "until": 0.5}, "beta": 2},
+        {"name": "dft", "first": {"name": "dft", "for": 3, "alpha": 0.5}},
+        {"name": "dft", "alpha": {"from": 0, "to": 1, "until": 0.5}, "first": {"name": "dft", "for": 3}},
+        {"log": ["top1", "entropy"], "always_learn": ["eos", 3]},
     ],
 )
 def test_what_has_an_effect_or_was_not_given_is_accepted(given):
-    assert build_catalogue().settings(given)
+    catalogue = build_catalogue()
+    settings = catalogue.settings(given)
+    assert settings
+    # It is made once more for a run, for a check, and in another process.
+    assert catalogue.plan(settings)
+    assert foreign_objective_problems(settings, catalogue) == []
+    assert catalogue.settings(settings.as_written()) == settings
 
 
 @pytest.mark.parametrize(
@@ -98,6 +165,22 @@ def test_so_it_is_in_python():
         PriFT(threshold=0.7)
     with pytest.raises(pydantic.ValidationError, match="`temperature` has no effect with `per: token`"):
         IWSFT(per="token", temperature=1.0)
+
+
+def limits(field):
+    """The values that end the range of an option, where it ends."""
+    found = [getattr(limit, name, None) for limit in field.metadata for name in ("ge", "le")]
+    return [float(limit) for limit in found if limit is not None]
+
+
+def at_limits():
+    """Every objective with each of its numbers where its range ends, and each other number of it."""
+    for kind in FAMILY:
+        for other, field in kind.model_fields.items():
+            for limit in limits(field):
+                for option in kind.model_fields:
+                    if option != other and get_origin(kind.model_fields[option].annotation) is not Literal:
+                        yield pytest.param(kind, {other: limit}, option, id=f"{kind.name}-{option}-{other}-{limit}")
 
 
 def modes():
@@ -124,10 +207,12 @@ def outcome(objective):
     return torch.cat([one.reshape(-1) for one in said if one is not None]).nan_to_num()
 
 
-@pytest.mark.parametrize(("kind", "mode", "option"), list(modes()))
+@pytest.mark.parametrize(("kind", "mode", "option"), [*modes(), *at_limits()])
 def test_every_number_changes_something_unless_it_is_declared_not_to(kind, mode, option):
+    largest = max((limit for limit in limits(kind.model_fields[option]) if limit), default=math.inf)
     # As a schedule sets it, without the check that is asked about here.
-    found = [outcome(kind(**mode).model_copy(update={option: number})) for number in NUMBERS]
+    numbers = [number for number in NUMBERS if number <= largest]
+    found = [outcome(kind(**mode).model_copy(update={option: number})) for number in numbers]
     changes = any(not torch.equal(found[0], other) for other in found[1:])
     other, without = kind.without_effect.get(option, (None, ()))
     assert changes == (mode.get(other) not in without)

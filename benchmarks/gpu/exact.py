@@ -15,9 +15,9 @@ from benchmarks.gpu.clock import forget
 from benchmarks.gpu.sheet import Options, Sheet
 from benchmarks.problem import HiddenInputs, Shape
 from dft_plugin.core.loss import hidden_loss, logits_loss
-from dft_plugin.functional import plan_for
 from dft_plugin.kernels import Head, OpaqueHead, Transform, reference, score_logits, score_logits_
 from dft_plugin.objectives import DFT, Targets
+from dft_plugin.plans import plan_for
 
 MARGIN = 1.2
 """Ours may be so many times as far from the truth as autograd is: where both only round, chance decides."""

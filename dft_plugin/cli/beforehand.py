@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import typer
 import yaml
@@ -16,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dft_plugin.cli.checking import find_host, settings_of
 from dft_plugin.config.beforehand import carried, computed, trained_with
 from dft_plugin.config.hosts import Host, Launch
+from dft_plugin.config.installed import version_problem
+from dft_plugin.config.keys import unknown_overrides
 from dft_plugin.config.plugins import Catalogue, build_catalogue
 from dft_plugin.config.reading import LOSS, RunConfig, load
 from dft_plugin.config.settings import Settings
@@ -23,6 +24,11 @@ from dft_plugin.errors import ConflictError
 
 INTERRUPTED = 130
 """The exit code of what was stopped by Ctrl-C."""
+
+_UNREAD = (
+    "`dft reference` cannot prepare the data of {host}. Put the columns into tokenised rows by yourself, a number for "
+    "each token, or let the reference run beside the training: `dft train`."
+)
 
 
 @dataclass(frozen=True)
@@ -102,22 +108,26 @@ def run(asked: Asked) -> int:
     catalogue = build_catalogue()
     config = load(asked.path, asked.overrides)
     host = find_host(config, catalogue, asked.host)
+    if not host.reads_rows:
+        raise ConflictError([_UNREAD.format(host=host.name)])
+    unknown = unknown_overrides(host, config.overrides, catalogue)
+    if unknown:
+        raise ConflictError(unknown)
     settings = _settings(config, catalogue, asked)
     columns = computed(settings, catalogue, asked.columns)
     if host.installed_version() is None or host.is_too_old():
-        raise ConflictError([str(host.version_problem())])
+        every = [entry.item for entry in catalogue.hosts.values()]
+        raise ConflictError([str(version_problem(host, every))])
     # It loads torch: not before what can be said without.
     from dft_plugin.hf.beforehand import Request, compute
 
     request = Request(columns, carried(settings, catalogue), settings.reference, asked.out, asked.batch_size)
-    shown, counts = Shown(columns, asked.out), dict[str, int]()
-
-    def take(trainer: Any) -> None:
-        with shown.shown():
-            counts.update(compute(trainer, request, shown))
+    shown = Shown(columns, asked.out)
 
     try:
-        host.show_trainer(Launch(str(asked.path), config.overrides, settings), request.carried, take)
+        trainer = host.show_trainer(Launch(str(asked.path), config.overrides, settings), request.carried)
+        with shown.shown():
+            counts = compute(trainer, request, shown)
     except KeyboardInterrupt:
         typer.echo("dft: stopped. The same command goes on from the last rows that were written.", err=True)
         return INTERRUPTED
@@ -128,7 +138,7 @@ def run(asked: Asked) -> int:
 
 
 def _settings(config: RunConfig, catalogue: Catalogue, asked: Asked) -> Settings:
-    if config.loss is None and asked.columns:
+    if not config.names_loss and asked.columns:
         return catalogue.settings("nll")
     settings, problems = settings_of(config, catalogue)
     if settings is None or problems:

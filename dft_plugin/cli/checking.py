@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dft_plugin.cli import foreseeing
 from dft_plugin.config.checks import choice_of_best, lost_columns, outlasting, without_reference
 from dft_plugin.config.hosts import Conflict, Host
+from dft_plugin.config.installed import version_problem
+from dft_plugin.config.keys import unknown_keys, unknown_overrides
 from dft_plugin.config.plugins import Catalogue, Entry, build_catalogue
 from dft_plugin.config.reading import LOSS, RunConfig, load
-from dft_plugin.config.schedules import ends
+from dft_plugin.config.schedules import made
 from dft_plugin.config.settings import REFERENCES, Settings
 from dft_plugin.config.spelling import closest, did_you_mean
 from dft_plugin.errors import SettingsError, UnknownNameError
@@ -34,6 +37,8 @@ class Report:
         replaces: which of the host's settings the loss supersedes.
         hints: what works otherwise than one would expect.
         version_problem: the host is missing, too old, or newer than what was tested.
+        kernel: which one `auto` will be, as far as that is known; None where one is named, or no loss is.
+        commands: for which commands it holds, in words; None where the host names none.
     """
 
     config: RunConfig
@@ -44,6 +49,8 @@ class Report:
     replaces: Sequence[str]
     hints: Sequence[str]
     version_problem: str | None
+    kernel: str | None = None
+    commands: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -65,6 +72,8 @@ class Report:
             "host_version": self.host.installed_version(),
             "version_problem": self.version_problem,
             "loss": self.settings.model_dump(mode="json") if self.settings else None,
+            "kernel": self.kernel,
+            "commands": self.commands,
             "replaces": list(self.replaces),
             "hints": list(self.hints),
             "problems": list(self.problems),
@@ -83,6 +92,7 @@ def check(path: Path, overrides: Sequence[str] = (), host_name: str | None = Non
     catalogue = build_catalogue()
     config = load(path, overrides)
     host = find_host(config, catalogue, host_name)
+    config = config.resolved(host.resolved)
     settings, problems = settings_of(config, catalogue)
     wrong, meaning = choice_of_best(host, config.host, settings.name if settings else None)
     return Report(
@@ -90,7 +100,9 @@ def check(path: Path, overrides: Sequence[str] = (), host_name: str | None = Non
         host=host,
         settings=settings,
         problems=[
+            *unknown_overrides(host, config.overrides, catalogue),
             *problems,
+            *(host.unsupported(settings, catalogue.every(settings)) if settings else []),
             *(without_reference(host, config.host, settings, catalogue) if settings else []),
             *(outlasting(config.host, settings, catalogue) if settings else []),
             *wrong,
@@ -100,14 +112,22 @@ def check(path: Path, overrides: Sequence[str] = (), host_name: str | None = Non
             *(lost_columns(host, config.host, settings, catalogue) if settings else []),
         ],
         replaces=host.replaces(config.host, settings) if settings else [],
-        hints=[*host.cautions(config.host), *meaning, *(left_to_the_run(settings, catalogue) if settings else [])],
-        version_problem=host.version_problem(),
+        hints=[
+            *unknown_keys(host, config.host),
+            *host.cautions(config.host),
+            *meaning,
+            *(foreseeing.without_effect(settings, catalogue) if settings else []),
+            *(left_to_the_run(settings, catalogue) if settings else []),
+        ],
+        version_problem=version_problem(host, [entry.item for entry in catalogue.hosts.values()]),
+        kernel=foreseeing.kernel(host, config.host, settings, catalogue) if settings else None,
+        commands=foreseeing.reach(host, config.host, autoloads=foreseeing.autoloads(catalogue)) if settings else None,
     )
 
 
 def settings_of(config: RunConfig, catalogue: Catalogue) -> tuple[Settings | None, Sequence[str]]:
     """Return what stands after `loss:`, None where that cannot be used, and what is wrong with it."""
-    if config.loss is None:
+    if config.loss is None and not config.names_loss:
         close = closest(LOSS, config.host)
         meant = f" Is `{close}` meant to be `{LOSS}`?" if close else ""
         return None, [f"{config.path} has no `loss:`.{meant} Add the line `loss: dft`."]
@@ -132,25 +152,27 @@ def left_to_the_run(settings: Settings, catalogue: Catalogue) -> list[str]:
 
 def foreign_objective_problems(settings: Settings, catalogue: Catalogue) -> list[str]:
     """List what a third party's objective does not keep, with the options that it would run with."""
-    named = {settings.name: [ends(settings.options, end) for end in ("from", "to")]}
+    named: dict[str, list[tuple[Mapping[str, Any], str]]] = {
+        settings.name: [(settings.options, end) for end in ("from", "to")]
+    }
     if settings.first is not None:
-        named.setdefault(settings.first.name, []).append(settings.first.options)
+        named.setdefault(settings.first.name, []).append((settings.first.options, "to"))
     return [
         problem
         for name, every in named.items()
         if catalogue.objectives[name].owner != OURS
-        for problem in dict.fromkeys(_conformance(catalogue.objectives[name], options) for options in every)
+        for problem in dict.fromkeys(_conformance(catalogue.objectives[name], *options) for options in every)
         if problem
     ]
 
 
-def _conformance(entry: Entry[type[Objective]], options: Mapping[str, Any]) -> str:
-    """Return what is wrong with an objective, or nothing."""
+def _conformance(entry: Entry[type[Objective]], options: Mapping[str, Any], end: str) -> str:
+    """Return what is wrong with an objective at one end of its ramps, or nothing."""
     # It imports torch, which takes seconds: not for what is tested already.
     from dft_plugin.testing import check_objective
 
     try:
-        check_objective(entry.item(**options))
+        check_objective(made(entry.item, options, end))
     except Exception as error:
         said = error if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
         return (

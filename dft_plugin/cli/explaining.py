@@ -228,8 +228,10 @@ def _examples(kind: type[Objective], options: Collection[Option]) -> Iterator[st
         yield f"loss: {name}"
     given = {option.name: _sample(option) for option in options}
     for option, (other, without) in kind.without_effect.items():
-        if given[other] in without:
-            given[other] = values_left(kind, option)[0]
+        # Beside a number an option may stand at its default.
+        left = values_left(kind, option)
+        if given[other] in without and left:
+            given[other] = left[0]
     short = {key: value for key, value in given.items() if len(str(value)) <= 8}
     if short:
         yield yaml.safe_dump({"loss": {"name": name, **short}}, sort_keys=False, default_flow_style=True)[1:-2]

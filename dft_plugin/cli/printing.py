@@ -20,7 +20,7 @@ def print_report(report: Report) -> None:
     out(f"config    {report.config.path}")
     out(f"host      {report.host.name} ({version})")
     if report.settings:
-        out(f"loss      {report.settings.line()}")
+        out(f"loss      {report.settings.line(kernel=report.host.runs_kernels)}")
     for line in report.replaces:
         out(f"replaces  {line}")
     if report.version_problem:
@@ -31,6 +31,8 @@ def print_report(report: Report) -> None:
         out(f"problem   {problem}")
     for conflict in report.conflicts:
         out(f"conflict  {conflict}")
+    if report.ok and report.commands:
+        out(f"hint      {report.commands}")
     out("result    " + ("the loss will be on" if report.ok else "a run would be refused"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dft_plugin.config.plugins import Catalogue
-from dft_plugin.config.schedules import ends
+from dft_plugin.config.schedules import made
 from dft_plugin.config.settings import Settings
 from dft_plugin.errors import ConflictError
 from dft_plugin.objectives import REFERENCE_COLUMNS, Objective
@@ -60,10 +60,10 @@ def trained_with(settings: Settings, columns: Sequence[str], catalogue: Catalogu
 
 
 def _objectives(settings: Settings, catalogue: Catalogue) -> list[Objective]:
-    made = [catalogue.objectives[settings.name].item(**ends(settings.options, "to"))]
+    every = [made(catalogue.objectives[settings.name].item, settings.options, "to")]
     if settings.first is not None:
-        made.append(catalogue.objectives[settings.first.name].item(**settings.first.options))
-    return made
+        every.append(catalogue.objectives[settings.first.name].item(**settings.first.options))
+    return every
 
 
 def _whole(name: str) -> str:

@@ -70,6 +70,21 @@ def outlasting(config: Mapping[str, Any], settings: Settings, catalogue: Catalog
     return catalogue.never_reached(settings, steps)
 
 
+def stepping_inside(config: Mapping[str, Any], settings: Settings) -> list[str]:
+    """List why a step could not be left out where its loss is not finite, as far as a config shows it.
+
+    Args:
+        config: its keys; every host calls DeepSpeed's `deepspeed`.
+        settings: the loss.
+    """
+    if settings.nonfinite != "skip" or not config.get("deepspeed"):
+        return []
+    return [
+        "`loss.nonfinite: skip`, and DeepSpeed (`deepspeed`) steps inside the backward pass, with gradients that "
+        "nobody else finds. Use DDP or FSDP, or write `nonfinite: error`."
+    ]
+
+
 def lost_columns(host: Host, config: Mapping[str, Any], settings: Settings, catalogue: Catalogue) -> list[Conflict]:
     """List what keeps the columns that a loss reads from reaching it; each names them."""
     names = ", ".join(f"`{name}`" for name in sorted(catalogue.columns(settings)))
@@ -93,8 +108,10 @@ def obstacles(host: Host, config: Mapping[str, Any], loss: Any, found: Iterable[
     if not problems:
         settings = catalogue.settings(loss)
         problems = [
+            *host.unsupported(settings, catalogue.every(settings)),
             *without_reference(host, config, settings, catalogue),
             *outlasting(config, settings, catalogue),
+            *stepping_inside(config, settings),
         ]
         lost = lost_columns(host, config, settings, catalogue)
     return [*too_old, *problems, *map(str, [*found, *lost]), *wrong]

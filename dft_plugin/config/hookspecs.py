@@ -28,6 +28,21 @@ def hookimpl(function: F) -> F:
     return _marker(function)
 
 
+def registering(*hosts: str) -> Callable[[], Iterable[Host]]:
+    """Make the `register_hosts` of an entry point, which is imported whenever plugins are listed, and so is light.
+
+    Args:
+        hosts: classes, each as `module:Class`; imported when hosts are asked for.
+    """
+
+    def register_hosts() -> Iterable[Host]:
+        from dft_plugin.config.hosts import named
+
+        return [named(host)() for host in hosts]
+
+    return hookimpl(register_hosts)
+
+
 @hookspec
 def register_objectives() -> Iterable[type[Objective]]:
     """Return objective classes; their `name` is what a user writes after `loss:`."""

@@ -8,13 +8,15 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from dft_plugin.config.schedules import RampSetting, ends, is_ramp, rampable, ramps
+from dft_plugin.config.schedules import RampSetting, ends, is_ramp, made, rampable, ramps
 from dft_plugin.config.settings import FIRST_KEYS, OWN_KEYS, RESERVED_KERNELS, Settings
 from dft_plugin.config.spelling import closest, did_you_mean
+from dft_plugin.config.spoken import meant, name_as_key, no_loss
 from dft_plugin.errors import SettingsError
 from dft_plugin.objectives import Objective
-from dft_plugin.objectives.options import WITHOUT_EFFECT
+from dft_plugin.objectives.options import WITHOUT_EFFECT, while_changing
 from dft_plugin.objectives.schedule import Schedule, Until
+from dft_plugin.saying import shown
 
 Objectives = Mapping[str, type[Objective]]
 
@@ -41,13 +43,15 @@ def parse_settings(
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, Mapping):
-        raise SettingsError(
-            [f"`{where}: {value!r}` is a {type(value).__name__}; write `{where}: dft`, or a mapping with `name`."]
-        )
+        raise SettingsError([no_loss(value, where, objectives)])
+    problems: list[str] = []
+    if mistaken := name_as_key(value, where, objectives):
+        problem, value = mistaken
+        problems.append(problem)
     given = {"name": "dft", **{str(key): entry for key, entry in value.items()}}
     own = {key: entry for key, entry in given.items() if key in OWN_KEYS}
     options = {key: entry for key, entry in given.items() if key not in OWN_KEYS}
-    problems = _problems(Settings, own, where)
+    problems += _problems(Settings, own, where)
     kernel = own.get("kernel", "auto")
     if isinstance(kernel, str):
         problems += _unknown(f"{where}.kernel", kernel, [*RESERVED_KERNELS, *kernels])
@@ -67,7 +71,7 @@ def parse_settings(
 
 def _at_odds(settings: Settings, objectives: Objectives, where: str) -> list[str]:
     """List what is right by itself, and not beside the rest."""
-    objective = objectives[settings.name](**ends(settings.options, "to"))
+    objective = made(objectives[settings.name], settings.options, "to")
     every = [objective]
     problems: list[str] = []
     if settings.first is not None:
@@ -76,6 +80,18 @@ def _at_odds(settings: Settings, objectives: Objectives, where: str) -> list[str
         schedule = Schedule(objective, ramps(settings.options), first, Until(settings.first.until))
         # The run itself looks again, when it knows how long it is.
         problems += [f"`{where}`: {problem}" for problem in schedule.never_reached(None)]
+        if type(first) is type(objective) and first.model_dump() == objective.model_dump() and not schedule.ramps:
+            problems.append(
+                f"`{where}.first`: `{settings.first.name}`, with the same options, is what follows, so that nothing "
+                "would change. Drop it, or give another name or other options."
+            )
+    factors = settings.weights.tokens if settings.weights else {}
+    problems += [
+        f"`{where}.always_learn: {entry}` gives this token weight 1, and `{where}.weights.tokens` multiplies that by "
+        "0. Drop one of them."
+        for entry in settings.always_learn
+        if isinstance(entry, int) and factors.get(entry) == 0
+    ]
     column = settings.weights.column if settings.weights else None
     problems += [
         f"`{where}.weights.column: {column}` is what `{one.name}` reads, and no factor. Give the factors a column of "
@@ -115,14 +131,16 @@ def _objective_problems(
     """List what is wrong with an objective's name (at `at`) and options (below `where`)."""
     if not isinstance(name, str):
         return []
-    objective = objectives.get(name)
+    objective, problems = objectives.get(name), []
     if objective is None:
-        return _unknown(at, name, objectives)
-    problems = []
+        problems = [_unknown_objective(at, name, objectives)]
+        objective = objectives.get(meant(name, objectives) or "")
+    if objective is None:
+        return problems
     for key in options:
         if key not in objective.model_fields:
             allowed = [*objective.model_fields, *own_keys]
-            problems += _unknown(f"{where}.{key}", key, allowed, what=f"an option of `{name}`")
+            problems += _unknown(f"{where}.{key}", key, allowed, what=f"an option of `{objective.name}`")
     options = {key: entry for key, entry in options.items() if key in objective.model_fields}
     malformed = []
     for key, entry in options.items():
@@ -131,9 +149,16 @@ def _objective_problems(
         elif is_ramp(entry):
             malformed += _problems(RampSetting, entry, f"{where}.{key}")
     checked = [ends(options, end) for end in ("from", "to")] if not malformed else [_without_ramps(options)]
+    context = while_changing(set(options) - set(_without_ramps(options)))
     # What is wrong at both ends is said once.
-    found = dict.fromkeys(problem for values in checked for problem in _problems(objective, values, where))
+    found = dict.fromkeys(problem for values in checked for problem in _problems(objective, values, where, context))
     return [*problems, *malformed, *found]
+
+
+def _unknown_objective(at: str, name: str, objectives: Objectives) -> str:
+    word = meant(name, objectives)
+    hint = f" Did you mean `{word}`?" if word else ""
+    return f"`{at}`: `{name}` is not a known name.{hint} Allowed: {', '.join(objectives)}."
 
 
 def _not_rampable(key: str, objective: type[Objective]) -> str:
@@ -157,9 +182,11 @@ def _first_problems(first: Mapping[Any, Any], objectives: Objectives, where: str
     return problems + [f"`{where}.{key}`: an option of `first` cannot be ramped; give a number." for key in changing]
 
 
-def _problems(model: type[BaseModel], values: Mapping[str, Any], where: str) -> list[str]:
+def _problems(
+    model: type[BaseModel], values: Mapping[str, Any], where: str, context: Mapping[str, Any] | None = None
+) -> list[str]:
     try:
-        model.model_validate(dict(values))
+        model.model_validate(dict(values), context=context)
     except ValidationError as error:
         return [_problem(item, where, model) for item in error.errors()]
     return []
@@ -170,10 +197,10 @@ def _problem(item: Any, where: str, model: type[BaseModel]) -> str:
     if item["type"] == WITHOUT_EFFECT:
         return f"`{key}`: {item['msg']}."
     if item["type"] == "missing":
-        return f"`{key}` is missing beside {item['input']!r}."
+        return f"`{key}` is missing beside {shown(item['input'])}."
     if item["type"] == "model_type":
         fields = ", ".join(_KEYS[item["ctx"]["class_name"]])
-        return f"`{key}: {item['input']!r}`: a mapping is needed, with {fields}."
+        return f"`{key}: {shown(item['input'])}`: a mapping is needed, with {fields}."
     said = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         allowed = _keys(model, item["loc"][:-1])
@@ -183,7 +210,17 @@ def _problem(item: Any, where: str, model: type[BaseModel]) -> str:
         said += "." + did_you_mean(item["input"], re.findall("'([^']*)'", item["ctx"]["expected"]))
     elif item["type"] == "float_type" and isinstance(item["input"], Mapping) and issubclass(model, Objective):
         said = "a number is needed; one that changes has the keys `from`, `to` and `until`"
-    return f"`{key}: {item['input']!r}`: {said.rstrip('.')}{'' if said.endswith('?') else '.'}"
+    ended = f"{said.rstrip('.')}{'' if said.endswith('?') else '.'}"
+    return f"`{key}: {shown(item['input'])}`: {ended}{_default(item, model)}"
+
+
+def _default(item: Any, model: type[BaseModel]) -> str:
+    """Return, for an option of an objective, what leaving it out means."""
+    path = item["loc"]
+    field = model.model_fields.get(str(path[0])) if len(path) == 1 and issubclass(model, Objective) else None
+    if field is None or field.is_required() or isinstance(item["input"], Mapping):
+        return ""
+    return f" Leave it out for {field.get_default(call_default_factory=True)}."
 
 
 def _keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:

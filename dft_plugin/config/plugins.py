@@ -15,17 +15,19 @@ import pluggy
 
 from dft_plugin.config import builtin, hookspecs
 from dft_plugin.config.parsing import parse_settings
-from dft_plugin.config.schedules import ends, ramps
+from dft_plugin.config.schedules import made, ramps
 from dft_plugin.config.settings import RESERVED_KERNELS, Settings
 from dft_plugin.errors import PluginError, SettingsError
+from dft_plugin.objectives import Objective
+from dft_plugin.objectives.declared import require_declared
 from dft_plugin.objectives.reference import REFERENCE_COLUMNS
 from dft_plugin.objectives.schedule import Schedule, Until
+from dft_plugin.saying import shown
 
 if TYPE_CHECKING:
     from dft_plugin.config.hosts import Host
     from dft_plugin.core.plan import LossPlan
     from dft_plugin.kernels import Kernel
-    from dft_plugin.objectives import Objective
 
 Item = TypeVar("Item")
 
@@ -69,12 +71,16 @@ class Catalogue:
             return error.problems
         return []
 
+    def every(self, settings: Settings) -> list[Objective]:
+        """Return all objectives that hold at some time of a run, with their options where they arrive."""
+        first = settings.first
+        begins = [] if first is None else [self.objectives[first.name].item(**first.options)]
+        return [*begins, self._objective(settings)]
+
     def columns(self, settings: Settings) -> frozenset[str]:
         """Return the columns that the data must hold for these settings."""
         # Of objects: options may say which.
-        read = self.objectives[settings.name].item(**ends(settings.options, "to")).columns
-        if settings.first is not None:
-            read |= self.objectives[settings.first.name].item(**settings.first.options).columns
+        read = frozenset().union(*(one.columns for one in self.every(settings)))
         factor = settings.weights.column if settings.weights else None
         filled = frozenset() if settings.reference == "columns" else frozenset(REFERENCE_COLUMNS)
         return (read - filled) | ({factor} if factor else set())
@@ -85,6 +91,8 @@ class Catalogue:
         from dft_plugin.kernels import auto
 
         named = self.kernels.get(settings.kernel)
+        for one in self.every(settings):
+            require_declared(one)
         objective = self._objective(settings)
         weights = settings.weights
         rules = TokenRules(
@@ -95,6 +103,8 @@ class Catalogue:
             schedule=self._schedule(objective, settings),
             reference=settings.reference,
             extra=settings.log,
+            resume=settings.resume,
+            nonfinite=settings.nonfinite,
             rules=rules,
             kernel=named.item if named else auto,
             path="lean" if named else settings.kernel,
@@ -109,7 +119,7 @@ class Catalogue:
         return [] if schedule is None else schedule.never_reached(last_step)
 
     def _objective(self, settings: Settings) -> Objective:
-        return self.objectives[settings.name].item(**ends(settings.options, "to"))
+        return made(self.objectives[settings.name].item, settings.options, "to")
 
     def _schedule(self, objective: Objective, settings: Settings) -> Schedule | None:
         if settings.first is None:
@@ -134,9 +144,13 @@ def build_manager(*, third_party: bool = True) -> pluggy.PluginManager:
     for entry_point in entry_points(group=hookspecs.PROJECT) if third_party else ():
         owner = f"{entry_point.dist.name if entry_point.dist else '?'}:{entry_point.name}"
         try:
-            manager.register(entry_point.load(), name=owner)
+            plugin = entry_point.load()
+            if not any(manager.parse_hookimpl_opts(plugin, name) for name in dir(plugin)):
+                raise TypeError(f"{entry_point.value!r} has no function marked with dft_plugin.hookimpl")
+            manager.register(plugin, name=owner)
             manager.check_pending()
-        except Exception as error:
+        # A module that ends the program when it is imported is broken, too.
+        except (Exception, SystemExit) as error:
             _leave_out(manager, owner, error)
     return manager
 
@@ -157,10 +171,44 @@ def build_catalogue(manager: pluggy.PluginManager | None = None) -> Catalogue:
     return Catalogue(objectives, kernels, hosts)
 
 
+def registered_names(manager: pluggy.PluginManager, hook: str) -> list[str]:
+    """Return the names that one hook registers, without asking the others: those of kernels load torch.
+
+    Args:
+        manager: of `build_manager`.
+        hook: `register_objectives`, `register_kernels` or `register_hosts`.
+    """
+    return [_NAMES[hook](item) for items in _ask(manager, hook).values() for item in items]
+
+
+def _objective_name(item: Any) -> Any:
+    if not (isinstance(item, type) and issubclass(item, Objective)):
+        raise TypeError(f"register_objectives returned {shown(item)}, which is no subclass of dft_plugin.Objective")
+    return item.name
+
+
+def _kernel_name(item: Any) -> Any:
+    if not callable(item):
+        raise TypeError(f"register_kernels returned {shown(item)}, which is no function")
+    return item.__name__
+
+
+def _host_name(item: Any) -> Any:
+    if isinstance(item, type):
+        raise TypeError(f"register_hosts returned the class {item.__name__}; return an object of it")
+    return item.name
+
+
+def _word(name: Any) -> str:
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"what it registers is called {shown(name)}; a name is a text")
+    return name
+
+
 _NAMES: Mapping[str, Callable[[Any], str]] = {
-    "register_objectives": lambda item: item.name,
-    "register_kernels": lambda item: item.__name__,
-    "register_hosts": lambda item: item.name,
+    "register_objectives": lambda item: _word(_objective_name(item)),
+    "register_kernels": lambda item: _word(_kernel_name(item)),
+    "register_hosts": lambda item: _word(_host_name(item)),
 }
 """The hooks, and what a registered object is called by."""
 
@@ -196,7 +244,7 @@ def _by_name(hook: str, answers: Mapping[str, list[Any]]) -> dict[str, Entry[Any
     return found
 
 
-def _leave_out(manager: pluggy.PluginManager, owner: str, error: Exception) -> None:
+def _leave_out(manager: pluggy.PluginManager, owner: str, error: BaseException) -> None:
     if manager.has_plugin(owner):
         manager.unregister(name=owner)
     warnings.warn(

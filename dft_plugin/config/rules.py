@@ -1,15 +1,32 @@
-"""Rule: a setting of a host that cannot be on together with `loss:`. One kind for all adapters. No torch."""
+"""Rule: a setting of a host that cannot be on together with `loss:`, and the Conflict that it finds. No torch."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dft_plugin.config.hosts import Conflict
-
 Config = Mapping[str, Any]
 """Keys and values as YAML gives them, a host's parsed arguments, or an environment."""
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Something in a config that would keep the loss from taking effect.
+
+    Attributes:
+        key: the key in the host's config.
+        problem: what would happen.
+        remedy: what to change.
+    """
+
+    key: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"`{self.key}`: {self.problem} {self.remedy}"
 
 
 def _anywhere(config: Config) -> bool:
@@ -40,7 +57,7 @@ class Rule:
 
     def conflict(self, config: Config, label: str = "{key}") -> Conflict:
         """Return the conflict that this rule finds in a config; `label` may say `{key}` and `{value}`."""
-        value = look_up(config, self.key)
+        value = as_written(look_up(config, self.key))
         return Conflict(label.format(key=self.key, value=value), self.problem.format(value=value), self.remedy)
 
 
@@ -55,6 +72,11 @@ def look_up(config: Config, key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def as_written(value: Any) -> str:
+    """Return a value as its YAML has it: `true`, `null`, `[a, b]`."""
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
 def is_given(value: Any) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from dft_plugin.objectives import Number, Objective
+from dft_plugin.objectives.options import while_changing
 from dft_plugin.objectives.schedule import Ramp, Until
 
 RAMP_KEYS = ("from", "to", "until")
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 def _point(value: Any) -> Any:
@@ -40,6 +43,12 @@ class RampSetting(BaseModel):
     end: Number = Field(alias="to", description="Value from `until` on.")
     until: Point = Field(description="Where it is reached: steps (an integer) or a share of the run (a fraction).")
 
+    @model_validator(mode="after")
+    def _goes_somewhere(self) -> RampSetting:
+        if self.start == self.end:
+            raise ValueError(f"it stays what it is; write {self.end:g} in its place")
+        return self
+
     def ramp(self) -> Ramp:
         """Return the object."""
         return Ramp(self.start, self.end, Until(self.until))
@@ -62,6 +71,16 @@ def rampable(objective: type[Objective]) -> list[str]:
 def ends(options: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Return the options with each ramp replaced by its value at `key`, `from` or `to`."""
     return {name: value.get(key) if is_ramp(value) else value for name, value in options.items()}
+
+
+def made(kind: type[Kind], options: Mapping[str, Any], key: str) -> Kind:
+    """Make an objective as it is at one end of its ramps, `from` or `to`.
+
+    Raises:
+        pydantic.ValidationError: what is wrong with the options there.
+    """
+    changing = [name for name, value in options.items() if is_ramp(value)]
+    return kind.model_validate(ends(options, key), context=while_changing(changing))
 
 
 def ramps(options: Mapping[str, Any]) -> dict[str, Ramp]:

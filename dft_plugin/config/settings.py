@@ -12,6 +12,7 @@ from dft_plugin.config.spelling import did_you_mean
 from dft_plugin.objectives import Number, wording
 from dft_plugin.objectives.options import Options
 from dft_plugin.objectives.schedule import Until
+from dft_plugin.saying import shown
 
 RESERVED_KERNELS = ("auto", "logits")
 """Values of `kernel` that name a choice rather than a kernel."""
@@ -24,24 +25,54 @@ REFERENCES = ("base", "start", "copy", "columns")
 """What `reference` may say; anything else is the path of a model."""
 
 
+MOST_OF_A_FACTOR = 1000.0
+"""Largest factor of a token: with it one token in a thousand learns as much as all others together."""
+
+MOST_MIB = 1 << 20
+"""Largest `scratch_mb`."""
+
+
 def _several(value: Any) -> Any:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
-def _kinds_or_ids(value: Any) -> Any:
-    given = _several(value)
+def _each_once(value: Any) -> Any:
+    given, seen = _several(value), set[Any]()
     for entry in given:
-        if isinstance(entry, bool) or not (entry in ALWAYS_LEARN or (isinstance(entry, int) and entry >= 0)):
+        # What has no hash is no word and no number: whoever reads the entries refuses it.
+        if not _has_hash(entry):
+            continue
+        if entry in seen:
+            raise ValueError(f"{shown(entry)} stands there twice")
+        seen.add(entry)
+    return given
+
+
+def _has_hash(entry: Any) -> bool:
+    try:
+        hash(entry)
+    except TypeError:
+        return False
+    return True
+
+
+def _kinds_or_ids(value: Any) -> Any:
+    given = _each_once(value)
+    for entry in given:
+        known = entry in ALWAYS_LEARN if isinstance(entry, str) else isinstance(entry, int) and entry >= 0
+        if isinstance(entry, bool) or not known:
             hint = did_you_mean(entry, ALWAYS_LEARN)
-            raise ValueError(f"{entry!r} is neither one of {', '.join(ALWAYS_LEARN)} nor a token id.{hint}")
+            raise ValueError(f"{shown(entry)} is neither one of {', '.join(ALWAYS_LEARN)} nor a token id.{hint}")
     return given
 
 
 def _whole(value: Any) -> Any:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         raise ValueError("a whole number of MiB is needed, without quotes, for example 300")
+    if value is not None and value > MOST_MIB:
+        raise ValueError(f"at most {MOST_MIB} MiB (1 TiB) are allowed, for example 300")
     if value is not None and value < 1:
         raise ValueError("1 MiB or more is needed, for example 300; leave it out for the default")
     return value
@@ -83,18 +114,17 @@ def _by_token(value: Any) -> Any:
         if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value):
             raise ValueError("a mapping of tokens to factors is needed, or a list of pairs: [[11, 2.0]]")
         keys = [pair[0] for pair in value]
-        twice = [key for at, key in enumerate(keys) if key in keys[:at]]
-        if twice:
-            raise ValueError(f"{twice[0]!r} stands there twice")
-        value = dict(value)
-    for key in value if isinstance(value, Mapping) else ():
+        _each_once(keys)
+    else:
+        keys = list(value) if isinstance(value, Mapping) else []
+    for key in keys:
         if isinstance(key, bool) or not isinstance(key, (int, str)):
             raise ValueError(
-                f"{key!r} is neither an id nor a text; put quotes around what YAML reads as something else"
+                f"{shown(key)} is neither an id nor a text; put quotes around what YAML reads as something else"
             )
         if key == "" or (isinstance(key, int) and key < 0):
-            raise ValueError(f"{key!r} is no token; an id is 0 or more, and a text is not empty")
-    return value
+            raise ValueError(f"{shown(key)} is no token; an id is 0 or more, and a text is not empty")
+    return dict(value) if isinstance(value, (list, tuple, Mapping)) else value
 
 
 class DataWeights(BaseModel):
@@ -107,7 +137,9 @@ class DataWeights(BaseModel):
         min_length=1,
         description="A column of the dataset: a number for each row, each message of a chat, or each token.",
     )
-    tokens: Annotated[dict[int | str, Annotated[Number, Field(ge=0)]], BeforeValidator(_by_token)] = Field(
+    tokens: Annotated[
+        dict[int | str, Annotated[Number, Field(ge=0, le=MOST_OF_A_FACTOR)]], BeforeValidator(_by_token)
+    ] = Field(
         default_factory=dict,
         description=(
             'Factors by token: its id (`11: 2.0`), or its text where that is one token (`"11": 2.0`). In JSON, where '
@@ -193,11 +225,29 @@ class Settings(Options):
             "the data. All but `columns` cost one more forward pass, without gradient, for each batch."
         ),
     )
-    log: Annotated[tuple[Extra, ...], BeforeValidator(_several)] = Field(
+    log: Annotated[tuple[Extra, ...], BeforeValidator(_each_once)] = Field(
         default=(),
         description=(
             "What the log says besides: `top1` (token accuracy, `dft/top1`), `entropy` (in nats, `dft/entropy`; costs "
             "what an objective that reads it costs)."
+        ),
+    )
+    resume: Literal["same", "allow"] = Field(
+        default="same",
+        description=(
+            "What becomes of a checkpoint that was trained with another loss or option, by the "
+            "record beside it. `same`: the run stops before its first step, and says both. `allow`: it "
+            "goes on, and the record keeps both."
+        ),
+    )
+    nonfinite: Literal["warn", "error", "skip"] = Field(
+        default="warn",
+        description=(
+            "What becomes of a training step whose loss is not a finite number. `warn`: found when the log is "
+            "written, at no wait for the device: one warning names the step, the rank, what was not finite first and "
+            "the rows of the batch. `error`: all ranks stop with one message before the optimizer moves a weight. "
+            "`skip`: all ranks leave that step out, as a trainer does where float16 overflows, and the log counts "
+            "`dft/skipped`. `error` and `skip` wait for the device once a step, and exchange one number."
         ),
     )
     options: dict[str, Any] = Field(
@@ -216,16 +266,22 @@ class Settings(Options):
         said = _call(self.name, self.options)
         return said if self.first is None else f"{said} after {self.first.describe()}"
 
-    def line(self) -> str:
-        """Return all that was said of the loss, in a line: `dft, kernel auto; always learned: eos; logs dft/top1`."""
+    def line(self, *, kernel: bool = True) -> str:
+        """Return all that was said of the loss, in a line: `dft, kernel auto; always learned: eos; logs dft/top1`.
+
+        Args:
+            kernel: whether the kernel is said.
+        """
         always = wording.listed([str(entry) for entry in self.always_learn], ", ")
         besides = wording.besides(
             scratch_mb=self.scratch_mb,
             reference=self.reference,
             tokens=[*wording.always_learned(always), *([] if self.weights is None else self.weights.describe())],
             log=self.log,
+            resume=self.resume,
+            nonfinite=self.nonfinite,
         )
-        return "; ".join([f"{self.describe()}, kernel {self.kernel}", *besides])
+        return "; ".join([f"{self.describe()}, kernel {self.kernel}" if kernel else self.describe(), *besides])
 
 
 def _call(name: str, options: dict[str, Any]) -> str:

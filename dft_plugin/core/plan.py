@@ -63,6 +63,8 @@ class LossPlan:
         rules: what is said of tokens; their words are still to be turned into ids where `adjusted` is None.
         adjusted: these rules as ids, around the objective; None where there are none.
         extra: statistics of rows that are logged besides: `top1`, `entropy`.
+        resume: `same`, or `allow` where a checkpoint of another loss may be gone on from.
+        nonfinite: what becomes of a training step whose loss is not a finite number: `warn`, `error` or `skip`.
         reference: which frozen reference: `base`, `start`, `copy`, `columns` (of the data), a path; None: nobody said.
     """
 
@@ -76,6 +78,8 @@ class LossPlan:
     adjusted: Adjusted | None = None
     reference: str | None = None
     extra: tuple[str, ...] = ()
+    resume: str = "same"
+    nonfinite: str = "warn"
 
     def with_ids(self, always: Collection[int], factors: Mapping[int, float]) -> LossPlan:
         """Return the plan whose rules take effect, given what their words and ids come to.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from dft_plugin.core.bands import BANDS, count_by_band
 from dft_plugin.core.statistics import LOW_WEIGHT, STATISTICS, Sum
 from dft_plugin.kernels import KernelResult
 from dft_plugin.objectives import Divisor
@@ -35,16 +36,19 @@ class LossStats:
         sums_K: one entry for each member of `Sum` (tokens are counts, LOSS and NLL are in nats), then two for each
             name: the sum of its values, and how many tokens have one. float64, or float32 where the device has none.
         names: values of the objective, logged as means.
+        counts_K: how many tokens are in each band of probability (`core.bands`), of the same dtype; None: not counted.
     """
 
     sums_K: Tensor
     names: tuple[str, ...] = ()
+    counts_K: Tensor | None = None
 
     @classmethod
     def zero(cls, device: torch.device | str = "cpu", names: tuple[str, ...] = ()) -> LossStats:
         """Statistics of no tokens at all."""
         entries = len(Sum) + 2 * len(names)
-        return cls(torch.zeros(entries, dtype=_sum_dtype(torch.device(device)), device=device), names)
+        zeros = torch.zeros(entries + BANDS, dtype=_sum_dtype(torch.device(device)), device=device)
+        return cls(zeros[:entries], names, zeros[entries:])
 
     @classmethod
     def of_tokens(
@@ -88,15 +92,29 @@ class LossStats:
             value_T = scored.statistics.get(name, torch.full_like(scored.loss_T, torch.nan))
             there_T = ~value_T.isnan()
             terms += [torch.where(there_T, value_T, torch.zeros_like(value_T)).to(dtype), there_T.to(dtype)]
-        return cls(torch.stack([term.sum() for term in terms]), names)
+        return cls(torch.stack([term.sum() for term in terms]), names, count_by_band(p_T))
 
     def __add__(self, other: LossStats) -> LossStats:
         """Merge the statistics of two sets of tokens, scored by one objective."""
-        return LossStats(self.sums_K + other.sums_K.to(self.sums_K.device), self.names)
+        counts_K, device = None, self.sums_K.device
+        if self.counts_K is not None and other.counts_K is not None:
+            counts_K = self.counts_K + other.counts_K.to(device)
+        return replace(self, sums_K=self.sums_K + other.sums_K.to(device), counts_K=counts_K)
 
     def reduce(self, all_sum: Callable[[Tensor], Tensor]) -> LossStats:
         """Sum over ranks with `all_sum`, e.g. `accelerator.reduce`; every rank must call it."""
-        return LossStats(all_sum(self.sums_K), self.names)
+        return self._at_once(all_sum)
+
+    def read(self) -> LossStats:
+        """Return the same on the CPU, in one copy. Syncs with the device."""
+        return self._at_once(lambda every: every.cpu())
+
+    def _at_once(self, change: Callable[[Tensor], Tensor]) -> LossStats:
+        if self.counts_K is None:
+            return replace(self, sums_K=change(self.sums_K))
+        every = change(torch.cat([self.sums_K, self.counts_K]))
+        entries = len(self.sums_K)
+        return replace(self, sums_K=every[:entries], counts_K=every[entries:])
 
     def as_logs(self, prefix: str = "") -> dict[str, float]:
         """Divide, once, into what is logged. Empty if no token was scored. Syncs with the device.
@@ -126,19 +144,22 @@ class Tally:
 
     Args:
         names: values of the objective: ranks that scored nothing must sum as many as the others.
+
+    Attributes:
+        held: what was added since it was taken last; None: nothing.
     """
 
     def __init__(self, names: tuple[str, ...] = ()) -> None:
         self._names = names
-        self._total: LossStats | None = None
+        self.held: LossStats | None = None
 
     def add(self, stats: LossStats) -> None:
         """Add the statistics of some tokens."""
-        self._total = stats if self._total is None else self._total + stats
+        self.held = stats if self.held is None else self.held + stats
 
     def take(self, device: torch.device | str = "cpu") -> LossStats:
         """Return what was added since the last time, and forget it."""
-        total, self._total = self._total, None
+        total, self.held = self.held, None
         return LossStats.zero(device, self._names) if total is None else total
 
 

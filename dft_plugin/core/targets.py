@@ -6,7 +6,7 @@ Shapes: B batch, S sequence, N positions (flattened), T scored ones.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +23,26 @@ IGNORE_INDEX = -100
 """The label that marks a position as no target, in every host (`torch.nn.CrossEntropyLoss`)."""
 
 
+_SHORT = (torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+"""All integers but int64."""
+
+
+def require_index(labels: Tensor) -> None:
+    """Require labels that are indices.
+
+    Raises:
+        LabelError: they are floats, bools, complex or quantised.
+    """
+    if labels.dtype not in (*_SHORT, torch.int64):
+        raise LabelError(f"labels have dtype {labels.dtype}; an integer dtype is needed (labels.long()).")
+
+
+def _holds(dtype: torch.dtype, index: int) -> bool:
+    """Say whether a dtype has an index: unsigned ones have no -100, short ones not every index that is ignored."""
+    info = torch.iinfo(dtype)
+    return info.min <= index <= info.max
+
+
 def shift(labels_BS: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """Align labels with the hidden states that predict them.
 
@@ -33,12 +53,22 @@ def shift(labels_BS: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
     Returns:
         Labels [..., S]: position `s` holds the token at `s + 1`.
     """
-    if labels_BS.dtype == torch.uint8:
-        # It has no -100.
+    if labels_BS.dtype in _SHORT and not _holds(labels_BS.dtype, ignore_index):
         labels_BS = labels_BS.long()
     shifted_BS = torch.full_like(labels_BS, ignore_index)
     shifted_BS[..., :-1] = labels_BS[..., 1:]
     return shifted_BS
+
+
+def shift_joined(labels_N: Tensor, offsets: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Align the labels of sequences that stand one after the other, none of them empty.
+
+    Args:
+        labels_N: position `n` holds the token at `n`.
+        offsets: where each sequence begins, and at the end N.
+        ignore_index: what fills the last position of each sequence, which predicts nothing: not what comes next.
+    """
+    return shift(labels_N, ignore_index).index_fill_(0, offsets[1:].to(labels_N.device) - 1, ignore_index)
 
 
 def with_own_ignore_index(labels: Tensor, ignore_index: int) -> Tensor:
@@ -63,6 +93,14 @@ class Facts:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     clock: Clock | None = None
     reference: Referred | None = None
+
+    def shifted(self) -> Facts:
+        """Align with the positions that predict, as `shift` does with labels; the last of each row gets 0."""
+        columns = {name: shift(column, 0) for name, column in self.columns.items()}
+        sequence_BS, position_BS = (
+            None if one is None else shift(one, 0) for one in (self.sequence_BS, self.position_BS)
+        )
+        return replace(self, sequence_BS=sequence_BS, position_BS=position_BS, columns=columns)
 
 
 @dataclass(frozen=True)
@@ -146,8 +184,7 @@ def select(labels: Tensor, ignore_index: int = IGNORE_INDEX, facts: Facts | None
     Raises:
         LabelError: labels of another dtype.
     """
-    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-        raise LabelError(f"labels have dtype {labels.dtype}; an integer dtype is needed (labels.long()).")
+    require_index(labels)
     # int64 first: in uint8, -100 is compared as 156.
     labels_N = Fetched(labels).read().reshape(-1).long()
     positions_T = (labels_N != ignore_index).nonzero()[:, 0]

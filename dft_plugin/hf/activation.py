@@ -7,20 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import transformers
 from torch import nn
 
 from dft_plugin.config.plugins import Catalogue, build_catalogue
 from dft_plugin.errors import ConflictError, UnsupportedModelError
-from dft_plugin.functional import LossLike, plan_for
-from dft_plugin.hf import best, carrying, splits, standing, tokens
+from dft_plugin.hf import best, carrying, in_loops, splits, standing, tokens
 from dft_plugin.hf.attachment import Attachment, attach_plan
 from dft_plugin.hf.loss_calls import TrainerAttachment
-from dft_plugin.hf.model import unwrap
+from dft_plugin.hf.model import is_in_another_wrapper, unwrap
 from dft_plugin.hf.not_installed import require_adapters
 from dft_plugin.hf.reference import missing
 from dft_plugin.hf.startup import startup_line
 from dft_plugin.hf.trainer import TrainerHook, is_trainer
 from dft_plugin.hf.wrapping import wrapper_of
+from dft_plugin.plans import LossLike, plan_for
 
 
 def attach(model: nn.Module, loss: LossLike = "dft", tokenizer: Any = None) -> Attachment:
@@ -43,6 +44,11 @@ def attach(model: nn.Module, loss: LossLike = "dft", tokenizer: Any = None) -> A
     if is_trainer(model):
         name = type(model).__name__
         raise UnsupportedModelError(f"{name} is a trainer; attach takes a model. Use activate(trainer).")
+    if is_in_another_wrapper(model):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} holds a model, and may compute a loss by itself, of which nobody would hear. Use "
+            "attach(model.base_model), and compute the loss with that; in a trainer, activate(trainer)."
+        )
     catalogue = build_catalogue()
     plan = plan_for(loss, catalogue)
     for entry in catalogue.hosts.values():
@@ -50,8 +56,9 @@ def attach(model: nn.Module, loss: LossLike = "dft", tokenizer: Any = None) -> A
         if reason is not None:
             raise UnsupportedModelError(reason)
     read = tokens.read(plan, unwrap(model), tokenizer)
-    if read.problems:
-        raise ConflictError(read.problems)
+    problems = [*read.problems, *in_loops.problems(plan)]
+    if problems:
+        raise ConflictError(problems)
     attachment = attach_plan(model, read.plan)
     attachment.ends = read.ends
     return attachment
@@ -104,6 +111,7 @@ def activate(trainer: Any, loss: LossLike = "dft") -> Attachment:
     attached.ends = read.ends
     hook = hook_class(trainer, attached)
     hook.install()
+    hook.keep_record(_host_of(hook_class, catalogue, trainer))
     if trainer.is_world_process_zero():
         line = startup_line(attached, type(trainer).__name__, hook.replaced, read.said)
         said = [line, *(f"dft: {hint}" for hint in best.hints(trainer, plan))]
@@ -136,6 +144,16 @@ def _left_guarded(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         attached.undo = undo
+
+
+def _host_of(hook_class: type[TrainerHook], catalogue: Catalogue, trainer: Any) -> dict[str, str | None]:
+    """Say in which framework a trainer trains, for the record of it."""
+    named = f"{hook_class.__module__}:{hook_class.__name__}"
+    host = next((entry.item for entry in catalogue.hosts.values() if entry.item.hook_class == named), None)
+    name, version = ("transformers", transformers.__version__)
+    if host is not None:
+        name, version = host.name, host.installed_version() or "unknown"
+    return {"name": name, "version": version, "trainer": type(trainer).__name__}
 
 
 def _hook_class(trainer: Any, catalogue: Catalogue) -> type[TrainerHook]:

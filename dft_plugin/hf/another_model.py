@@ -1,14 +1,20 @@
-"""A frozen reference that is a model of its own: a copy of the one that is trained, or another of its class."""
+"""A frozen reference that is a model of its own: a copy of the one that is trained, or another of its class.
+
+Another may be a folder of adapters: transformers loads the base that their config names, and puts them on it.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from dft_plugin.config.settings import REFERENCES
 from dft_plugin.config.spelling import did_you_mean
 from dft_plugin.errors import ConflictError
+from dft_plugin.hf.adapters import has_adapters
 from dft_plugin.hf.copies import deep_copy
 from dft_plugin.hf.graph import Steps
 from dft_plugin.kernels import Transform
@@ -51,6 +57,10 @@ def copy_of(model: Any) -> AnotherModel:
     return AnotherModel(made, "copy", "a frozen copy of the model, as it began")
 
 
+ADAPTER = "adapter_config.json"
+"""What a folder of adapters has in the place of a model's config."""
+
+
 def load(path: str, model: Any) -> AnotherModel:
     """Load a model of the same class.
 
@@ -61,6 +71,8 @@ def load(path: str, model: Any) -> AnotherModel:
     try:
         made = kind.from_pretrained(path, attn_implementation=model.config._attn_implementation)
     except (OSError, ValueError) as error:
+        if (Path(path) / ADAPTER).is_file():
+            return _on_the_same_base(path, model, error)
         raise ConflictError(
             [
                 f"`reference: {path}` is none of base, start, copy and columns, and no {kind.__name__} can be loaded "
@@ -76,3 +88,32 @@ def load(path: str, model: Any) -> AnotherModel:
             ]
         )
     return AnotherModel(made.to(model.dtype), path, f"the model {path}")
+
+
+def _on_the_same_base(path: str, model: Any, why: Exception) -> AnotherModel:
+    """Put adapters, whose base cannot be loaded, on a copy of a model that began as that base.
+
+    Args:
+        path: a folder of adapters.
+        model: the one that is trained.
+        why: what transformers said of their base.
+
+    Raises:
+        ConflictError: nobody knows that it is the base of these adapters.
+    """
+    base = json.loads((Path(path) / ADAPTER).read_text()).get("base_model_name_or_path")
+    began = getattr(model.config, "_name_or_path", "")
+    if not base or base != began or has_adapters(model):
+        given = (
+            f"their base `{base}` cannot be loaded ({str(why).splitlines()[0]})" if base else "no base is named there"
+        )
+        raise ConflictError(
+            [
+                f"`reference: {path}` holds adapters, and {given}. Write the path of the base into "
+                f"`base_model_name_or_path` of {path}/{ADAPTER}, or give the path of a whole model."
+            ]
+        ) from why
+    made = deep_copy(model)
+    made.zero_grad(set_to_none=True)
+    made.load_adapter(path)
+    return AnotherModel(made, path, f"the model as it began, with the adapters {path}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,24 +17,27 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dft_plugin.core import given
 from dft_plugin.core.loss import LossResult, NumItems, normalise
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.stats import LossStats, Tally
-from dft_plugin.core.targets import Selection
 from dft_plugin.hf import standing
 from dft_plugin.hf.alone import Alone
 from dft_plugin.hf.capturing import require_plain
 from dft_plugin.hf.copies import of_deep_copy, of_shallow_copy
+from dft_plugin.hf.counted import of_tokens
 from dft_plugin.hf.facts import without_columns
+from dft_plugin.hf.head import require_all_logits
+from dft_plugin.hf.in_loops import Drained, require_in_loop
+from dft_plugin.hf.labels import require_tensors
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
+from dft_plugin.hf.nonfinite import Watch
 from dft_plugin.hf.on_meta import require_numbers
 from dft_plugin.hf.passes import Pass, Passes
 from dft_plugin.hf.reference import Reference, find_reference, refuse_prompts
 from dft_plugin.hf.rescaling import Rescaling
 from dft_plugin.hf.routing import Route
 from dft_plugin.objectives import Clock
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Answering:
         num_items: divisor for a call that carries no `num_items_in_batch`.
         mean_of_nothing: the loss of a batch without targets: NaN in an evaluation, as that of cross-entropy is, and
             `eval_loss` does with it what the installed Trainer does.
+        watch: gets what was computed of each answered call, to find what of it was not finite; None: nobody looks.
         rescaling: divides by more than tokens when the step is over, where the objective asks for that; None: what is
             answered is divided at once.
     """
@@ -59,6 +62,7 @@ class Answering:
     counted_B: Tensor | None = None
     num_items: NumItems = None
     mean_of_nothing: float = 0.0
+    watch: Watch | None = None
     rescaling: Rescaling | None = None
 
 
@@ -96,6 +100,7 @@ class Attachment:
         self._passes = Passes(plan)
         self._alone = Alone()
         self._answering: Answering | None = None
+        self._said: set[str] = set()
         self._tallies = {mode: Tally(plan.statistics) for mode in (True, False)}
         # generate() validates its kwargs against the signature, and Trainer drops unused columns by it.
         self.__signature__ = inspect.signature(self.original)
@@ -180,7 +185,7 @@ class Attachment:
     def _how(self) -> str:
         route = self.route
         if route is None:
-            return "before the first batch"
+            return "before the first training batch"
         if route.path == "logits":
             return f"scores the model's logits ({route.why_not_lean})"
         return "from hidden states" + (f", calls the head ({route.why_not_lean})" if route.why_not_lean else "")
@@ -214,7 +219,7 @@ class Attachment:
 
     def drain(self, *, training: bool) -> LossStats:
         """Return the statistics gathered in train or eval mode since the last drain, and forget them."""
-        return self._tallies[training].take(self.model.device)
+        return Drained.of(self._tallies[training].take(self.model.device), self._said if training else None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; with `labels` or `shift_labels`, put our loss into its output."""
@@ -245,6 +250,8 @@ class Attachment:
         how = self._answering or Answering()
         num_items: NumItems = inputs.pop("num_items_in_batch", None)
         num_items = how.num_items if num_items is None else num_items
+        given.require_num_items(num_items)
+        require_tensors(inputs)
         return_dict = inputs.pop("return_dict", None)
         if return_dict is None:
             return_dict = getattr(module.config, "return_dict", True)
@@ -257,6 +264,7 @@ class Attachment:
             # Token-weighted over micro-batches and ranks; the model alone would add it once for each.
             share = 1.0 if num_items is None else normalise(loss.new_full((), float(done.result.count)), num_items)
             loss = loss + (done.auxiliary.to(loss.device) * share)
+        require_in_loop(self, loss)
         done.output["loss"] = loss
         return done.output if return_dict else done.output.to_tuple()
 
@@ -275,12 +283,13 @@ class Attachment:
 
         Raises:
             UnsupportedModelError: the plan insists on a kernel and the model does not allow it; a CUDA graph is
-                captured, or a function transformed; the call comes from inside another; or model or batch are on
-                `meta`.
+                captured, or a function transformed; the call comes from inside another; model or batch are on
+                `meta`; or a rank has a part of the logits.
             LabelError: labels that do not fit the model.
         """
         require_plain(module)
         require_numbers(module, inputs)
+        require_all_logits(module)
         forward = functools.partial(self.original_of(module), *unnamed)
         with self._alone.passing(module):
             done = self._passes.score(module, forward, inputs, want_logits, self.clock)
@@ -288,30 +297,16 @@ class Attachment:
         how = self._answering or Answering()
         counted_T = None
         if how.counted_B is not None:
-            counted_T = _of_tokens(how.counted_B, done.result.selection)
+            counted_T = of_tokens(how.counted_B, done.result.selection)
         tally = self._tallies[module.training] if how.tally is None else how.tally
         ends = tuple(dict.fromkeys((*eos_token_ids(module), *self.ends)))
-        tally.add(done.result.stats(ends, counted_T))
+        stats = done.result.stats(ends, counted_T)
+        tally.add(stats)
+        if how.watch is not None:
+            how.watch.add(done.result, stats)
         if how.rescaling is not None:
             how.rescaling.add(done.result, done.auxiliary)
         return done
-
-
-def _of_tokens(counted: Tensor, scored: Selection) -> Tensor | None:
-    """Return which of the scored tokens a mask of rows or positions counts; None if it was made for another batch.
-
-    Args:
-        counted: on the CPU.
-        scored: what was scored.
-    """
-    counted_BS = counted if counted.dim() == 2 else counted[:, None]
-    if counted_BS.shape[0] != scored.shape[0] or counted_BS.shape[1] not in (1, scored.shape[1]):
-        logger.warning(
-            "dft: the rows of an evaluation batch were changed before the model saw them, so that those which were "
-            "repeated to fill it up cannot be told apart: dft/* of this evaluation count them."
-        )
-        return None
-    return counted_BS.expand(scored.shape).reshape(-1)[scored.positions_T]
 
 
 def attach_plan(model: torch.nn.Module, plan: LossPlan, attachment_class: type[Attachment] = Attachment) -> Attachment:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import ConflictError
-from dft_plugin.hf.carrying import LABELS, TOKENS, keys_of
+from dft_plugin.hf.carrying import keys_of
+from dft_plugin.hf.columns import LABELS, TOKENS
 from dft_plugin.hf.facts import COLUMN
 from dft_plugin.hf.recording import Standing, standings
 from dft_plugin.hf.shards import Folder, write
@@ -27,7 +28,7 @@ from dft_plugin.hf.shards import Folder, write
 MASK, POSITIONS = "attention_mask", "position_ids"
 
 ALONE = (
-    "`dft reference` runs in one process, and this config asks for FSDP or DeepSpeed. Leave that out for this one "
+    "this command runs in one process, and the config asks for FSDP or DeepSpeed. Leave that out for this one "
     "command, in a copy of the config."
 )
 """What is said where a config shards a model."""

@@ -53,7 +53,8 @@ def prefer(trainer: Any, change: Change) -> list[str]:
 
 def hints(trainer: Any, plan: LossPlan) -> list[str]:
     """Say what it means to choose by the loss, where that weighs tokens."""
-    if not _chooses(trainer):
+    # ms-swift names a metric whether anybody evaluates or not.
+    if not _chooses(trainer) or _value(trainer.args.eval_strategy) == "no":
         return []
     _, meaning = best.advice(trainer.args.metric_for_best_model, None, weighted=_weighs_ever(plan))
     return meaning
@@ -83,7 +84,7 @@ def _chooses(trainer: Any) -> bool:
     """Whether anything goes by an evaluation: the best model, early stopping or the learning rate."""
     args = trainer.args
     stops = any(isinstance(callback, EarlyStoppingCallback) for callback in trainer.callback_handler.callbacks)
-    saves_best = str(getattr(args.save_strategy, "value", args.save_strategy)) == "best"
+    saves_best = _value(args.save_strategy) == "best"
     return bool(
         args.metric_for_best_model
         or args.load_best_model_at_end
@@ -102,7 +103,12 @@ def _asked(args: Any) -> bool | None:
 
 
 def _follows_plateaus(args: Any) -> bool:
-    return str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) in PLATEAU_SCHEDULERS
+    return _value(args.lr_scheduler_type) in PLATEAU_SCHEDULERS
+
+
+def _value(word: Any) -> str:
+    """Return a word of TrainingArguments, which may be one of an enumeration."""
+    return str(getattr(word, "value", word))
 
 
 def _own_scheduler(trainer: Any) -> Any:

@@ -19,8 +19,11 @@ from dft_plugin.objectives import NLL, Targets
 CHECKED_POSITIONS = 8
 """Positions for which a head as it was read is compared with the head as it is called."""
 
-_PROBE = (1e-3, 1.0, -8.0, 1e6)
-"""Raw logits of the probe row: nearly linear under any softcap, unit, negative, saturated."""
+_PROBE = (2.0**-10, 1.0, -8.0, 2.0**15)
+"""Raw logits of the probe row: nearly linear under any softcap, unit, negative, saturated.
+
+All of a probe is exact in bfloat16, since a model may round its logits to that (Unsloth's, on a GPU).
+"""
 
 _ROUNDING = 1e-5
 """A scale this near to one is one, which the capped probe has rounded."""
@@ -39,7 +42,7 @@ def probe_logits(vocab_size: int) -> Tensor:
     # A later pass may want a graph, and the default device may be another.
     with torch.inference_mode(False), torch.device("cpu"):
         spread_K1 = torch.tensor(_SPREADS)[:, None]
-        random_KV = torch.randn(len(_SPREADS), vocab_size, generator=generator) * spread_K1
+        random_KV = (torch.randn(len(_SPREADS), vocab_size, generator=generator) * spread_K1).bfloat16().float()
         probe_V = torch.zeros(vocab_size)
         used = min(len(_PROBE), vocab_size)
         probe_V[:used] = torch.tensor(_PROBE[:used])

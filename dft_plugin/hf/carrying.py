@@ -10,23 +10,33 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dft_plugin.config.beforehand import COMPUTABLE
 from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import ConflictError
-from dft_plugin.hf.columns import Column, Numbers, columns_of, missing, of_row
+from dft_plugin.hf.columns import (
+    LABELS,
+    PACKED,
+    TOKENS,
+    Column,
+    Numbers,
+    beginnings,
+    columns_of,
+    missing,
+    of_prepared,
+    of_row,
+)
 from dft_plugin.hf.counting import context_parallel_size
 from dft_plugin.hf.facts import BITS, COLUMN, as_bits
 from dft_plugin.hf.passports import Passports
-
-TOKENS = "input_ids"
-LABELS = "labels"
+from dft_plugin.hf.wrapping import Around
 
 _COLLATORS = ("data_collator", "eval_data_collator")
 
 
-class ColumnCollator:
+class ColumnCollator(Around):
     """A collator around another, whose batches hold the columns; see `passports.py`.
 
     Attributes:
@@ -35,16 +45,11 @@ class ColumnCollator:
     """
 
     def __init__(self, inner: Callable[..., Any], columns: Sequence[Column]) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.columns = tuple(columns)
         # Beside those that are read, what was computed for another loss.
         names = {*COMPUTABLE, *(column.name for column in columns)}
         self._own = names | {COLUMN + name for name in names}
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "inner":
-            raise AttributeError(name)
-        return getattr(self.inner, name)
 
     def __call__(self, features: Any, *args: Any, **kwargs: Any) -> Any:
         """Collate; `dft_bits_NAME` of the result are the columns, int32 [B, S].
@@ -72,6 +77,8 @@ class ColumnCollator:
         labels_BS, columns = passports.receive(out)
         if key == LABELS:
             batch[LABELS] = torch.from_numpy(labels_BS) if isinstance(out, Tensor) else labels_BS
+        else:
+            batch[LABELS] = _without(batch[LABELS], labels_BS == IGNORE_INDEX)
         labels = torch.as_tensor(batch[LABELS])
         for column, column_BS in zip(self.columns, columns, strict=True):
             batch[BITS + column.name] = as_bits(_settled(column, torch.from_numpy(column_BS), labels))
@@ -98,10 +105,11 @@ class ColumnCollator:
         return {**self._plain(features), key: sent if isinstance(given, list) else alike}
 
     def _column(self, column: Column, features: Mapping[str, Any], ids: Any) -> Numbers:
-        key = column.key if column.key in features else column.name
-        if key not in features:
+        if column.key in features:
+            return of_prepared(column, features[column.key], ids, "a row of the data")
+        if column.name not in features:
             raise missing(column, list(features), "a row of the data")
-        return of_row(column, features[key], ids, "a row of the data")
+        return of_row(column, features[column.name], ids, "a row of the data", beginnings(features, len(ids)))
 
 
 def _first_key(features: Any, key: str) -> bool:
@@ -109,6 +117,15 @@ def _first_key(features: Any, key: str) -> bool:
     while not isinstance(first, Mapping):
         first = first[0]
     return key in first
+
+
+def _without(labels: Any, ignored_BS: NDArray[np.bool_]) -> Any:
+    """Return labels [B, S] that a collator has made of tokens, without some; others of shapes are told apart later."""
+    if np.shape(labels) != ignored_BS.shape or not ignored_BS.any():
+        return labels
+    if isinstance(labels, Tensor):
+        return labels.masked_fill(torch.from_numpy(ignored_BS), IGNORE_INDEX)
+    return np.where(ignored_BS, IGNORE_INDEX, labels)
 
 
 def _settled(column: Column, column_BS: Tensor, labels: Tensor) -> Tensor:
@@ -120,9 +137,8 @@ def _settled(column: Column, column_BS: Tensor, labels: Tensor) -> Tensor:
     if bool((target_BS & column_BS[..., 1:].isnan()).any()):
         raise ConflictError(
             [
-                f"the column `{column.name}` has no number for a token that is trained: padding that is no -100, a "
-                "label that the data collator made by itself, or the first token of a packed row. Have those labels "
-                "be -100, or give them a number."
+                f"the column `{column.name}` has no number for a token that is trained: padding that is no -100, or a "
+                "label that the data collator made by itself. Have those labels be -100."
             ]
         )
     return column_BS.nan_to_num(1.0)
@@ -172,9 +188,11 @@ def _check(column: Column, dataset: Any, where: str) -> None:
             ]
         )
     if hasattr(dataset, "select_columns") and hasattr(dataset, "__len__"):
-        read = dataset.select_columns([column.name, LABELS if LABELS in there else TOKENS]).with_format(None)
+        kept = [key for key in (*PACKED, LABELS if LABELS in there else TOKENS) if key in there]
+        read = dataset.select_columns([column.name, *kept]).with_format(None)
         for number, row in enumerate(read):
-            of_row(column, row[column.name], row[LABELS if LABELS in row else TOKENS], f"row {number} of {where}")
+            labels = row[kept[-1]]
+            of_row(column, row[column.name], labels, f"row {number} of {where}", beginnings(row, len(labels)))
 
 
 def keys_of(dataset: Any) -> list[str] | None:

@@ -1,11 +1,11 @@
-"""Columns of a user's data, a number for each row, message or token, turned into one for each token.
+"""Columns of a user's data, a number for each row or token, turned into one for each token; for messages, `chats.py`.
 
-Shapes: S tokens of a row, M messages of a chat.
+Shapes: S tokens of a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,13 @@ from dft_plugin.core.targets import IGNORE_INDEX
 from dft_plugin.errors import ConflictError
 from dft_plugin.hf.facts import COLUMN
 
+TOKENS = "input_ids"
+LABELS = "labels"
+ROW = "dft_row"
+
 Numbers = NDArray[np.float32]
-Render = Callable[[int], Sequence[int]]
-"""Given a number of messages, the token ids of so many of a chat, from its beginning."""
+PACKED = ("seq_lengths", "seq_idx", "attention_mask", "position_ids")
+"""Keys of a row that may say which sequences are packed into it."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +61,18 @@ def missing(column: Column, there: Sequence[str], where: str, hint: str = "") ->
     return ConflictError([f"{said} {hint}".rstrip()])
 
 
-def of_row(column: Column, value: Any, labels: Sequence[int], where: str) -> Numbers:
+def of_row(
+    column: Column, value: Any, labels: Sequence[int], where: str, begins: Sequence[int] | NDArray[np.int64] = (0,)
+) -> Numbers:
     """Make a number for each token of what stands in a row that holds tokens.
 
     Args:
         column: which one.
         value: a number, or one for each token.
-        labels: [S]; what is no target needs no number, nor does the first token, which nothing predicts.
+        labels: [S]; what is no target needs no number, nor does the first token of a sequence, which nothing of it
+            predicts.
         where: which row, for messages.
+        begins: where sequences begin in the row; see `beginnings`.
 
     Returns:
         [S]: 1 for what is no target; NaN for a first token without a number.
@@ -72,18 +80,44 @@ def of_row(column: Column, value: Any, labels: Sequence[int], where: str) -> Num
     Raises:
         ConflictError: it is neither, or a number cannot be used.
     """
-    found = _parsed(column, value, where)
+    found = parsed(column, value, where)
     if found.ndim == 0:
         found = np.full(len(labels), found, np.float32)
     if found.shape != (len(labels),):
-        raise _refused(column, where, f"holds {len(found)} numbers for {len(labels)} tokens; give one for each")
-    return _of_targets(column, found, labels, where)
+        raise refused(column, where, f"holds {len(found)} numbers for {len(labels)} tokens; give one for each")
+    return of_targets(column, found, labels, where, begins)
+
+
+def of_prepared(column: Column, value: Any, labels: Sequence[int], where: str) -> Numbers:
+    """Take what `of_row` has made of rows that were cut, joined or packed since: NaN is for first tokens."""
+    found = parsed(column, value, where)
+    given = found.shape == (len(labels),)
+    return of_row(column, value, labels, where, np.flatnonzero(np.isnan(found)) if given else (0,))
+
+
+def beginnings(row: Mapping[str, Any], length: int) -> NDArray[np.int64]:
+    """Return where sequences begin in a row of so many tokens, as far as it says that several are packed into it.
+
+    By `seq_lengths`, or for each token: `seq_idx`, an attention mask of numbers above 1, `position_ids` that begin
+    again.
+    """
+    if row.get("seq_lengths") is not None:
+        return np.cumsum([0, *row["seq_lengths"]])[:-1]
+    given = {key: np.asarray(row[key]) for key in PACKED if key in row}
+    per_token = {key: value for key, value in given.items() if value.shape == (length,) and value.dtype.kind in "iu"}
+    starts_S = np.arange(length) == 0
+    for key, value_S in per_token.items():
+        if key == "position_ids":
+            starts_S |= value_S == 0
+        elif key == "seq_idx" or value_S.max(initial=0) > 1:
+            starts_S[1:] |= value_S[1:] != value_S[:-1]
+    return np.flatnonzero(starts_S)
 
 
 def of_text(column: Column, value: Any, labels: Sequence[int], where: str) -> Numbers:
     """Make a number for each token of a row of text, of one, or of as many as it has tokens; else as `of_row`."""
     if np.ndim(value) and len(value) != len(labels):
-        raise _refused(
+        raise refused(
             column,
             where,
             f"is a list of {len(value)}, and the row a text of {len(labels)} tokens; give one number, or one for each "
@@ -92,108 +126,32 @@ def of_text(column: Column, value: Any, labels: Sequence[int], where: str) -> Nu
     return of_row(column, value, labels, where)
 
 
-def of_chat(
-    column: Column,
-    example: Mapping[str, Any],
-    messages: Sequence[Mapping[str, Any]],
-    ids: Sequence[int],
-    labels: Sequence[int],
-    render: Render,
-    where: str,
-) -> Numbers:
-    """Make a number for each token of a chat; else as `of_row`.
-
-    Args:
-        column: which one.
-        example: the row; its column holds a number, or one for each message, or one for each token. Without such a
-            column each message may have a key of that name.
-        messages: the M messages.
-        ids: token ids of the chat [S].
-        labels: [S].
-        render: tells where a message ends: the chat is rendered up to it.
-        where: which row, for messages.
-
-    Raises:
-        ConflictError: the column is missing, a number cannot be used, or the template changes what it has written as
-            more messages follow.
-    """
-    found = of_messages(column, example, messages, where)
-    if found.ndim == 0 or found.shape == (len(labels),):
-        return of_row(column, found, labels, where)
-    if found.shape != (len(messages),):
-        raise _refused(column, where, f"holds {len(found)} numbers for {len(messages)} messages; give one for each")
-    return _of_targets(column, spread(found, ids, render, f"{where}, column `{column.name}`"), labels, where)
+def cut(example: Mapping[str, Any], keys: Sequence[str], end: str) -> dict[str, Sequence[float]]:
+    """Return what is left of a row's columns where its tokens were cut, at the `start` or the `end`."""
+    left = len(example[TOKENS])
+    given = {key: example[key] for key in keys}
+    return {key: row[:left] if end == "end" else row[max(len(row) - left, 0) :] for key, row in given.items()}
 
 
-def of_messages(column: Column, example: Mapping[str, Any], messages: Sequence[Any], where: str) -> Numbers:
-    """Read the column of a chat: a number [], or a list of them as it was written, NaN for None.
-
-    Args:
-        column: which one.
-        example: the row. Without such a column each message may have a key of that name.
-        messages: of the chat.
-        where: which row, for messages.
-
-    Raises:
-        ConflictError: the column is missing, or holds no numbers.
-    """
-    if column.name in example:
-        return _parsed(column, example[column.name], where)
-    if any(column.name in message for message in messages):
-        return _parsed(column, [message.get(column.name) for message in messages], where)
-    keys = _keys(messages)
-    raise missing(column, list(example), where, f"Nor is it a key of a message ({keys})." if keys else "")
+def numbered(dataset: Any) -> Any:
+    """Write into each row of a `datasets.Dataset` which one it is, as `ROW`: errors name it."""
+    return dataset.map(_number, with_indices=True)
 
 
-def spread(numbers_M: Numbers, ids: Sequence[int], render: Render, where: str) -> Numbers:
-    """Give each token the number of the message that it was rendered for.
-
-    What a template writes around a message (a role, an end of turn, a default system prompt before the first) is the
-    message's. Only ends where the number changes are looked for.
-
-    Args:
-        numbers_M: of the messages.
-        ids: of the whole chat [S].
-        render: as for `of_chat`.
-        where: which row, for messages.
-
-    Raises:
-        ConflictError: the first k messages are not rendered as the beginning of the whole chat.
-    """
-    ids = list(ids)
-    if list(render(len(numbers_M))) != ids:
-        raise ConflictError(
-            [
-                f"{where}: the chat, rendered once more, gives other tokens than the host's, so nobody knows which "
-                "message a token belongs to. Give one number for the row, or tokens (`input_ids`) with one for each."
-            ]
-        )
-    spread_S, start = np.empty(len(ids), np.float32), 0
-    for count in (np.flatnonzero(numbers_M[:-1] != numbers_M[1:]) + 1).tolist():
-        part = list(render(count))
-        if part != ids[: len(part)]:
-            raise ConflictError(
-                [
-                    f"{where}: the chat template renders the first {count} messages otherwise alone than in the whole "
-                    "chat (it rewrites earlier turns, e.g. drops their thinking), so nobody knows where message "
-                    f"{count} ends. Use a template that only appends, or give one number for the row."
-                ]
-            )
-        spread_S[start : len(part)] = numbers_M[count - 1]
-        start = len(part)
-    spread_S[start:] = numbers_M[-1]
-    return spread_S
+def place(row: int, dataset: str) -> str:
+    """Say which row it is, for messages."""
+    return f"row {row} of the dataset `{dataset}`"
 
 
-def cut(values: Sequence[float], length: int, end: str) -> Sequence[float]:
-    """Return what is left of a row's numbers where its tokens were cut to `length`, at the `start` or the `end`."""
-    return values if len(values) <= length else values[:length] if end == "end" else values[len(values) - length :]
+def _number(example: Mapping[str, Any], row: int) -> dict[str, int]:
+    del example
+    return {ROW: row}
 
 
-def _parsed(column: Column, value: Any, where: str) -> Numbers:
+def parsed(column: Column, value: Any, where: str) -> Numbers:
     """Return one number or a list of them, None as NaN."""
     if value is None:
-        raise _refused(column, where, "is None; give a number")
+        raise refused(column, where, "is None; give a number")
     try:
         given = np.asarray(value)
     except ValueError:
@@ -203,15 +161,22 @@ def _parsed(column: Column, value: Any, where: str) -> Numbers:
         if not wrong:
             given = given.astype(np.float64)
     if given.dtype.kind not in "iuf" or given.ndim > 1:
-        raise _refused(column, where, f"holds {_shown(value)}; give a number, or a list of numbers")
+        raise refused(column, where, f"holds {_shown(value)}; give a number, or a list of numbers")
     with np.errstate(over="ignore"):
         return given.astype(np.float32)
 
 
-def _of_targets(column: Column, found_S: Numbers, labels: Sequence[int], where: str) -> Numbers:
+def of_targets(
+    column: Column,
+    found_S: Numbers,
+    labels: Sequence[int],
+    where: str,
+    begins: Sequence[int] | NDArray[np.int64] = (0,),
+) -> Numbers:
+    """Refuse numbers that cannot be used; what is no target gets 1."""
     target_S = np.asarray(labels) != IGNORE_INDEX
     predicted_S = target_S.copy()
-    predicted_S[:1] = False
+    predicted_S[[at for at in begins if at < len(predicted_S)]] = False
     wrong_S = ~np.isfinite(found_S)
     if column.factor:
         wrong_S |= found_S < 0
@@ -220,11 +185,12 @@ def _of_targets(column: Column, found_S: Numbers, labels: Sequence[int], where: 
         at = int(wrong_S.argmax())
         allowed = "a finite number of 0 or more" if column.factor else "a finite number"
         what = "no number (None or NaN)" if np.isnan(found_S[at]) else f"{found_S[at]:g}"
-        raise _refused(column, where, f"has {what} for token {at}, which is trained; give {allowed}")
+        raise refused(column, where, f"has {what} for token {at}, which is trained; give {allowed}")
     return np.where(target_S, found_S, np.float32(1))
 
 
-def _refused(column: Column, where: str, why: str) -> ConflictError:
+def refused(column: Column, where: str, why: str) -> ConflictError:
+    """Make the error of a column whose numbers cannot be used."""
     return ConflictError([f"{where}: the column `{column.name}` {why}."])
 
 
@@ -235,7 +201,3 @@ def _is_number(entry: Any) -> bool:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _keys(messages: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(dict.fromkeys(key for message in messages for key in message))

@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Trainer
 
+from dft_plugin.config.handover import swapped
 from dft_plugin.core.targets import IGNORE_INDEX
+
+
+def fetch_counted(
+    trainer: Any, fetch: Callable[..., Any], *args: Any, **kwargs: Any
+) -> tuple[list[Any], Any, Tensor | None]:
+    """Fetch the micro-batches of a step, and count its targets. Every rank must call it.
+
+    Where transformers counts as well, it counts this rank's own meanwhile: to sum one number over ranks twice is one
+    more wait of all ranks for each other, in every step.
+
+    Args:
+        trainer: a `transformers.Trainer`.
+        fetch: its `get_batch_samples`, called with what follows.
+        args: positional arguments of it.
+        kwargs: its keyword arguments.
+
+    Returns:
+        The micro-batches, the number of items as the trainer counts them, and `count_targets` of them.
+    """
+    theirs_too = trainer.args.average_tokens_across_devices and trainer.args.world_size > 1
+    alone = theirs_too and all(map(_is_transformers, (fetch, getattr(trainer, "_get_num_items_in_batch", fetch))))
+    with swapped(trainer.args, "average_tokens_across_devices", False) if alone else nullcontext():
+        samples, theirs = fetch(*args, **kwargs)
+    count = count_targets(trainer, samples)
+    if alone and count is None and theirs is not None:
+        theirs = trainer.accelerator.reduce(theirs, reduction="sum")
+    return samples, theirs, count
+
+
+def _is_transformers(method: Any) -> bool:
+    """Whether a method is transformers' own: others may count something else, or read the setting for more."""
+    return getattr(method, "__module__", None) == "transformers.trainer"
 
 
 def count_targets(trainer: Any, micro_batches: Iterable[Any]) -> Tensor | None:
@@ -87,3 +122,17 @@ def with_number_of_items(
     if len(args) > 3:
         return (*args[:3], count, *args[4:]), dict(kwargs)
     return args, {**kwargs, "num_items_in_batch": count}
+
+
+def micro_batches_of(trainer: Any) -> int:
+    """Return the number of micro-batches of the step that is going on; the last one of an epoch may have fewer."""
+    return int(getattr(trainer, "current_gradient_accumulation_steps", trainer.args.gradient_accumulation_steps))
+
+
+def is_scaled(trainer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a trainer takes the loss of its `compute_loss`, called with these, as divided by all that it needs."""
+    # Since transformers 5.19 the trainer may say so itself; before, nobody would read it.
+    scaled = trainer.loss_is_scaled_for_ga if hasattr(Trainer, "loss_is_scaled_for_ga") else None
+    if scaled is None:
+        scaled = trainer.model_accepts_loss_kwargs and number_of_items(args, kwargs) is not None
+    return bool(scaled)

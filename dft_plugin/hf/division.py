@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from dft_plugin.errors import ConflictError
+from dft_plugin.hf.counting import micro_batches_of
 
 
 class Division:
@@ -59,6 +60,42 @@ class Division:
         return [float(gradient) for gradient in found if gradient is not None]
 
 
+def passes_on(
+    trainer: Any, base: type, loss: Tensor, losses: Tensor, number: Tensor, micro_batch: int, divisor: float
+) -> bool:
+    """Say whether a `compute_loss` passes the number of a step's targets on to the one that it inherits.
+
+    Args:
+        trainer: whose it is.
+        base: the class that sums losses up and divides them.
+        loss: what came out, a scalar.
+        losses: what was summed up, of any shape.
+        number: the count that was given, a scalar that asks for a gradient.
+        micro_batch: the targets of the micro-batch.
+        divisor: what divides the loss of a step.
+
+    Raises:
+        ConflictError: it does not, and the loss was divided by something else.
+    """
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(
+        loss, (losses, number), retain_graph=True, allow_unused=True
+    )
+    gradient, by_number = found
+    if by_number is not None or gradient is None or micro_batch == 0:
+        return by_number is not None
+    by = abs(float(1 / gradient.reshape(-1)[0]))
+    # One micro-batch may be the whole step, or the count be passed on as a number: that is as good, this time.
+    if abs(by - divisor) < 0.001 * divisor or abs(micro_batch - divisor) < 0.001 * divisor:
+        return False
+    raise ConflictError(
+        [
+            f"{type(trainer).__name__}.compute_loss calls {base.__name__}'s without num_items_in_batch: the loss of a "
+            f"micro-batch of {micro_batch} targets was divided by {by:.6g}, that of the step's {divisor:.6g} is not "
+            "in it, and steps would depend on how a batch is split. Pass num_items_in_batch on as it was given."
+        ]
+    )
+
+
 def require_division(trainer: Any, factors: Sequence[float], steps: int, scales: Sequence[float]) -> None:
     """Stop where the mean of a micro-batch is not divided by the accumulation steps.
 
@@ -85,3 +122,24 @@ def require_division(trainer: Any, factors: Sequence[float], steps: int, scales:
                     "divide, or set gradient_accumulation_steps to 1."
                 ]
             )
+
+
+def check_division(trainer: Any, division: Division, loss: Tensor | None, looked_at: set[int]) -> None:
+    """Stop where a `training_step` asked for the mean of a micro-batch and did not divide it by their number.
+
+    Args:
+        trainer: whose step it is.
+        division: of its losses.
+        loss: as `Division.factors` takes it.
+        looked_at: sizes of windows of which it is known; a window of another size may be divided by the wrong number.
+
+    Raises:
+        ConflictError: it does not divide.
+    """
+    steps = micro_batches_of(trainer)
+    factors = division.factors(loss)
+    if not factors or steps in looked_at:
+        return
+    scaler = trainer.accelerator.scaler if loss is None else None
+    require_division(trainer, factors, steps, [1.0] if scaler is None else [1.0, scaler.get_scale()])
+    looked_at.add(steps)

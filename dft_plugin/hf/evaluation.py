@@ -24,6 +24,7 @@ from transformers.trainer_pt_utils import IterableDatasetShard
 
 from dft_plugin.hf.batch_parts import labels_of
 from dft_plugin.hf.replay import replaying_batches, replaying_stream
+from dft_plugin.saying import warn
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class EvaluationRows:
         """Log a warning, the first time in this pass: what holds for a batch mostly holds for the next."""
         if text not in self._said:
             self._said.add(text)
-            logger.warning(text, *args)
+            warn(logger, text, *args)
 
     def copies(self, accelerator: Any) -> int:
         """Return how many ranks were given exactly this rank's data. Every rank must call it."""
@@ -119,10 +120,11 @@ def evaluation_rows(loader: Any, processes: int) -> Iterator[EvaluationRows]:
     stream = getattr(loader, "dataset", None)
     if isinstance(stream, (AccelerateStreamShard, IterableDatasetShard)):
         if getattr(loader, "num_workers", 0):
-            logger.warning(
+            warn(
+                logger,
                 "dft: rows repeated to fill up the last batch are read by the loader's workers, where they cannot be "
                 "told apart: dft/* of this evaluation count them. Set dataloader_num_workers to 0, or leave "
-                "dispatch_batches as it is."
+                "dispatch_batches as it is.",
             )
             yield EvaluationRows(_all_real)
             return

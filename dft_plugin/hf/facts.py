@@ -16,6 +16,7 @@ from dft_plugin.core.targets import Facts, shift
 from dft_plugin.core.transfer import bring
 from dft_plugin.errors import ConflictError
 from dft_plugin.objectives import Clock
+from dft_plugin.saying import shown
 
 COLUMN = "dft_column_"
 """What stands before the name of a column in a batch: float [B, S], aligned with the tokens as `labels` are."""
@@ -35,6 +36,14 @@ def without_columns(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _taken(inputs: dict[str, Any]) -> dict[str, Tensor]:
+    for key, column in inputs.items():
+        if key.startswith((COLUMN, BITS)) and not isinstance(column, Tensor):
+            raise ConflictError(
+                [
+                    f"the column `{key}` has come as {shown(column)}, a {type(column).__name__}; a tensor is needed, "
+                    "one number for each token. Put it into the batch as the labels are."
+                ]
+            )
     found = {key.removeprefix(COLUMN): inputs.pop(key) for key in list(inputs) if key.startswith(COLUMN)}
     for name, column in found.items():
         if column.dtype in (torch.float16, torch.bfloat16):

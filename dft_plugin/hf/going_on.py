@@ -9,6 +9,7 @@ from dft_plugin.core.stats import Tally
 from dft_plugin.hf.batch_parts import BatchParts
 from dft_plugin.hf.division import Division
 from dft_plugin.hf.evaluation import EvaluationRows
+from dft_plugin.hf.finite import Finite
 from dft_plugin.hf.rescaling import Rescaling
 from dft_plugin.objectives import Clock
 
@@ -23,6 +24,7 @@ class Pass:
         due: statistics that were reduced for the log that comes next.
         clock: how far the run was in its last step.
         rescaling: of the optimizer step that is going on.
+        finite: looks after the loss of a training; None in an evaluation.
     """
 
     tally: Tally
@@ -30,14 +32,14 @@ class Pass:
     due: dict[str, float] | None = None
     clock: Clock | None = None
     rescaling: Rescaling = field(default_factory=Rescaling)
+    finite: Finite | None = None
 
 
 def clock_of(state: Any) -> Clock:
     """Return how far a trainer is, given its `TrainerState`, which knows the number of steps once it trains."""
     last_step = state.max_steps if state.max_steps > 0 else None
-    # A run that is resumed with fewer steps than it has done is at its end.
-    step = state.global_step if last_step is None else min(state.global_step, last_step)
-    return Clock(step, last_step, float(state.epoch or 0))
+    # It may be resumed with fewer steps than it has done.
+    return Clock.of_run(state.global_step, last_step, float(state.epoch or 0))
 
 
 @dataclass

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dft_plugin.core import targets
 from dft_plugin.core.transfer import Fetched, version_of
 from dft_plugin.errors import LabelError
+from dft_plugin.saying import shown
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,23 @@ def of_all_tokens(inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
     if inputs.get("shift_labels") is None:
         labels[..., 0] = targets.IGNORE_INDEX
     return nn.functional.pad(labels, (missing, 0), value=targets.IGNORE_INDEX)
+
+
+def require_tensors(inputs: Mapping[str, Any]) -> None:
+    """Refuse labels that are no tensors.
+
+    Raises:
+        LabelError: says which, and what they are.
+    """
+    for name in ("labels", "shift_labels"):
+        given = inputs.get(name)
+        if isinstance(given, Tensor) and not given.dim():
+            raise LabelError(f"{name} is a tensor of one number without a shape; one label for each token is needed.")
+        if given is not None and not isinstance(given, Tensor):
+            raise LabelError(
+                f"{name} is {shown(given)}, a {type(given).__name__}; a tensor of token ids is needed, one for each "
+                "token, with -100 for those that are not trained."
+            )
 
 
 def require_unshifted(inputs: Mapping[str, Any]) -> None:

@@ -17,11 +17,29 @@ _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParalle
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside `torch.compile` and PEFT wrappers.
+    """Return the model inside `torch.compile`, PEFT's wrappers, and those of other tuners that hold a `base_model`.
 
     Raises:
         UnsupportedModelError: the model is wrapped for several devices already.
     """
+    model = _without_known_wrappers(model)
+    return model.base_model if _holds_a_model(model) else model  # type: ignore[return-value]
+
+
+def is_in_another_wrapper(model: nn.Module) -> bool:
+    """Whether a model stands as `base_model` in a wrapper that is neither torch's nor PEFT's.
+
+    It may hand its calls on, or compute a loss by itself: only a trainer's hook would notice.
+    """
+    return _holds_a_model(_without_known_wrappers(model))
+
+
+def _holds_a_model(model: nn.Module) -> bool:
+    # A model of transformers calls its own backbone so.
+    return not isinstance(model, PreTrainedModel) and isinstance(getattr(model, "base_model", None), PreTrainedModel)
+
+
+def _without_known_wrappers(model: nn.Module) -> nn.Module:
     if type(model).__name__ in _WRAPPERS:
         raise UnsupportedModelError(
             f"the model is wrapped in {type(model).__name__}. Attach the loss first, then wrap the model."
@@ -54,6 +72,8 @@ def require_causal_lm(model: nn.Module) -> PreTrainedModel:
     batch (`own_loss.py`).
     """
     name = type(model).__name__
+    if hasattr(model, "get_train_dataloader"):
+        raise UnsupportedModelError(f"{name} is a trainer, and a model is needed. Use dft_plugin.activate(trainer).")
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
             f"{name} is not a transformers PreTrainedModel. For a model of your own use "

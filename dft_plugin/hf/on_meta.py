@@ -33,5 +33,9 @@ def require_numbers(model: nn.Module, inputs: Mapping[str, Any]) -> None:
 
 
 def _is_empty(model: nn.Module) -> bool:
-    on_meta = [parameter.is_meta for parameter in model.parameters()]
-    return bool(on_meta) and all(on_meta) and not any(hasattr(module, "_hf_hook") for module in model.modules())
+    # Asked in every pass: the first parameter with numbers ends it.
+    parameters = model.parameters()
+    first = next(parameters, None)
+    if first is None or not first.is_meta or not all(parameter.is_meta for parameter in parameters):
+        return False
+    return not any(hasattr(module, "_hf_hook") for module in model.modules())

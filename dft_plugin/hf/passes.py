@@ -43,6 +43,7 @@ from dft_plugin.hf.spare import logits_are_spare
 from dft_plugin.hf.untouched import Undisturbed
 from dft_plugin.kernels import Head, OpaqueHead, score_logits, score_logits_
 from dft_plugin.objectives import Clock
+from dft_plugin.saying import warn
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +118,12 @@ class Passes:
         done = self._lean_pass(model, forward, inputs, facts)
         if isinstance(done, Pass):
             return done
-        self._leave_lean(model, done, first)
+        require_free(model, done, insists=self.plan.path == "lean", first=first)
         inputs = inputs if kept is None else kept.again()
-        return self._logits_pass(model, forward, inputs, facts, keep_logits=False)
+        passed = self._logits_pass(model, forward, inputs, facts, keep_logits=False)
+        # Not before: a batch that no path can score says nothing of the model.
+        self._leave_lean(model, done)
+        return passed
 
     def _referring(
         self, model: nn.Module, forward: Forward, inputs: dict[str, Any], facts: Facts, vocab_size: int | None
@@ -172,7 +176,8 @@ class Passes:
         if stand_in.calls != 1 or hidden_BSD is None:
             return called_often(stand_in)
         labels_BS = seen.labels.read()
-        if hidden_BSD.shape[:-1] != labels_BS.shape:
+        # Some classes flatten one of the two, as transformers' losses do.
+        if hidden_BSD.shape[:-1].numel() != labels_BS.numel():
             return NotLean(
                 f"its head gets hidden states {tuple(hidden_BSD.shape)} for labels {tuple(labels_BS.shape)}"
             )
@@ -314,9 +319,8 @@ class Passes:
                 return NotLean("its forward works on its logits by their shape")
         raise error
 
-    def _leave_lean(self, model: nn.Module, found: NotLean, first: bool) -> None:
-        """Take the logits path from now on, or refuse where that cannot be done."""
-        require_free(model, found, insists=self.plan.path == "lean", first=first)
+    def _leave_lean(self, model: nn.Module, found: NotLean) -> None:
+        """Take the logits path from now on."""
         if found.final:
-            logger.warning("dft: %s: scoring the model's logits, since %s.", type(model).__name__, found.reason)
+            warn(logger, "dft: %s: scoring the model's logits, since %s.", type(model).__name__, found.reason)
             self.route = Route("logits", why_not_lean=found.reason)

@@ -18,13 +18,13 @@ from torch import Tensor
 from dft_plugin.config.beforehand import OLD
 from dft_plugin.core.plan import COLUMNS
 from dft_plugin.errors import ConflictError
-from dft_plugin.functional import plan_for
 from dft_plugin.hf.adapters import adapter_parameters, has_adapters, why_not_base
 from dft_plugin.hf.another_model import AnotherModel, load
 from dft_plugin.hf.attachment import attach_plan
 from dft_plugin.hf.model import require_causal_lm, unwrap
 from dft_plugin.hf.reference import BaseModel
 from dft_plugin.objectives import REFERENCE_COLUMNS, Clock, Objective, ReferenceColumns, Rows, RowStatistic, Targets
+from dft_plugin.plans import plan_for
 
 if TYPE_CHECKING:
     from dft_plugin.hf.attachment import Attachment
@@ -59,25 +59,6 @@ class Recorded(Objective):
     def weigh(self, rows: Rows, targets: Targets, clock: Clock | None) -> Weighed:
         """Return the columns as statistics."""
         return ReferenceColumns(self.statistics).weigh(rows, targets, clock)
-
-
-class Carried(Objective):
-    """Weighs nothing, and has columns of the data go along."""
-
-    name: ClassVar[str] = "carried"
-    summary: ClassVar[str] = "w = 0"
-    source: ClassVar[str] = "dft-plugin"
-
-    names: tuple[str, ...] = Field((), description="Of the data.")
-
-    @property
-    def columns(self) -> frozenset[str]:  # type: ignore[override]  # an option decides
-        """What goes along."""
-        return frozenset(self.names)
-
-    def weight(self, rows: Rows) -> Tensor:
-        """Return 0 [T]."""
-        return torch.zeros_like(rows.logp_T)
 
 
 def config_digest(config: Any) -> str:

@@ -99,11 +99,14 @@ def find_reference(plan: LossPlan, model: Any) -> Reference | None:
 
     Raises:
         ConflictError: there is none of that kind.
+        UnsupportedModelError: ranks share the weights of which there should be a copy.
     """
     word = plan.reference
     if not plan.refers or word == COLUMNS or (word is None and not has_adapters(model)):
         return None
     if word == "copy":
+        # Before it is made: weights that ranks share may not let themselves be copied.
+        _require_whole(word, model)
         return copy_of(model)
     if word in (None, "base", "start"):
         problem = _without_adapters(plan, model) or (None if word == "start" else why_not_base(model))
@@ -225,7 +228,7 @@ def refer(
             "registered in it, so it may run another model's. Write `reference: PATH` of the same model."
         )
     if stand_in.calls != 1 or stand_in.hidden is None:
-        return called_often(stand_in)
+        return called_often(stand_in, output.logits)
     if not isinstance(reference, AnotherModel):
         return Referred(wanted, stand_in.hidden, vocab_size)
     transform = _transform_of(reference, stand_in, output.logits)
@@ -262,15 +265,22 @@ def _transform_of(reference: AnotherModel, stand_in: HeadStandIn, logits: Tensor
     return found
 
 
-def _require_plain(reference: Reference, model: Any, inputs: Mapping[str, Any]) -> None:
-    if is_sharded(model) and not (isinstance(reference, BaseModel) and is_fsdp2(model)):
+def _require_whole(word: str, model: Any) -> None:
+    if is_sharded(model):
         raise UnsupportedModelError(
-            f"`reference: {reference.word}` was never run with a model whose weights are sharded like this one's over "
+            f"`reference: {word}` was never run with a model whose weights are sharded like this one's over "
             "ranks (FSDP, ZeRO-3, tensor parallelism). What works: adapters under FSDP2 with `reference: base`; any "
             "reference beside whole weights (DDP, ZeRO-1 and 2); or `reference: columns`, computed beforehand."
         )
+
+
+def _require_plain(reference: Reference, model: Any, inputs: Mapping[str, Any]) -> None:
+    if not (isinstance(reference, BaseModel) and is_fsdp2(model)):
+        _require_whole(reference.word, model)
     embeds = inputs.get("inputs_embeds")
-    if inputs.get("past_key_values") is not None or (isinstance(embeds, Tensor) and embeds.requires_grad):
+    # transformers 5.24 calls it `cache`, and takes both names.
+    cached = any(inputs.get(name) is not None for name in ("past_key_values", "cache"))
+    if cached or (isinstance(embeds, Tensor) and embeds.requires_grad):
         raise UnsupportedModelError(
             "what stands before the tokens of this batch is trained (a prompt or a prefix), and a reference would be "
             "given it as well. Train LoRA, or choose a loss without a reference, `dft` for one."

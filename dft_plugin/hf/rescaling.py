@@ -83,7 +83,8 @@ class Rescaling:
         if objective is None or not sources:
             return
         if not self.looked:
-            _require_steps_outside(trainer.model, objective)
+            why = f"{objective.name} {divides(objective)}, for which gradients are multiplied at its end"
+            require_steps_outside(trainer.model, why, "another objective")
             self.looked = True
         loss: Tensor = returned[0] if isinstance(returned, tuple) else returned
         reached, leaves = made_of(loss, sources)
@@ -119,7 +120,7 @@ class Rescaling:
         if not trainer.accelerator.sync_gradients:
             return torch.zeros_like(loss)
         factor = self._factor(trainer)
-        for gradient in _gradients(trainer):
+        for gradient in gradients(trainer):
             gradient.mul_(factor.to(gradient.device))
         total = torch.stack(self.losses).sum() * factor.to(loss)
         self.divisors, self.losses = [], []
@@ -136,7 +137,7 @@ class Rescaling:
         return torch.where(divisor == 0, torch.ones_like(divisor), count / divisor)
 
 
-def _gradients(trainer: Any) -> Iterator[Tensor]:
+def gradients(trainer: Any) -> Iterator[Tensor]:
     """Yield the gradients of all that is trained, each once; those that are sharded, this rank's part."""
     groups = [] if trainer.optimizer is None else trainer.optimizer.param_groups
     parameters = [*trainer.model.parameters(), *(one for group in groups for one in group["params"])]
@@ -144,6 +145,22 @@ def _gradients(trainer: Any) -> Iterator[Tensor]:
         gradient: Any = parameter.grad
         if gradient is not None:
             yield gradient.to_local() if hasattr(gradient, "to_local") else gradient
+
+
+_STEPS_INSIDE = ("layerwise", "lomo")
+"""Parts of the names of transformers' optimizers that step inside the backward pass."""
+
+_REDUCE_INSIDE = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
+"""Engines of accelerate that hold gradients where nobody else finds them."""
+
+
+def steps_inside(trainer: Any) -> tuple[str | None, str | None]:
+    """Return who takes gradients before a backward pass is over, an engine and an optimizer; None: nobody is known."""
+    engine = _REDUCE_INSIDE.get(trainer.accelerator.distributed_type.name)
+    if getattr(trainer, "use_apex", False):
+        engine = "Apex"
+    optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    return engine, optimizer if any(part in optimizer for part in _STEPS_INSIDE) else None
 
 
 def auxiliary_problem(name: str) -> str:
@@ -161,16 +178,24 @@ def divides(objective: Weigher) -> str:
     return f"divides by the {by} in a whole step"
 
 
-def _require_steps_outside(model: nn.Module, objective: Weigher) -> None:
-    """Check that nobody uses up the gradients inside the backward pass; the optimizer is made."""
+def require_steps_outside(model: nn.Module, why: str, instead: str) -> None:
+    """Check that nobody uses up the gradients inside the backward pass; the optimizer is made.
+
+    Args:
+        model: that is trained.
+        why: for what they are needed after it, as the beginning of a sentence.
+        instead: what else may be chosen.
+
+    Raises:
+        ConflictError: somebody does.
+    """
     for name, parameter in model.named_parameters():
         hooks = list((getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values())
         if hooks:
             hook = getattr(hooks[0], "__qualname__", type(hooks[0]).__qualname__)
             raise ConflictError(
                 [
-                    f"{objective.name} {divides(objective)}, for which gradients are multiplied at its end; {hook} "
-                    f"takes that of {name} inside the backward pass (a layer-wise optimizer, or one that keeps its "
-                    "state on the CPU). Choose an optimizer that steps afterwards, or another objective."
+                    f"{why}; {hook} takes that of {name} inside the backward pass (a layer-wise optimizer, or one "
+                    f"that keeps its state on the CPU). Choose an optimizer that steps afterwards, or {instead}."
                 ]
             )

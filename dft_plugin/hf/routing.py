@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf import calibration, graph
@@ -73,7 +73,7 @@ def judge(model: nn.Module, stand_in: HeadStandIn, seen: Seen, known: Route | No
         known: what an earlier pass has told; None before there was one.
     """
     if stand_in.calls != 1:
-        return called_often(stand_in)
+        return called_often(stand_in, seen.logits)
     with_graph = torch.is_grad_enabled()
     told_by_graph = with_graph or (known is not None and known.with_graph)
     if seen.auxiliary is not None and not told_by_graph and bool(seen.auxiliary != 0):
@@ -127,9 +127,10 @@ def expected(asked: Reading | NotLean, known: Route) -> Transform | NotLean:
     return known.transform if waits and known.steady else verdict_of(asked)
 
 
-def called_often(stand_in: HeadStandIn) -> NotLean:
-    """Say that a head is not called once."""
-    return NotLean(f"the model calls its head {stand_in.calls} times")
+def called_often(stand_in: HeadStandIn, logits: Tensor | None = None) -> NotLean:
+    """Say that a head is not called once. Some forwards make the logits of one token by themselves, of no others."""
+    alone = not stand_in.calls and logits is not None and logits[..., 0].numel() == 1
+    return NotLean(f"the model calls its head {stand_in.calls} times", final=not alone)
 
 
 def agree(model: nn.Module, verdict: Transform | NotLean) -> Transform | NotLean:

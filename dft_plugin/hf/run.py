@@ -5,13 +5,38 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from dft_plugin.config.handover import swapped
 from dft_plugin.errors import ConflictError, NotActiveError, SettingsError
-from dft_plugin.functional import LossLike
 from dft_plugin.hf.activation import activate
+from dft_plugin.hf.columns import Column, columns_of
+from dft_plugin.plans import LossLike, plan_for
+
+Carrying = Callable[[Sequence[Column]], AbstractContextManager[object]]
+"""A host's: inside the block that it returns, what the host prepares keeps these columns, a number for each token."""
+
+
+@contextmanager
+def training(trainer_class: type, loss: LossLike, carrying: Carrying = nullcontext) -> Iterator[list[Any]]:
+    """Have a host's own training, started inside this block, train a loss, and keep the columns that it reads.
+
+    Args:
+        trainer_class: the host's trainer.
+        loss: what stands after `loss:`.
+        carrying: lets columns through what the host prepares; nothing: rows keep them by themselves.
+
+    Yields:
+        The trainers that were made, the loss on each.
+
+    Raises:
+        ConflictError: blocks inside one another.
+        NotActiveError: the block ended, and no trainer was made.
+    """
+    columns = columns_of(plan_for(loss))
+    with carrying(columns) if columns else nullcontext(), activating(trainer_class, loss) as made:
+        yield made
 
 
 @contextmanager
@@ -58,12 +83,16 @@ class _Made(BaseException):
         self.trainer = trainer
 
 
-def first_trainer(trainer_class: type, run: Callable[[], object]) -> Any:
+def first_trainer(
+    trainer_class: type, run: Callable[[], object], columns: Sequence[str], carrying: Carrying = nullcontext
+) -> Any:
     """Start a host's run, and return the trainer that it makes, as it is before anything is trained or written.
 
     Args:
         trainer_class: the host's trainer.
         run: starts it.
+        columns: of the user's data, to keep in the trainer's.
+        carrying: lets them through what the host prepares; nothing: rows keep them by themselves.
 
     Raises:
         NotActiveError: it ended, and made none.
@@ -76,7 +105,8 @@ def first_trainer(trainer_class: type, run: Callable[[], object]) -> Any:
         raise _Made(self)
 
     try:
-        with swapped(trainer_class, "__init__", init):
+        keeping = carrying(tuple(map(Column, columns))) if columns else nullcontext()
+        with keeping, swapped(trainer_class, "__init__", init):
             run()
     except _Made as made:
         return made.trainer

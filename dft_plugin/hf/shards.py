@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,30 @@ def write(shard: Shard, rows: Mapping[str, Sequence[Any]]) -> None:
 
     table = pa.table({name: pa.array(values, of(name)) for name, values in rows.items()})
     _put(shard.path, lambda path: parquet.write_table(table, path))
+
+
+def saved_to_disk(folder: Path, splits: Sequence[str], called: Mapping[str, str]) -> Path:
+    """Write the rows of a folder once more, in it, as `datasets.load_from_disk` reads them; return where.
+
+    Args:
+        folder: what was written here.
+        splits: which.
+        called: other names for some of them.
+    """
+    from datasets import load_dataset
+
+    done, unfinished, cache = folder / "tokenized", folder / ".tokenized", folder / ".cache"
+    if done.exists():
+        return done
+    data = folder / "data"
+    files = {called.get(split, split): sorted(map(str, data.glob(f"{split}-[0-9]*.parquet"))) for split in splits}
+    try:
+        load_dataset("parquet", data_files=files, cache_dir=str(cache)).save_to_disk(str(unfinished))
+        unfinished.replace(done)
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return done
 
 
 def _put(path: Path, fill: Any) -> None:

@@ -9,16 +9,11 @@ from typing import Any
 
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.errors import ConflictError
+from dft_plugin.hf import finite
 from dft_plugin.hf.counting import averaging_processes, context_parallel_size
 from dft_plugin.hf.model import unwrap
-from dft_plugin.hf.rescaling import auxiliary_problem, divides
+from dft_plugin.hf.rescaling import auxiliary_problem, divides, steps_inside
 from dft_plugin.objectives import Weigher
-
-_STEPS_INSIDE = ("layerwise", "lomo")
-"""Parts of the names of transformers' optimizers that step inside the backward pass."""
-
-_REDUCE_INSIDE = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
-"""Engines of accelerate that hold gradients where nobody else finds them."""
 
 
 def problems(trainer: Any, plan: LossPlan) -> list[str]:
@@ -39,7 +34,7 @@ def problems(trainer: Any, plan: LossPlan) -> list[str]:
             )
         if one.divisor != "tokens":
             found += _engines(trainer, one)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([*found, *finite.problems(trainer, plan)]))
 
 
 def require_whole(trainer: Any, plan: LossPlan) -> None:
@@ -89,14 +84,11 @@ def _splits_of_batch(trainer: Any, objective: Weigher) -> list[str]:
 
 def _engines(trainer: Any, objective: Weigher) -> list[str]:
     why = f"{objective.name} {divides(objective)}, for which gradients are multiplied at its end"
-    engine = _REDUCE_INSIDE.get(trainer.accelerator.distributed_type.name)
-    optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    engine, optimizer = steps_inside(trainer)
     found = []
-    if getattr(trainer, "use_apex", False):
-        engine = "Apex"
     if engine is not None:
         found.append(f"{why}, and {engine} has taken them by then. Use DDP or FSDP, or another objective.")
-    if any(part in optimizer for part in _STEPS_INSIDE):
+    if optimizer is not None:
         found.append(
             f"{why}, and the optimizer {optimizer} has stepped inside the backward pass by then. Choose one that "
             "steps afterwards, or another objective."

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dft_plugin.hf.attachment import Attachment
+from dft_plugin.hf.computing import kernel_of
 from dft_plugin.hf.head import find_door, look_at
-from dft_plugin.kernels import auto, blocked, choose, hands_over
 from dft_plugin.objectives import wording
 
 
@@ -26,6 +26,8 @@ def startup_line(attachment: Attachment, trainer: str, replaced: Sequence[str] =
         reference=_compared(attachment),
         tokens=[tokens] if tokens else [],
         log=plan.extra,
+        resume=plan.resume,
+        nonfinite=plan.nonfinite,
     )
     return "; ".join([on, *besides, *([f"replaces {', '.join(replaced)}"] if replaced else [])])
 
@@ -48,11 +50,5 @@ def _how(attachment: Attachment) -> str:
     reading = look_at(find_door(head))
     if isinstance(reading, str):
         return f"calls the head on chunks of tokens ({reading})"
-    kernel = plan.kernel
-    if kernel is auto:
-        kernel = choose(reading.linear.weight.device.type, trained=reading.trained)
-    if kernel is blocked:
-        reasons = (hands_over(one, plan.wanted, trained=reading.trained) for one in plan.every)
-        for reason in filter(None, reasons):
-            return f"kernel chunked ({reason})"
-    return f"kernel {kernel.__name__}"
+    name, why = kernel_of(plan, reading, plan.every)
+    return f"kernel {name} ({why})" if why else f"kernel {name}"

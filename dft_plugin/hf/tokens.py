@@ -55,8 +55,24 @@ def read(plan: LossPlan, model: nn.Module, processor: Any = None, ends: Iterable
     if reader.problems:
         return Reading(plan, reader.ends, problems=tuple(reader.problems))
     always = {**kinds, **({"ids": given} if given else {})}
+    # Of some of a kind it is how these are left out.
+    lost = [kind for kind, ids in always.items() if all(factors.get(number) == 0 for number in ids)]
+    if lost:
+        said = f"`{_ALWAYS}: {lost[0]}` gives tokens weight 1, and `{_FACTORS}` multiplies all of these by 0"
+        return Reading(plan, reader.ends, problems=(f"{said}. Drop one of them.",))
     read_plan = plan.with_ids({number for ids in always.values() for number in ids}, factors)
     return Reading(read_plan, reader.ends, _said(reader, always, factors, plan.rules.column))
+
+
+def kinds_of_tokens(model: nn.Module, processor: Any = None) -> dict[str, tuple[int, ...]]:
+    """Return the ids of what ends an answer (`eos`), of tokens that were `added`, and of other `special` ones.
+
+    A kind of which nothing is known is left out.
+    """
+    reader = _Reader(model, processor, ())
+    if reader.tokenizer is None:
+        return {"eos": reader.ends} if reader.ends else {}
+    return {kind: tuple(ids) for kind, ids in reader.kinds(("eos", "added", "special")).items()}
 
 
 class _Reader:

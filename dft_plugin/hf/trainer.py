@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -14,23 +14,26 @@ from transformers import Trainer
 
 from dft_plugin.config.handover import swapped
 from dft_plugin.core.stats import Tally
-from dft_plugin.hf import best, first_log, guard, splits, switch
+from dft_plugin.hf import best, first_log, guard, notebook, splits, switch
 from dft_plugin.hf.batch_parts import BatchParts
 from dft_plugin.hf.carrying import carry, columns_of
 from dft_plugin.hf.counting import (
     averaging_processes,
-    context_parallel_size,
-    count_targets,
+    fetch_counted,
+    is_scaled,
+    micro_batches_of,
     number_of_items,
-    tensor_parallel_size,
     with_number_of_items,
 )
-from dft_plugin.hf.division import require_division
+from dft_plugin.hf.division import check_division
 from dft_plugin.hf.evaluation import evaluation_rows
+from dft_plugin.hf.finite import Finite
 from dft_plugin.hf.going_on import Pass, Step, clock_of
 from dft_plugin.hf.guard import not_active
 from dft_plugin.hf.in_the_way import in_the_way
 from dft_plugin.hf.loss_calls import TrainerAttachment, naming_missing_logits
+from dft_plugin.hf.recorded import Recorded
+from dft_plugin.hf.reducing import reduced
 from dft_plugin.hf.rescaling import Rescaling
 from dft_plugin.hf.wrapping import Wrapper, wrapped
 
@@ -39,7 +42,7 @@ __all__ = ["TrainerHook", "is_trainer", "not_active"]
 logger = logging.getLogger(__name__)
 
 
-class TrainerHook(Wrapper):
+class TrainerHook(Recorded):
     """Wraps methods of one trainer instance around an attachment.
 
     Subclassed by hosts whose trainers compute the loss in a way of their own.
@@ -91,6 +94,7 @@ class TrainerHook(Wrapper):
         self.attachment.trainer_only = True
         self.wrap(self.trainer)
         carry(self.trainer, columns_of(self.plan), self.change)
+        notebook.show_statistics(self.trainer, self.change)
         self.replaced += best.prefer(self.trainer, self.choice.change)
 
     def remove(self) -> None:
@@ -101,8 +105,11 @@ class TrainerHook(Wrapper):
     def _inner_training_loop(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Train: an attempt that fails (a batch size that does not fit, say) leaves no statistics behind."""
         splits.require_whole(self.trainer, self.plan)
-        with self._in_pass(Pass(self._new_tally())):
-            return inner(*args, **kwargs)
+        self.go_on(kwargs.get("resume_from_checkpoint"))
+        with self._in_pass(Pass(self._new_tally(), finite=Finite(self.plan, self.plan.nonfinite))):
+            result = inner(*args, **kwargs)
+            self._finite.close(self.trainer)
+            return result
 
     @wrapped
     def evaluation_loop(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -128,8 +135,7 @@ class TrainerHook(Wrapper):
     @wrapped
     def get_batch_samples(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Fetch the micro-batches of a step, and count its targets over them and over ranks."""
-        samples, theirs = inner(*args, **kwargs)
-        self._count = count_targets(self.trainer, samples)
+        samples, theirs, self._count = fetch_counted(self.trainer, inner, *args, **kwargs)
         self._rescaling.expect(self._count)
         return samples, theirs if theirs is None or self._count is None else self._count
 
@@ -142,14 +148,21 @@ class TrainerHook(Wrapper):
 
         def guarded(loss: Tensor, *args: Any, **kwargs: Any) -> Any:
             self._require(step.calls, guard.BEFORE_BACKWARD)
-            self._check_division(step, loss)
+            check_division(self.trainer, step.division, loss, self._divides)
+            finite.look(self.trainer, loss)
             return backward(loss, *args, **kwargs)
 
-        with self._in_step(step), swapped(accelerator, "backward", guarded):
+        finite = self._finite
+        tally = self._new_tally() if self._pass is None else self._pass.tally
+        finite.begin(self.trainer, tally)
+        with swapped(self, "_step", step), swapped(accelerator, "backward", guarded):
             result = inner(*args, **kwargs)
             self._require(step.calls, guard.AFTER_BACKWARD)
-            self._check_division(step, None)
-        return self._rescaling.finish(self.trainer, result)
+            check_division(self.trainer, step.division, None, self._divides)
+            finite.look(self.trainer, result)
+        result = self._rescaling.finish(self.trainer, result)
+        finite.end(self.trainer, tally)
+        return result
 
     @wrapped
     def prediction_step(
@@ -164,7 +177,7 @@ class TrainerHook(Wrapper):
             step = Step(False, calls, BatchParts(inputs, counted, rows.warn if rows is not None else logger.warning))
         want_logits = not prediction_loss_only or self._keeps_logits()
         how = {"want_logits": want_logits, "counted_B": counted, "mean_of_nothing": math.nan, "rescaling": None}
-        with self._in_step(step), self.attachment.loss_call(grad=False, tally=self._tally(), **how):
+        with swapped(self, "_step", step), self.attachment.loss_call(grad=False, tally=self._tally(), **how):
             result = inner(model, inputs, prediction_loss_only, *args, **kwargs)
             if result[0] is not None:
                 self._require(calls, guard.EVALUATION)
@@ -195,10 +208,11 @@ class TrainerHook(Wrapper):
 
     def _compute_training_loss(self, step: Step, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer in a training step."""
-        calls, tally = self.attachment.calls, self._tally()
-        with self.attachment.answering(want_logits=True) if self._keeps_logits() else nullcontext():
+        calls, tally, steps = self.attachment.calls, self._tally(), micro_batches_of(self.trainer)
+        how = {"watch": self._finite.watch, **({"want_logits": True} if self._keeps_logits() else {})}
+        with self.attachment.answering(**how):
             if self._count is None:
-                splits.require_counted(self.trainer, self.plan.holding(self.attachment.clock), self._steps())
+                splits.require_counted(self.trainer, self.plan.holding(self.attachment.clock), steps)
                 with self.attachment.loss_call(grad=torch.is_grad_enabled(), tally=tally):
                     loss = inner(*args, **kwargs)
             else:
@@ -207,7 +221,7 @@ class TrainerHook(Wrapper):
         if self._count is not None:
             stock = type(self.trainer).training_step is Trainer.training_step
             # Windows of a size that was looked at are not waited for again.
-            if self.divided_later(args, kwargs) > 1 and not stock and self._steps() not in self._divides:
+            if self.divided_later(args, kwargs) > 1 and not stock and steps not in self._divides:
                 step.division.follow(loss[0] if isinstance(loss, tuple) else loss)
         self._require(calls, guard.BEFORE_BACKWARD)
         self._rescaling.require_nothing_else(loss, self.trainer)
@@ -244,8 +258,12 @@ class TrainerHook(Wrapper):
         if this is None or not due:
             return inner(*args, **kwargs)
         this.due = self._reduce(this, "")
-        if not self._warned:
+        besides = self._finite.logs()
+        # Where all steps were left out there is nothing to judge by.
+        judged = bool(this.due) or not any(besides.values())
+        if judged and not self._warned and trainer.state.is_world_process_zero:
             self._warned = first_log.warn(this.due, self.plan, this.clock)
+        this.due |= besides
         try:
             return inner(*args, **kwargs)
         finally:
@@ -271,18 +289,16 @@ class TrainerHook(Wrapper):
             if before is None:
                 self._count = None
 
-    @contextmanager
-    def _in_step(self, step: Step) -> Iterator[Step]:
-        before, self._step = self._step, step
-        try:
-            yield step
-        finally:
-            self._step = before
-
     @property
     def _rescaling(self) -> Rescaling:
         """The pass's; a step outside of a pass is a whole one."""
         return Rescaling() if self._pass is None else self._pass.rescaling
+
+    @property
+    def _finite(self) -> Finite:
+        """The training's; a step outside of one is only looked at."""
+        found = None if self._pass is None else self._pass.finite
+        return Finite(self.plan, "warn") if found is None else found
 
     def _new_tally(self) -> Tally:
         return Tally(self.plan.statistics)
@@ -297,15 +313,7 @@ class TrainerHook(Wrapper):
         Whoever asks for one without a number of items asks for its mean, and divides that by the accumulation steps;
         transformers divides as well where the model takes no such number, whoever has counted.
         """
-        # Since transformers 5.19 the trainer may say so itself; before, nobody would read it.
-        scaled = self.trainer.loss_is_scaled_for_ga if hasattr(Trainer, "loss_is_scaled_for_ga") else None
-        if scaled is None:
-            scaled = self.trainer.model_accepts_loss_kwargs and number_of_items(args, kwargs) is not None
-        return 1 if scaled else self._steps()
-
-    def _steps(self) -> int:
-        args = self.trainer.args
-        return int(getattr(self.trainer, "current_gradient_accumulation_steps", args.gradient_accumulation_steps))
+        return 1 if is_scaled(self.trainer, args, kwargs) else micro_batches_of(self.trainer)
 
     def _keeps_logits(self) -> bool:
         """Whether a `compute_loss` of somebody's own may read the logits, since it was asked that they be made."""
@@ -315,30 +323,13 @@ class TrainerHook(Wrapper):
         if self.attachment.calls == calls:
             raise not_active(self.attachment, happened, self.trainer.model)
 
-    def _check_division(self, step: Step, loss: Tensor | None) -> None:
-        """Stop where a `training_step` asked for the mean of a micro-batch and did not divide it by their number."""
-        steps = self._steps()
-        factors = step.division.factors(loss)
-        # A window of another size may be divided by the wrong number.
-        if not factors or steps in self._divides:
-            return
-        scaler = self.trainer.accelerator.scaler if loss is None else None
-        require_division(self.trainer, factors, steps, [1.0] if scaler is None else [1.0, scaler.get_scale()])
-        self._divides.add(steps)
-
     def _reduce(self, this: Pass, prefix: str) -> dict[str, float]:
         """Return what a pass has tallied, over all ranks. Every rank must call it."""
-        trainer = self.trainer
-        accelerator = trainer.accelerator
-        copies = float(tensor_parallel_size(trainer))
-        if this.rows is not None and this.rows.digest is not None:
-            copies = this.rows.copies(accelerator) / context_parallel_size(trainer)
-
-        def all_sum(sums_K: Tensor) -> Tensor:
-            reduced: Tensor = accelerator.reduce(sums_K.to(accelerator.device) / copies, reduction="sum")
-            return reduced
-
-        logs = this.tally.take(accelerator.device).reduce(all_sum).as_logs(prefix)
+        stats = reduced(self.trainer, this.tally, this.rows)
+        self.keep_probabilities(prefix, stats)
+        if this.finite is not None:
+            this.finite.logged(self.trainer, stats)
+        logs = stats.as_logs(prefix)
         changing = self.plan.logs(this.clock) if logs else {}
         return logs | {prefix + key: value for key, value in changing.items()}
 

@@ -45,7 +45,7 @@ def turn_ends(processor: Any, tokenizer: Any) -> TurnEnds:
     if tokenizer.bos_token != tokenizer.eos_token:
         # Some templates begin each message with it.
         known.pop(tokenizer.bos_token, None)
-    first = [_first_of(known, turn.rest) for turn in turns]
+    first = _without_beginnings(known, turns, [_first_of(known, turn.rest) for turn in turns])
     if not any(first):
         first = [_any_of(known, turn.ending) for turn in turns]
     found = frozenset(known[token] for token in first if token)
@@ -69,11 +69,13 @@ class _Turn:
     """An assistant's turn as a template renders it.
 
     Attributes:
+        asked: what stands between the user's content before and this one's.
         before: all text up to the end of the content.
         rest: what follows it, up to the user's next message.
         ending: that without what begins each of the user's messages.
     """
 
+    asked: str
     before: str
     rest: str
     ending: str
@@ -109,8 +111,23 @@ def _split(text: str, answers: tuple[str, ...]) -> list[_Turn]:
         rest = text.rpartition(answer)[2].partition(_QUESTION)[0]
         of_next = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(rest[::-1], begin[::-1], strict=False))))
         ending = last if last and rest.startswith(last) else rest[: len(rest) - of_next]
-        turns.append(_Turn(text[: text.rindex(answer) + len(answer)], rest, ending))
+        asked = text.rpartition(answer)[0].rpartition(_QUESTION)[2]
+        turns.append(_Turn(asked, text[: text.rindex(answer) + len(answer)], rest, ending))
     return turns
+
+
+def _without_beginnings(known: dict[str, int], turns: list[_Turn], first: list[str | None]) -> list[str | None]:
+    """Leave out what begins the user's next message, where another turn has an end: `[INST]`, of some templates.
+
+    A mark that stands before each of the user's messages ends a turn all the same where it follows these, too: that of
+    any message, the system's among them.
+    """
+    begins = [
+        token is not None and not _first_of(known, turn.ending) and _first_of(known, turn.asked) != token
+        for token, turn in zip(first, turns, strict=True)
+    ]
+    ended = any(token and not begun for token, begun in zip(first, begins, strict=True))
+    return [None if ended and begun else token for token, begun in zip(first, begins, strict=True)]
 
 
 def _first_of(known: dict[str, int], text: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Wrapping methods of one object, and taking that back."""
+"""Wrapping methods of one object, and taking that back; standing around an object that is not changed."""
 
 from __future__ import annotations
 
@@ -75,6 +75,23 @@ class Wrapper:
 
     def _deactivate(self) -> None:
         self.active = False
+
+
+class Around:
+    """Base of what stands in for an object of a host's: what it does not have, that has.
+
+    Attributes:
+        inner: the object.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        # Copied and unpickled, it is asked before it has any attribute.
+        if name.startswith("__") or name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
 
 
 def wrapper_of(owner: Any) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 from dft_plugin.kernels.softmax import HALF_PEAK, Scored, score_block_
 from dft_plugin.kernels.types import Transform
 from dft_plugin.objectives import RowStatistic
+from dft_plugin.saying import warn
 
 logger = logging.getLogger(__name__)
 
@@ -85,4 +86,4 @@ def say_without(what: str, device_type: str, error: Exception) -> None:
     reason = " ".join([first, *others[:1]]) if first.endswith(":") else first
     if re.match(r"at \d+:\d+:", first):
         reason = [first, *others][-1]
-    logger.warning("dft: %s on %s, going on without it: %s", what, device_type, reason)
+    warn(logger, "dft: %s on %s, going on without it: %s", what, device_type, reason)

@@ -5,14 +5,15 @@ Shapes: T rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dft_plugin.errors import PluginError
+from dft_plugin.errors import DftError, PluginError
+from dft_plugin.kernels.compiled import out_of_memory
 from dft_plugin.kernels.rows import concatenate
 from dft_plugin.kernels.types import KernelResult
 from dft_plugin.objectives import Rows, Targets, Weighed, Weigher
@@ -34,29 +35,67 @@ def weigh(objective: Weigher, rows: Rows, targets: Targets) -> KernelResult:
     missing = sorted(objective.columns - targets.columns.keys())
     if missing:
         raise PluginError(
-            f"the objective {objective.name} reads the column {missing[0]} of the tokens, and nobody has given it: "
-            "one number for each token is needed. Use dft_plugin.attach(model, ...) or activate(trainer, ...), which "
-            "take columns from the batch, and those of a reference from a model."
+            f"the objective {_called(objective)} reads the column {missing[0]} of the tokens, and nobody has "
+            "given it: one number for each token is needed. Use dft_plugin.attach(model, ...) or activate(trainer, "
+            "...), which take columns from the batch, and those of a reference from a model."
         )
-    made = objective.weigh(rows, targets, targets.clock)
+    made = _asked(objective, rows, targets)
     weighed = made if isinstance(made, Weighed) else Weighed(made)
     weight_T = _one_each(weighed.weight_T, "weights", objective, rows)
     zero = torch.zeros((), dtype=weight_T.dtype, device=weight_T.device)
     loss_T = torch.where(weight_T == 0, zero, -weight_T * rows.logp_T)
     if weighed.value_T is not None:
         loss_T = _one_each(weighed.value_T, "values", objective, rows)
-    statistics = {name: _one_each(weighed.statistics[name], name, objective, rows) for name in objective.statistics}
+    # An objective of somebody else's may say anything.
+    given: Any = weighed.statistics
+    said = given if isinstance(given, Mapping) else {}
+    statistics = {name: _one_each(said.get(name), name, objective, rows) for name in objective.statistics}
+    if weighed.soft_T is not None and objective.reference != "distribution":
+        raise PluginError(
+            f"the objective {_called(objective)} returned strengths of soft targets, and declares `reference` as "
+            f"{objective.reference!r}; with `reference = 'distribution'` they would take effect."
+        )
     soft_T = None if weighed.soft_T is None else _one_each(weighed.soft_T, "strengths", objective, rows)
     return KernelResult(loss_T.sum(), rows, weight_T, loss_T, statistics, soft_T)
 
 
-def _one_each(given_T: Tensor, what: str, objective: Weigher, rows: Rows) -> Tensor:
-    if given_T.shape != rows.logp_T.shape:
+def _asked(objective: Weigher, rows: Rows, targets: Targets) -> Any:
+    """Ask an objective, and name it where it fails: the traceback above is its own."""
+    try:
+        return objective.weigh(rows, targets, targets.clock)
+    except DftError:
+        raise
+    except Exception as error:
+        # Who makes batches smaller looks for the words of the device, or of the CPU's allocator.
+        if out_of_memory(error) or "can't allocate memory" in str(error):
+            raise
         raise PluginError(
-            f"the objective {objective.name} returned {what} of shape {tuple(given_T.shape)} for "
-            f"{rows.logp_T.numel()} tokens; return one number for each token, [{rows.logp_T.numel()}]."
-        )
-    return given_T.detach().to(rows.logp_T.dtype)
+            f"the objective {_called(objective)} failed while it weighed {rows.logp_T.numel()} tokens: "
+            f"{type(error).__name__}: {error}. `dft_plugin.testing.check_objective` tries an objective by itself."
+        ) from error
+
+
+def _called(objective: Weigher) -> str:
+    """Return an objective's name; one that is no plugin's needs none."""
+    return getattr(objective, "name", type(objective).__name__)
+
+
+def _one_each(given_T: Any, what: str, objective: Weigher, rows: Rows) -> Tensor:
+    count, logp_T = rows.logp_T.numel(), rows.logp_T
+    if not isinstance(given_T, Tensor):
+        found = f"{what} that are a {type(given_T).__name__}"
+    elif given_T.shape != logp_T.shape:
+        found = f"{what} of shape {tuple(given_T.shape)}"
+    elif given_T.is_complex() or given_T.layout != torch.strided:
+        found = f"{what} of dtype {given_T.dtype} and layout {given_T.layout}"
+    elif given_T.device != logp_T.device:
+        found = f"{what} on {given_T.device}, and log p is on {logp_T.device},"
+    else:
+        return given_T.detach().to(logp_T.dtype)
+    raise PluginError(
+        f"the objective {_called(objective)} returned {found} for {count} tokens; return one number for each token, "
+        f"[{count}]."
+    )
 
 
 def join(parts: Sequence[KernelResult]) -> KernelResult:
@@ -100,9 +139,12 @@ def with_extra(result: KernelResult, names: Sequence[str]) -> KernelResult:
         result: of T tokens.
         names: `top1` (1 where no token is likelier than the target), `entropy` (in nats; it must have been asked for).
     """
-    rows = result.rows
-    values = {"top1": rows.is_top1_T.to(rows.logp_T.dtype), "entropy": rows.entropy_T}
-    added = {name: value_T for name in names if (value_T := values[name]) is not None}
+    rows, added = result.rows, dict[str, Tensor]()
+    # Not read where nobody asks: of a row of which log p alone is known, nobody knows it.
+    if "top1" in names:
+        added["top1"] = rows.is_top1_T.to(rows.logp_T.dtype)
+    if "entropy" in names and rows.entropy_T is not None:
+        added["entropy"] = rows.entropy_T
     return replace(result, statistics={**result.statistics, **added}) if added else result
 
 

@@ -5,6 +5,7 @@ Shapes: D hidden size, V vocabulary, L rows of it on this rank.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,11 +66,13 @@ class VocabShard:
             ShardError: on every rank, if the ranks' labels or hidden sizes differ.
         """
         rows, width = weight_LD.shape
-        told = [rows, width, labels.numel(), int(labels.sum())]
-        mine = torch.tensor(told, device=weight_LD.device)
-        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, mine, group=group)
-        ranks: list[list[int]] = [part.tolist() for part in parts]
+        ranks = _told([rows, width, labels.numel(), int(labels.sum())], weight_LD.device, group)
+        withdrawn = [number for number, rank in enumerate(ranks) if rank[0] < 0]
+        if withdrawn:
+            raise ShardError(
+                f"rank {withdrawn[0]} of the vocabulary was given what nothing can be computed with, and says why. "
+                "Give every rank of the group the same hidden states and labels."
+            )
         if any(rank[1:] != ranks[0][1:] for rank in ranks):
             raise ShardError(
                 f"the ranks of the vocabulary were given different inputs: hidden size, number and sum of labels are "
@@ -77,6 +80,26 @@ class VocabShard:
                 "states and labels; different batches belong on different groups."
             )
         return cls(group, tuple(rank[0] for rank in ranks))
+
+    @staticmethod
+    def withdraw(group: dist.ProcessGroup | None = None, *, near: Sequence[object] = ()) -> None:
+        """Let the other ranks' `gather` fail, since this rank is about to raise: none waits for it. A collective.
+
+        Args:
+            group: that would have been asked.
+            near: what was given; the first tensor that is somewhere says on which device the others are.
+        """
+        if dist.is_initialized():
+            places = [one.device for one in near if isinstance(one, Tensor) and not one.is_meta]
+            _told([-1] * 4, places[0] if places else torch.device("cpu"), group)
+
+
+def _told(numbers: list[int], device: torch.device, group: dist.ProcessGroup | None) -> list[list[int]]:
+    """Return the numbers of every rank."""
+    mine = torch.tensor(numbers, device=device)
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, mine, group=group)
+    return [part.tolist() for part in parts]
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from dft_plugin.objectives.base import Number, Objective
+from dft_plugin.objectives.options import MOST
 from dft_plugin.objectives.rows import Rows
 
 if TYPE_CHECKING:
@@ -38,10 +40,15 @@ class DFT(Objective):
     summary: ClassVar[str] = "w = max(p ** alpha, floor): Dynamic Fine-Tuning"
     source: ClassVar[str] = "arXiv 2508.05629, eq. 9; alpha: arXiv 2510.00526 (general family)"
     helps: ClassVar[str] = "reasoning (maths, code) in which the model has a good prior: dft/mean_prob well above 0.1"
+    without_effect: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
+        "floor": ("alpha", (0,)),
+        "alpha": ("floor", (1,)),
+    }
 
     alpha: Number = Field(
         default=1.0,
         ge=0,
+        le=MOST,
         description=(
             "Exponent of p in the weight: 1 is the paper's DFT, 0 is plain SFT. The q of generalised cross-entropy "
             "(arXiv 1805.07836)."

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from dft_plugin.objectives.base import Divisor, Number, Objective, ReferenceNeed, Scope, Weighed
+from dft_plugin.objectives.options import MOST
 from dft_plugin.objectives.rows import Rows, RowStatistic
 from dft_plugin.objectives.targets import Clock, Targets
 
@@ -77,7 +78,7 @@ class IWSFT(Objective):
     per: Literal["sequence", "token"] = Field(
         default="sequence", description="What gets one weight. `token`: clamp(p / p_ref, 0.2, 1.8)."
     )
-    temperature: Number = Field(default=1.0, ge=0, description="Factor on the mean log-ratio of a sequence.")
+    temperature: Number = Field(default=1.0, ge=0, le=MOST, description="Factor on the mean log-ratio of a sequence.")
 
     @property
     def scope(self) -> Scope:  # type: ignore[override]  # an option decides
@@ -107,7 +108,7 @@ class PSFT(Objective):
     helps: ClassVar[str] = "several epochs without losing what the model could do"
     columns: ClassVar[frozenset[str]] = frozenset({"old_logp"})
 
-    high: Number = Field(default=0.28, ge=0, description="How far p may rise above p_old.")
+    high: Number = Field(default=0.28, ge=0, le=MOST, description="How far p may rise above p_old.")
 
     def weigh(self, rows: Rows, targets: Targets, clock: Clock | None) -> Weighed:
         """Return r or 0 [T], and -min(r, 1 + high)."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from dft_plugin.objectives.base import Number, Objective, ReferenceNeed, Weighed
+from dft_plugin.objectives.options import MOST
 from dft_plugin.objectives.rows import Rows
 from dft_plugin.objectives.targets import Clock, Targets
 
@@ -37,7 +38,10 @@ class ASFT(Objective):
     statistics: ClassVar[tuple[str, ...]] = ("kl",)
 
     strength: Number = Field(
-        default=0.05, ge=0, description="Factor on KL(reference || model); the released code's default is 0.1."
+        default=0.05,
+        ge=0,
+        le=MOST,
+        description="Factor on KL(reference || model); the released code's default is 0.1.",
     )
 
     def weigh(self, rows: Rows, targets: Targets, clock: Clock | None) -> Weighed:
@@ -64,7 +68,10 @@ class GIFT(Objective):
     replaces_target: ClassVar[bool] = True
 
     beta: Number = Field(
-        default=20.0, ge=0, description="What the target is raised by, in nats: 0 is distillation, large is plain SFT."
+        default=20.0,
+        ge=0,
+        le=MOST,
+        description="What the target is raised by, in nats: 0 is distillation, large is plain SFT.",
     )
 
     def soft_targets(self, reference_CV: Tensor, ids_C: Tensor) -> Tensor:

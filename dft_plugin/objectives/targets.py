@@ -50,6 +50,17 @@ class Clock:
         if wrong:
             raise ClockError(f"Clock(step, last_step, epoch): {'; '.join(wrong)}.")
 
+    @classmethod
+    def of_run(cls, step: int, last_step: int | None, epoch: float) -> Clock:
+        """Return how far a run of somebody else's is: one that goes on beyond its last step stays at its end.
+
+        Args:
+            step: steps that are done, by whoever makes them.
+            last_step: as in a clock.
+            epoch: as in a clock.
+        """
+        return cls(step if last_step is None else min(step, last_step), last_step, epoch)
+
     @property
     def share(self) -> float:
         """How much of the run is done, in [0, 1]; 0 where nobody knows how long it is."""

@@ -6,11 +6,13 @@ p is the probability of the target, H the entropy of its row in nats, sg the sto
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dft_plugin.objectives.base import Divisor, Number, Objective, Weighed
+from dft_plugin.objectives.options import MOST
 from dft_plugin.objectives.rows import Rows, RowStatistic, Top
 from dft_plugin.objectives.targets import Clock, Targets
 
@@ -39,11 +41,13 @@ class EAFT(Objective):
     source: ClassVar[str] = "arXiv 2601.02151"
     helps: ClassVar[str] = "data that contradicts what the model is sure of, where general ability must be kept"
     needs: ClassVar[frozenset[RowStatistic]] = frozenset({EAFT_TOP})
+    without_effect: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {"normalizer": ("alpha", (0,))}
 
-    alpha: Number = Field(default=1.0, ge=0, description="Exponent of the entropy: 0 is plain SFT.")
+    alpha: Number = Field(default=1.0, ge=0, le=MOST, description="Exponent of the entropy: 0 is plain SFT.")
     normalizer: Number = Field(
         default=math.log(20),
-        gt=0,
+        ge=0.01,
+        le=MOST,
         description=(
             "What the entropy, in nats, is divided by: ln 20, its largest value, as the paper does; 3 is "
             "LLaMA-Factory's, 1 is Axolotl's, whose weights reach 3."
@@ -72,11 +76,12 @@ class IDFT(Objective):
     source: ClassVar[str] = "arXiv 2602.12222; github.com/zhangmiaosen2000/Towards-On-Policy-SFT, its released code"
     helps: ClassVar[str] = "as dft, with less taken from tokens that are as likely as the model's own"
     needs: ClassVar[frozenset[RowStatistic]] = frozenset({"entropy"})
+    without_effect: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {"beta": ("strength", (0,))}
 
     strength: Number = Field(
         default=1.0, ge=0, le=1, description="Lambda, how far g may leave 1: 0 is plain DFT. The paper ramps it up."
     )
-    beta: Number = Field(default=1.0, gt=0, description="Temperature of g, in nats.")
+    beta: Number = Field(default=1.0, gt=0, le=MOST, description="Temperature of g, in nats.")
 
     def weight(self, rows: Rows) -> Tensor:
         """Return p ** g [T]."""
@@ -116,7 +121,7 @@ class ProFit(Objective):
     source: ClassVar[str] = "arXiv 2601.09195; github.com/Utaotao/ProFit"
     helps: ClassVar[str] = "long answers of which the unlikely tokens are mere wording"
 
-    threshold: Number = Field(default=0.1, ge=0, le=1, description="Tokens of a smaller probability are not learned.")
+    threshold: Number = Field(default=0.1, ge=0, lt=1, description="Tokens of a smaller probability are not learned.")
 
     def weight(self, rows: Rows) -> Tensor:
         """Return 1 or 0 [T]."""
@@ -140,6 +145,15 @@ class Thresholded(Objective):
         default="above", description="Which are learned; those at the threshold are on both sides."
     )
     of: Literal["nll", "p"] = Field(default="nll", description="Their loss: -log p, or 1 - p (as DFT learns).")
+
+    @model_validator(mode="after")
+    def _keep_some(self) -> Thresholded:
+        if self.threshold == (1.0 if self.keep == "above" else 0.0):
+            raise ValueError(
+                f"no token's probability is {self.keep} {self.threshold:g}, so nothing would be trained. Give a "
+                "threshold between 0 and 1"
+            )
+        return self
 
     def weigh(self, rows: Rows, targets: Targets, clock: Clock | None) -> Weighed:
         """Return 1 or p for those that are kept [T]."""
@@ -177,7 +191,7 @@ class Focal(Objective):
     source: ClassVar[str] = "arXiv 1708.02002, eq. 4, its factor held constant"
     helps: ClassVar[str] = "knowledge that the model lacks: the opposite of dft"
 
-    gamma: Number = Field(default=2.0, ge=0, description="Exponent of 1 - p: 0 is plain SFT.")
+    gamma: Number = Field(default=2.0, ge=0, le=MOST, description="Exponent of 1 - p: 0 is plain SFT.")
 
     def weight(self, rows: Rows) -> Tensor:
         """Return (1 - p) ** gamma [T]."""

@@ -8,8 +8,20 @@ _SHOWN = 5
 """How many of a kind are shown."""
 
 
+_NONFINITE = {
+    "error": "stops before a step whose loss is not finite",
+    "skip": "leaves out steps whose loss is not finite",
+}
+
+
 def besides(
-    *, scratch_mb: int | None = None, reference: str | None = None, tokens: Sequence[str] = (), log: Sequence[str] = ()
+    *,
+    scratch_mb: int | None = None,
+    reference: str | None = None,
+    tokens: Sequence[str] = (),
+    log: Sequence[str] = (),
+    resume: str = "same",
+    nonfinite: str = "warn",
 ) -> list[str]:
     """Return the parts of a line, one for each setting that is not as it is where nothing is said.
 
@@ -18,12 +30,16 @@ def besides(
         reference: what the model is compared with, in words.
         tokens: what is said of tokens, as `always_learned` and `weights` say it.
         log: statistics that are logged on demand.
+        resume: `allow` where a checkpoint of another loss may be gone on from.
+        nonfinite: what becomes of a step whose loss is not a finite number.
     """
     return [
         *([] if scratch_mb is None else [f"scratch {scratch_mb} MiB"]),
         *([f"reference: {reference}"] if reference else []),
         *tokens,
         *([f"logs {', '.join(f'dft/{name}' for name in log)}"] if log else []),
+        *([] if resume == "same" else ["goes on from a checkpoint of any loss"]),
+        *([] if nonfinite == "warn" else [_NONFINITE[nonfinite]]),
     ]
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from dft_axolotl.conflicts import PLUGIN, lists_plugin
+from dft_axolotl.conflicts import PLUGIN, dotted
+from dft_axolotl.reading import require_read
+from dft_plugin.config.reading import loss_of
+from dft_plugin.config.refusals import without_traceback
 from dft_plugin.errors import PluginError
 
 
@@ -24,6 +28,8 @@ def with_plugin(module: ModuleType, loss: Any = None) -> Callable[[Any], None]:
 
     Raises:
         PluginError: this version of Axolotl has no such function.
+        SettingsError: when it is called, of a config whose `loss:` has no value, or of a loss on Axolotl's command
+            line that it has not read.
     """
     if not hasattr(module, "prepare_plugins"):
         raise PluginError(
@@ -33,13 +39,16 @@ def with_plugin(module: ModuleType, loss: Any = None) -> Callable[[Any], None]:
     plain = module.prepare_plugins
 
     def prepare_plugins(cfg: Any) -> None:
-        chosen = cfg.get("loss") if loss is None else loss
+        without_traceback("axolotl")
+        chosen = loss_of(cfg) if loss is None else loss
         if chosen is None:
+            require_read(cfg, sys.argv)
             plain(cfg)
             return
         cfg["loss"] = chosen
-        if not lists_plugin(cfg):
-            cfg["plugins"] = [*(cfg.get("plugins") or []), PLUGIN]
+        # Under one name, and once: up to 0.20 Axolotl takes no colon.
+        listed = (PLUGIN if dotted(name) == PLUGIN else name for name in cfg.get("plugins") or [])
+        cfg["plugins"] = list(dict.fromkeys([*listed, PLUGIN]))
         plain(cfg)
         from axolotl.integrations.base import PluginManager
 

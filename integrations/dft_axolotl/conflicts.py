@@ -1,6 +1,6 @@
 """What in an Axolotl config is in the way of the loss, or superseded by it: one list, for `dft check` and the plugin.
 
-Keys are Axolotl 0.19's; a value is as YAML gives it. No Axolotl, no torch.
+Keys are those of Axolotl 0.19 to 0.21; a value is as YAML gives it. No Axolotl, no torch.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+from packaging.version import Version
+
 from dft_plugin.config import rules
 from dft_plugin.config.hosts import PLATEAU_SCHEDULERS, Choice, Conflict
 from dft_plugin.config.rules import Config, Rule, above_one, equals, is_given, is_on, is_positive
 
 PLUGIN = "dft_axolotl.DFTPlugin"
-"""What stands in `plugins:`."""
+"""What stands in `plugins:`; from 0.21 Axolotl takes a colon in the place of the last dot as well."""
 
 
 def _lists(part: str) -> Callable[[Any], bool]:
@@ -22,12 +24,6 @@ def _lists(part: str) -> Callable[[Any], bool]:
 
 
 _DISTILS = "the distillation trainer computes its own loss from the teacher's logits."
-
-_CUTS = (
-    "cuts sequences after the tokens were counted and replaces the count by an estimate, so the loss would be wrong."
-)
-
-_ONE = "Set it to 1, and save memory with sample_packing, FSDP or DeepSpeed."
 
 RULES = (
     Rule(
@@ -47,12 +43,6 @@ RULES = (
         is_on,
         "a process reward model has no next-token likelihood.",
         "Remove it, or remove `loss:`.",
-    ),
-    Rule(
-        "model_config_type",
-        equals("mamba"),
-        "Axolotl's Mamba trainer computes cross-entropy by itself and never asks the model for a loss.",
-        "Remove `loss:` for this model.",
     ),
     Rule(
         "kd_trainer",
@@ -91,16 +81,22 @@ RULES = (
         "Remove the HatcheryPlugin, or remove `loss:`.",
     ),
     Rule(
-        "context_parallel_size",
-        above_one,
-        f"Axolotl's context parallelism ({{value}}) {_CUTS}",
-        _ONE,
+        "diffusion_lm",
+        is_given,
+        "the trainer of diffusion models predicts masked tokens with a loss of its own.",
+        "Remove it, or remove `loss:`.",
     ),
     Rule(
-        "sequence_parallel_degree",
-        above_one,
-        f"the old name of context_parallel_size ({{value}}) {_CUTS}",
-        _ONE,
+        "diffusion_decision",
+        is_given,
+        "its trainer scores whole answers of a diffusion model with a loss of its own.",
+        "Remove it, or remove `loss:`.",
+    ),
+    Rule(
+        "adapter",
+        equals("mixlora"),
+        "MixLoRA's trainer adds its routers' loss to each micro-batch, however few of the step's tokens that has.",
+        "Choose another adapter, or remove `loss:`.",
     ),
     Rule(
         "liger_use_token_scaling",
@@ -115,6 +111,43 @@ RULES = (
         "Remove it, or remove `loss:`.",
     ),
 )
+"""Of every version; a key that one of them does not know is in no config of its users."""
+
+_ONE = "Set it to 1, and save memory with sample_packing, FSDP or DeepSpeed."
+
+
+def _context_parallel(why: str, beside: Callable[[Config], bool] = bool) -> tuple[Rule, ...]:
+    named = {
+        "context_parallel_size": "Axolotl's context parallelism ({value})",
+        "sequence_parallel_degree": "the old name of context_parallel_size ({value})",
+        "context_parallel.size": "Axolotl's context parallelism ({value})",
+    }
+    return tuple(Rule(key, above_one, f"{what} {why}", _ONE, beside) for key, what in named.items())
+
+
+UP_TO_0_19 = (
+    Rule(
+        "model_config_type",
+        equals("mamba"),
+        "the Mamba trainer of Axolotl 0.19 computes cross-entropy by itself and never asks the model for a loss.",
+        "Install Axolotl 0.20 or newer, or remove `loss:` for this model.",
+    ),
+    *_context_parallel(
+        "cuts sequences after the tokens were counted and, in 0.19, replaces the count by an estimate, so the loss "
+        "would be wrong."
+    ),
+)
+
+FROM_0_20 = _context_parallel(
+    "is DeepSpeed's with `deepspeed:`, which is not told how many tokens a step has, so the loss would be wrong.",
+    lambda config: is_given(config.get("deepspeed")),
+)
+
+
+def rules_of(version: str | None) -> tuple[Rule, ...]:
+    """Return what a version of Axolotl is refused for; None, no Axolotl at all, is read as the newest."""
+    old = version is not None and Version(version) < Version("0.20.dev0")
+    return (*RULES, *(UP_TO_0_19 if old else FROM_0_20))
 
 
 COLUMN_RULES = (
@@ -190,16 +223,16 @@ def losing_columns(config: Config) -> list[Conflict]:
     return rules.find(COLUMN_RULES, config)
 
 
-def find(config: Config) -> list[Conflict]:
-    """List everything that would keep the loss from taking effect."""
-    found = rules.find(RULES, config)
+def find(config: Config, version: str | None = None) -> list[Conflict]:
+    """List everything that would keep the loss from taking effect in a version of Axolotl."""
+    found = rules.find(rules_of(version), config)
     for name in _names(config.get("plugins")):
         if name != PLUGIN and difflib.SequenceMatcher(None, name.lower(), PLUGIN.lower()).ratio() > 0.7:
             found.append(
                 Conflict(
                     "plugins",
-                    f"`{name}` is not our plugin's name, and where a plugin cannot be imported Axolotl prints it and "
-                    "trains cross-entropy.",
+                    f"`{name}` is not our plugin's name, and where a plugin cannot be imported Axolotl up to 0.20 "
+                    "prints it and trains cross-entropy.",
                     f"Write `{PLUGIN}`.",
                 )
             )
@@ -263,6 +296,21 @@ def lists_plugin(config: Config) -> bool:
     return PLUGIN in _names(config.get("plugins"))
 
 
+def lists_foreign_plugin(config: Config) -> bool:
+    """Say whether `plugins:` names one that is neither Axolotl's nor ours."""
+    return any(not name.startswith(("axolotl.", "dft_axolotl")) for name in _names(config.get("plugins")))
+
+
+def finds_plugin(version: str | None) -> bool:
+    """Say whether an Axolotl finds our plugin by itself."""
+    return version is not None and Version(version) >= Version("0.21.dev0")
+
+
+def dotted(name: str) -> str:
+    """Return the name of a plugin as older versions want it: `module.Class`, not `module:Class`."""
+    return name.replace(":", ".")
+
+
 def _names(plugins: Any) -> list[str]:
     listed = plugins or []
-    return [listed] if isinstance(listed, str) else [str(name) for name in listed]
+    return [dotted(str(name)) for name in ([listed] if isinstance(listed, str) else listed)]

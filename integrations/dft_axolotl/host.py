@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dft_axolotl import conflicts
 from dft_plugin.config.checks import obstacles
-from dft_plugin.config.hosts import Choice, Conflict, Host, Launch
+from dft_plugin.config.hosts import Choice, Conflict, Host, OwnCommand
 
 if TYPE_CHECKING:
     from dft_plugin.config.settings import Settings
@@ -18,11 +18,25 @@ class AxolotlHost(Host):
 
     name: ClassVar[str] = "axolotl"
     distribution: ClassVar[str] = "axolotl"
-    tested: ClassVar[str] = ">=0.19,<0.20"
-    install: ClassVar[str] = "pip install 'axolotl>=0.19,<0.20'"
+    tested: ClassVar[str] = ">=0.19,<0.22"
+    install: ClassVar[str] = "pip install 'dft-plugin[axolotl]' 'axolotl>=0.19,<0.22'"
     autoload_targets: ClassVar[Mapping[str, str]] = {"axolotl.cli.config": "dft_axolotl.autoload"}
+    own_command: ClassVar[OwnCommand | None] = OwnCommand(
+        "axolotl train", "drops the line and trains plain SFT", f"list `plugins: [{conflicts.PLUGIN}]`"
+    )
+    keys_in: ClassVar[Sequence[str]] = (
+        "axolotl/utils/schemas",
+        "axolotl/integrations",
+        "axolotl/cli",
+        "accelerate/commands/launch.py",
+    )
     trainer_class: ClassVar[str | None] = "axolotl.core.trainers.base:AxolotlTrainer"
     hook_class: ClassVar[str | None] = "dft_axolotl.trainer:AxolotlHook"
+    launch_function: ClassVar[str] = "dft_axolotl.launch:start"
+    show_function: ClassVar[str] = "dft_axolotl.run:show"
+    # Its trainer packs by itself, in training and in evaluation, so that it is the same one.
+    evaluate_function: ClassVar[str] = "dft_axolotl.run:show"
+    held_out: ClassVar[str] = "`val_set_size: 0.05`, or `test_datasets:`"
 
     def recognise(self, config: Mapping[str, Any]) -> bool:
         """Axolotl names its model `base_model`."""
@@ -30,7 +44,7 @@ class AxolotlHost(Host):
 
     def conflicts(self, config: Mapping[str, Any]) -> list[Conflict]:
         """List what the plugin would refuse."""
-        return conflicts.find(config)
+        return conflicts.find(config, self.installed_version())
 
     def loses_columns(self, config: Mapping[str, Any]) -> list[Conflict]:
         """List what makes batches in a way of its own."""
@@ -56,17 +70,19 @@ class AxolotlHost(Host):
         """Some methods merge the adapters into it."""
         return conflicts.moving_base(config)
 
-    def launch(self, launch: Launch) -> int:
-        """Start as `axolotl train` does, with the launcher that the overrides name."""
-        from dft_axolotl.launch import start
+    def honours(self, config: Mapping[str, Any]) -> bool:
+        """Where the plugin is listed; 0.21 and newer find it by themselves."""
+        return conflicts.lists_plugin(config) or conflicts.finds_plugin(self.installed_version())
 
-        return start(launch)
+    def takes_any_key(self, config: Mapping[str, Any]) -> bool:
+        """Plugins that are not Axolotl's own bring keys."""
+        return conflicts.lists_foreign_plugin(config)
 
-    def show_trainer(self, launch: Launch, columns: Sequence[str], take: Callable[[Any], None]) -> None:
-        """Run Axolotl's own command up to its trainer."""
-        from dft_axolotl.showing import show
+    def known_keys(self) -> frozenset[str] | None:
+        """Those of Axolotl's command line, and of its launchers'."""
+        from dft_axolotl.launch import known_keys
 
-        show(launch, columns, take)
+        return known_keys()
 
     def reading(self, folder: str, splits: Sequence[str], config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Axolotl takes rows that are tokenised where no `type` is given; what it prepares of them goes with them."""
@@ -81,7 +97,8 @@ def problems_of(config: Mapping[str, Any]) -> list[str]:
     """List what is wrong with `loss:` in a config, and what in the config is in its way."""
     loss = config.get("loss")
     if loss is not None:
-        return obstacles(AxolotlHost(), config, loss, conflicts.find(config))
+        host = AxolotlHost()
+        return obstacles(host, config, loss, host.conflicts(config))
     if conflicts.lists_plugin(config):
         return [
             f"`plugins` lists {conflicts.PLUGIN}, but there is no `loss:`. Add the line `loss: dft`, or remove the "

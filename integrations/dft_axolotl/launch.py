@@ -12,8 +12,10 @@ from functools import partial
 from typing import Any
 
 import click
+from accelerate.commands.launch import launch_command_parser
 from axolotl.cli import main as command
 from axolotl.cli.utils.train import _add_default_rdzv_args, build_command
+from torch.distributed.run import get_args_parser
 
 from dft_axolotl import run
 from dft_plugin.config import handover
@@ -39,6 +41,14 @@ def start(launch: Launch) -> int:
     except click.ClickException as error:
         raise SettingsError([f"axolotl train: {error.format_message()}"]) from error
     return 0
+
+
+def known_keys() -> frozenset[str]:
+    """Return what `axolotl train` takes: its own keys, and those of the launchers, to which it hands the others."""
+    words = {word.lstrip("-").partition(".")[0] for one in command.train.params for word in one.opts}
+    parsers = launch_command_parser(), get_args_parser()
+    launchers = {action.dest for parser in parsers for action in parser._actions}
+    return frozenset({word.replace("-", "_") for word in words} | launchers)
 
 
 def _option(key: str, text: str) -> list[str]:

@@ -1,37 +1,29 @@
-"""DFTPlugin: where Axolotl calls us."""
+"""DFTPlugin: where Axolotl calls us. Light: from 0.21 Axolotl loads it in every run, also where no `loss:` stands."""
 
 from __future__ import annotations
 
+import re
+import sys
+from importlib import import_module
 from typing import Any
 
-from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.integrations.base import BasePlugin
-from axolotl.utils.logging import get_logger
-from transformers import Trainer, TrainerCallback
 
-from dft_axolotl import columns
-from dft_axolotl.conflicts import cautions
-from dft_axolotl.host import problems_of
-from dft_plugin import activate
-from dft_plugin.errors import ConflictError
-from dft_plugin.hf.callbacks import MustBeActive, is_active
+from dft_axolotl import broken
 
-# Axolotl shows the INFO lines of its own loggers only.
-logger = get_logger("axolotl.dft")
-
-_WHY = (
-    "Axolotl did not call the plugin after it made the trainer. Start with `axolotl train` or `dft train`; in a "
-    "script of your own call axolotl.train.setup_model_and_trainer."
-)
+_OPTION = re.compile(r"--loss(?![\w-])|--loss__", re.IGNORECASE)
+"""On a command line of Axolotl's, which may drop it."""
 
 
 class DFTPlugin(BasePlugin):  # type: ignore[misc]
-    """Trains with the loss that stands after `loss:`."""
+    """Trains with the loss that stands after `loss:`, and does nothing where there is none."""
 
     def register(self, cfg: Any) -> None:
-        """Let the columns that the loss reads through what Axolotl prepares. Comes before the config is checked."""
-        if cfg.get("loss") is not None:
-            columns.install()
+        """Load what the loss needs, and prepare. Comes before the config is checked; its errors are not swallowed."""
+        # A key without a value, or one that only looks like ours, is for the reader to refuse.
+        named = any("loss" in str(key) for key in cfg) or any(_OPTION.match(word) for word in sys.argv[1:])
+        if named or "dft_axolotl" in str(cfg.get("plugins")):
+            _calls().register(cfg)
 
     def get_input_args(self) -> str:
         """Name the class that Axolotl merges into its schema."""
@@ -39,27 +31,21 @@ class DFTPlugin(BasePlugin):  # type: ignore[misc]
 
     def pre_model_load(self, cfg: Any) -> None:
         """Check again: by now Axolotl has filled in what it found out about the model."""
-        if cfg.loss is None:
-            return
-        problems = problems_of(cfg.to_dict())
-        if problems:
-            raise ConflictError(problems)
-        for caution in cautions(cfg):
-            logger.warning(caution)
+        if cfg.loss is not None:
+            _calls().pre_model_load(cfg)
 
-    def add_callbacks_post_trainer(self, cfg: Any, trainer: Trainer) -> list[TrainerCallback]:
-        """Have the run stopped at its start should Axolotl not have called `post_trainer_create`."""
-        return [] if cfg.loss is None else [MustBeActive(lambda: is_active(trainer), _WHY)]
+    def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
+        """Put the loss on the trainer: `axolotl evaluate` calls nothing after this."""
+        return [] if cfg.loss is None else _calls().add_callbacks_post_trainer(cfg, trainer)
 
-    def post_trainer_create(self, cfg: Any, trainer: Trainer) -> None:
-        """Put the loss on the trainer. Axolotl comes here for every config, with or without `loss:`."""
-        if cfg.loss is None:
-            return
-        if not isinstance(trainer, AxolotlTrainer):
-            raise ConflictError(
-                [
-                    f"{type(trainer).__name__} is not Axolotl's trainer for supervised fine-tuning, and has a loss of "
-                    "its own. Remove `rl:` or `trainer_cls:`, or remove `loss:`."
-                ]
-            )
-        activate(trainer, columns.loss_of(cfg))
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        """Put the loss on the trainer, should that not have been done yet."""
+        if cfg.loss is not None:
+            _calls().post_trainer_create(cfg, trainer)
+
+
+def _calls() -> Any:
+    try:
+        return import_module("dft_axolotl.calls")
+    except ImportError as error:
+        raise broken(error) from error

@@ -1,43 +1,47 @@
-"""What `dft autoload enable` does to `llamafactory.train.tuner`: `run_exp` reads our line."""
+"""What `dft autoload enable` does to LLaMA-Factory: the function that its commands go through reads our line."""
 
 from __future__ import annotations
 
-import functools
-import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from dft_llamafactory import arguments
+from dft_plugin.config.handover import hand_over
+from dft_plugin.errors import ConflictError
+
 
 def patch(module: ModuleType) -> None:
-    """Let `run_exp`, through which every training of LLaMA-Factory goes, honour `loss:`."""
-    wrap(module, "run_exp", _train)
+    """Let that function honour `loss:`, so that ALLOW_EXTRA_ARGS (ALLOW_EXTRA_KEYS in v1) cannot drop the key."""
+    name, with_loss = _OURS[module.__name__]
+    hand_over(module, name, arguments.read_if_ours, with_loss)
 
 
-def wrap(module: ModuleType, name: str, with_loss: Callable[..., Any]) -> None:
-    """Have a function of LLaMA-Factory that takes its arguments hand over to ours where they have `loss:`.
-
-    Without that line it gets what it was given. With it, LLaMA-Factory's parser never sees the key, so that
-    ALLOW_EXTRA_ARGS (ALLOW_EXTRA_KEYS in v1) cannot drop it in silence.
-
-    Args:
-        module: of LLaMA-Factory.
-        name: of the function; its first argument is None where the command line holds the arguments.
-        with_loss: called with the function, what was read, and the function's other arguments.
-    """
-    plain = getattr(module, name)
-
-    @functools.wraps(plain)
-    def wrapped(args: Any = None, *rest: Any, **named: Any) -> Any:
-        from dft_llamafactory import arguments
-
-        request = arguments.read(sys.argv[1:] if args is None else args)
-        return plain(args, *rest, **named) if request.loss is None else with_loss(plain, request, *rest, **named)
-
-    vars(module)[name] = wrapped
-
-
-def _train(plain: Callable[..., Any], request: Any, callbacks: Any = None) -> None:
+def _train(run_exp: Callable[..., Any], request: Any, callbacks: Any = None) -> None:
     from dft_llamafactory.run import run_with_loss
 
-    run_with_loss(plain, request, callbacks)
+    run_with_loss(run_exp, request, callbacks)
+
+
+def _train_v1(run_sft: Callable[..., Any], request: Any) -> None:
+    from dft_llamafactory.run_v1 import run_with_loss
+
+    run_with_loss(run_sft, request)
+
+
+def _refuse_in_v1(*_: Any) -> None:
+    """Refuse `loss:` in v1's other commands; `run_sft` calls this as well, when our line was taken out."""
+    raise ConflictError(
+        [
+            "`loss`: of LLaMA-Factory's v1 commands only `train` and `sft` can train it; the others (`rm`, `dpo`, "
+            "...) have losses of their own. Start `USE_V1=1 llamafactory-cli sft`, or leave out `loss:`."
+        ]
+    )
+
+
+_OURS: dict[str, tuple[str, Callable[..., None]]] = {
+    "llamafactory.train.tuner": ("run_exp", _train),
+    "llamafactory.v1.trainers.sft_trainer": ("run_sft", _train_v1),
+    "llamafactory.v1.config.arg_parser": ("get_args", _refuse_in_v1),
+}
+"""By module of LLaMA-Factory: the function, and what it hands over to."""

@@ -42,6 +42,11 @@ def losing_columns(config: Config) -> list[Conflict]:
     return rules.find(COLUMN_RULES, config)
 
 
+def uses_ray(environ: Mapping[str, str]) -> bool:
+    """Say whether LLaMA-Factory would start workers of Ray's; it reads this switch by fewer words."""
+    return environ.get("USE_RAY", "0").lower() in ("true", "1", "y")
+
+
 _SEQUENCE_PARALLEL = "sequence parallelism reduces the loss of each shard by itself, which was never run with ours."
 
 STAGE = Rule(
@@ -120,6 +125,33 @@ COLUMN_RULES = (
 )
 """By key of the YAML, where the loss reads columns."""
 
+BEFOREHAND_RULES = (
+    Rule(
+        "neat_packing",
+        is_on,
+        "LLaMA-Factory packs while it tokenises, and a row of its `tokenized_path` is several sequences, which "
+        "`dft reference` would run as one.",
+        "Set `neat_packing: false`.",
+    ),
+)
+"""By key of the YAML, for `dft reference`."""
+
+MANY_DEVICES = (
+    "this command runs in one process, in which LLaMA-Factory takes one device: show it one, `CUDA_VISIBLE_DEVICES=0 "
+    "dft ... {config}`."
+)
+
+OTHER_TRAINER = (
+    "LLaMA-Factory made a trainer that is not its CustomSeq2SeqTrainer. Nothing was updated. Leave out `loss:`, or "
+    "report the configuration."
+)
+"""Why a run would train without the loss."""
+
+NO_BOUNDARIES = (
+    "`packing`: the positions of a packed row of this model run on, so that nothing says where an example ends, and "
+    "this loss looks at whole sequences. Set `neat_packing: true`, or `packing: false`."
+)
+
 ENVIRONMENT_RULES = (
     Rule(
         "USE_MCA",
@@ -132,12 +164,6 @@ ENVIRONMENT_RULES = (
         is_on,
         "the loss is computed inside Megatron.",
         "Unset it, or leave out `loss:`.",
-    ),
-    Rule(
-        "USE_RAY",
-        is_on,
-        "Ray starts workers that do not carry the loss.",
-        "Unset it and start with torchrun (FORCE_TORCHRUN=1), or leave out `loss:`.",
     ),
     Rule(
         "USE_KT",

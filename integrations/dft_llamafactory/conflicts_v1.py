@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from packaging.version import Version
 
 from dft_llamafactory.conflicts import STAGE
 from dft_plugin.config import rules
+from dft_plugin.config.files import parse_yaml
 from dft_plugin.config.hosts import Conflict
 from dft_plugin.config.rules import Config, Rule, above_one, equals, is_given, other_than
+from dft_plugin.errors import SettingsError
 
 
 def find(config: Config, version: str | None) -> list[Conflict]:
@@ -39,6 +40,16 @@ COLUMNS = Conflict(
     "Unset USE_V1 and write the config for the usual trainer, or leave them out of `loss:`.",
 )
 
+BEFOREHAND = Conflict("USE_V1", "this command knows LLaMA-Factory's trainer of before v1 alone.", "Leave it out.")
+
+
+def nonfinite(how: str) -> str:
+    """Say why the v1 trainer takes no `nonfinite` but `warn`."""
+    return (
+        f"`loss.nonfinite: {how}` is agreed over ranks before the optimizer steps, for which LLaMA-Factory's v1 "
+        "trainer (USE_V1) has no place. Drop it: a loss that is not finite is named when the log is written."
+    )
+
 
 def uses_v1(environ: Mapping[str, str]) -> bool:
     """Say whether `llamafactory-cli` would start the v1 trainer; it reads this switch by fewer words."""
@@ -48,8 +59,8 @@ def uses_v1(environ: Mapping[str, str]) -> bool:
 def _splits_context(value: Any) -> bool:
     try:
         # v1 takes a plugin's configuration as JSON text, too.
-        config = yaml.safe_load(value) if isinstance(value, str) else value
-    except yaml.YAMLError:
+        config = parse_yaml(value, "dist_config") if isinstance(value, str) else value
+    except SettingsError:
         return False
     return isinstance(config, Mapping) and above_one(config.get("cp_size"))
 

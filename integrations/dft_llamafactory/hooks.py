@@ -1,16 +1,5 @@
-"""The entry point: light, since it is imported whenever plugins are listed."""
+"""The entry point."""
 
-from __future__ import annotations
+from dft_plugin.config.hookspecs import registering
 
-from collections.abc import Iterable
-
-from dft_plugin.config.hookspecs import hookimpl
-from dft_plugin.config.hosts import Host
-
-
-@hookimpl
-def register_hosts() -> Iterable[Host]:
-    """Register LLaMA-Factory."""
-    from dft_llamafactory.host import LlamaFactoryHost
-
-    return [LlamaFactoryHost()]
+register_hosts = registering("dft_llamafactory.host:LlamaFactoryHost")

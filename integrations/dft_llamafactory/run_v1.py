@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from dft_llamafactory import conflicts_v1
-from dft_llamafactory.arguments import Request
 from dft_llamafactory.host import LlamaFactoryHost
 from dft_plugin.config.checks import refuse
 from dft_plugin.config.handover import swapped
+from dft_plugin.config.reading import Request
 from dft_plugin.errors import ConflictError
-from dft_plugin.functional import plan_for
 from dft_plugin.hf import splits
 from dft_plugin.hf.run import none_made
+from dft_plugin.plans import plan_for
 
 
 def run_with_loss(run_sft: Callable[..., Any], request: Request) -> None:

@@ -34,12 +34,7 @@ class LlamaFactoryHook(TrainerHook):
         made: Any = trainer
         columns = getattr(made.train_dataset, "column_names", None) or ()
         packed = "position_ids" in columns and "packing_params" not in columns
-        if not packed or getattr(made.data_collator, "get_rope_func", None) is None:
-            return []
-        return [
-            "`packing`: the positions of a packed row of this model run on, so that nothing says where an example "
-            "ends, and this loss looks at whole sequences. Set `neat_packing: true`, or `packing: false`."
-        ]
+        return [conflicts.NO_BOUNDARIES] if packed and getattr(made.data_collator, "get_rope_func", None) else []
 
     @classmethod
     def ends(cls, trainer: Trainer) -> Sequence[int]:

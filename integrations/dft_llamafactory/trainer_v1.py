@@ -16,6 +16,7 @@ from llamafactory.v1.utils.callbacks import TrainerCallback
 from llamafactory.v1.utils.helper import get_tokenizer
 from torch import Tensor
 
+from dft_llamafactory.recording_v1 import RecorderV1
 from dft_plugin.config.hosts import Conflict
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import IGNORE_INDEX
@@ -23,9 +24,11 @@ from dft_plugin.errors import ConflictError
 from dft_plugin.hf import first_log, switch, tokens, turns
 from dft_plugin.hf.attachment import Attachment, attach_plan
 from dft_plugin.hf.model import unwrap
+from dft_plugin.hf.probabilities import Probabilities
 from dft_plugin.hf.startup import startup_line
 from dft_plugin.hf.trainer import not_active
 from dft_plugin.objectives import Clock
+from dft_plugin.runs.probabilities import TRAINING
 
 
 class LossTrainer(SFTTrainer):  # type: ignore[misc]  # LLaMA-Factory ships no types
@@ -50,9 +53,11 @@ class LossTrainer(SFTTrainer):  # type: ignore[misc]  # LLaMA-Factory ships no t
         self.attachment.trainer_only = True
         if DistributedInterface().get_rank() == 0:
             sys.stderr.write(startup_line(self.attachment, "v1 SFTTrainer", tokens=read.said) + "\n")
+        self._recorder = RecorderV1(self.attachment, given["args"])
         super().__init__(model=model, **given)
+        self._recorder.follow(self)
         # Ahead of v1's own, which writes the log.
-        self.callback_handler.callbacks.insert(0, Statistics(self.attachment))
+        self.callback_handler.callbacks.insert(0, Statistics(self.attachment, self._recorder.probabilities))
 
     def compute_loss(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the mean over the micro-batch's targets, plus what the model adds to any loss."""
@@ -62,13 +67,18 @@ class LossTrainer(SFTTrainer):  # type: ignore[misc]  # LLaMA-Factory ships no t
             if isinstance(value, Tensor) and key != "loss_weights"
         }
         # v1 has counted the step that is going on.
-        clock = Clock(self.global_step - 1, self.num_training_steps, float(self.state.epoch))
+        clock = Clock.of_run(self.global_step - 1, self.num_training_steps, float(self.state.epoch))
         if DistributedInterface().get_rank() == 0:
             switch.say(self.attachment.plan, self.attachment.clock, clock)
         self.attachment.clock = clock
         with self.attachment.answering():
             loss: Tensor = self.model(**inputs).loss
         return loss
+
+    def save_model(self) -> None:
+        """Save, and write beside it what was trained."""
+        super().save_model()
+        self._recorder.write(self, self.args.output_dir)
 
     def _create_batch_generator(self) -> None:
         super()._create_batch_generator()
@@ -82,6 +92,7 @@ class LossTrainer(SFTTrainer):  # type: ignore[misc]  # LLaMA-Factory ships no t
         """Stop before the optimizer moves, if a micro-batch was trained with anything else."""
         if self.attachment.calls != self.train_batch_generator.due:
             raise not_active(self.attachment)
+        self._recorder.note(self)
 
 
 class Steps:
@@ -159,20 +170,27 @@ def _fractional(weight: float) -> Conflict:
 
 
 class Statistics(TrainerCallback):  # type: ignore[misc]  # LLaMA-Factory ships no types
-    """Puts `dft/*` beside the loss: of all micro-batches and ranks since the last log."""
+    """Puts `dft/*` beside the loss, and counts into their file: of all micro-batches and ranks since the last log."""
 
-    def __init__(self, attachment: Attachment) -> None:
+    def __init__(self, attachment: Attachment, probabilities: Probabilities) -> None:
         self._attachment = attachment
+        self._probabilities = probabilities
         self._warned = False
 
     def on_log(self, args: Any, state: Any, logs: dict[str, Any], **_: Any) -> None:
         """Add them to what v1 logs. v1 calls it on every rank."""
-        found = self._attachment.drain(training=True).reduce(_all_sum).as_logs()
+        stats = self._attachment.drain(training=True).reduce(_all_sum).read()
+        self._probabilities.add(TRAINING, stats, state.global_step)
+        found = stats.as_logs()
         logs.update(found)
         plan, clock = self._attachment.plan, self._attachment.clock
         logs.update(plan.logs(clock))
         if not self._warned:
             self._warned = first_log.warn(found, plan, clock)
+
+    def on_train_end(self, args: Any, state: Any, **_: Any) -> None:
+        """Write what is written of the end."""
+        self._probabilities.end()
 
 
 def _all_sum(sums_K: Tensor) -> Tensor:

@@ -1,16 +1,5 @@
-"""The entry point: light, since it is imported whenever plugins are listed."""
+"""The entry point: TRL, and Unsloth, which trains with it."""
 
-from __future__ import annotations
+from dft_plugin.config.hookspecs import registering
 
-from collections.abc import Iterable
-
-from dft_plugin.config.hookspecs import hookimpl
-from dft_plugin.config.hosts import Host
-
-
-@hookimpl
-def register_hosts() -> Iterable[Host]:
-    """Register TRL."""
-    from dft_trl.host import TrlHost
-
-    return [TrlHost()]
+register_hosts = registering("dft_trl.host:TrlHost", "dft_trl.unsloth:UnslothHost")

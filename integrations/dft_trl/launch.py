@@ -6,23 +6,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from accelerate.commands.launch import launch_command, launch_command_parser
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 from trl.scripts.sft import make_parser
 
 from dft_plugin.config import handover
 from dft_plugin.config.hosts import Launch
-from dft_plugin.config.reading import LOSS
+from dft_plugin.config.overrides import parted
 
 
 def start(launch: Launch) -> int:
     """Start accelerate, with what TRL does not know as its arguments. Returns the exit code."""
     script_args = ["--config", launch.config_path]
     words = {f"--{key}={text}": (key, text) for key, text in launch.overrides}
-    *_, from_config, from_overrides = make_parser(prog="trl sft").parse_args_and_config(
-        [*script_args, *words], return_remaining_strings=True, separate_remaining_strings=True
-    )
-    launch_args = _without_loss(from_config)
+    with handover.read_by_us(yaml):
+        *_, from_config, from_overrides = make_parser(prog="trl sft").parse_args_and_config(
+            [*script_args, *words], return_remaining_strings=True, separate_remaining_strings=True
+        )
+    # TRL's parser does not know our key, and accelerate would not either.
+    launch_args = [word for one in parted(from_config)[1] for word in one.words]
     for word, (key, text) in words.items():
         if word in from_overrides:
             launch_args += [f"--{key}", text]
@@ -40,15 +43,7 @@ def start(launch: Launch) -> int:
     return 0
 
 
-def _without_loss(words: list[str]) -> list[str]:
-    """Drop `--loss VALUE`, which TRL's parser did not know and accelerate would not either."""
-    kept: list[str] = []
-    skip = False
-    for word in words:
-        if skip:
-            skip = False
-        elif word == f"--{LOSS}":
-            skip = True
-        else:
-            kept.append(word)
-    return kept
+def known_keys() -> frozenset[str]:
+    """Return what `trl sft` takes: keys of its script, and of accelerate."""
+    parsers = make_parser(prog="trl sft"), launch_command_parser()
+    return frozenset(action.dest for parser in parsers for action in parser._actions) | {"accelerate_config", "env"}

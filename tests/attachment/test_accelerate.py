@@ -72,3 +72,15 @@ def test_a_head_whose_weight_is_offloaded_is_read_inside_its_forward():
             assert model(**batch).loss.item() == pytest.approx(expected, rel=1e-6)
     assert attachment.route.path == "lean"
     assert model.lm_head.weight.is_meta
+
+
+def test_what_is_offloaded_by_accelerate_and_trained_gets_no_gradient_in_any_loss():
+    """Why such a head is refused; shown without us."""
+    from accelerate import cpu_offload
+
+    model = tiny.llama().train()
+    cpu_offload(model.lm_head, execution_device=torch.device("cpu"))
+    model(**tiny.batch()).loss.backward()
+    assert model.lm_head.weight.requires_grad
+    assert model.lm_head.weight.grad is None
+    assert model.model.embed_tokens.weight.grad.any()

@@ -172,6 +172,18 @@ def classifier():
     return LlamaForSequenceClassification(LlamaConfig(**tiny.SHAPE))
 
 
+class Holder(nn.Module):
+    """A wrapper that computes cross-entropy of its own."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.base_model = model
+
+    def forward(self, input_ids, labels):
+        logits = self.base_model(input_ids).logits
+        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
 REFUSED = {
     t5: "T5ForConditionalGeneration is an encoder-decoder, whose labels are not shifted; only causal language models "
     "are supported. Train it without `loss:`.",
@@ -181,6 +193,8 @@ REFUSED = {
     "next token. Train it without `loss:`.",
     lambda: nn.Linear(2, 2): "Linear is not a transformers PreTrainedModel. For a model of your own use "
     "dft_plugin.linear_token_loss or dft_plugin.token_loss.",
+    lambda: Holder(tiny.llama()): "Holder holds a model, and may compute a loss by itself, of which nobody would "
+    "hear. Use attach(model.base_model), and compute the loss with that; in a trainer, activate(trainer).",
     lambda: (
         tiny.llama().model
     ): "LlamaModel is not a causal language model; its loss is not the likelihood of the next token. Train it without "

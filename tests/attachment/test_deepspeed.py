@@ -93,13 +93,35 @@ def train(rank, kind):
     return {"steps": steps, "partitioned": partitioned, "route": attachment.route, "kernel_calls": len(kernel_calls)}
 
 
+def with_auto_tp(rank, tied):
+    """Both ranks share the layers, and what they are given."""
+    import deepspeed
+
+    model = tiny.llama(tie_word_embeddings=tied).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    config = {"train_micro_batch_size_per_gpu": 1, "tensor_parallel": {"autotp_size": WORLD}}
+    attach(model)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    # Of the lower half of the vocabulary, so that a softmax over the first rank's part would find them all.
+    batch = {key: value % 64 if key == "input_ids" else value for key, value in tiny.batch().items()}
+    batch["labels"] = torch.where(batch["labels"] < 0, batch["labels"], batch["labels"] % 64)
+    try:
+        return float(engine(**batch).loss), attached.truth(tiny.llama(tie_word_embeddings=tied).train(), batch)[0]
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
 def run_rank(rank, rendezvous, out):
+    from support.over_gloo import over_gloo
+
+    over_gloo()
     # DeepSpeed would look for MPI, and for another accelerator.
     os.environ.update(DS_ACCELERATOR="cpu", LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(WORLD))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=WORLD)
     try:
         saved = {kind: train(rank, kind) for kind in MODELS}
+        saved |= {("AutoTP", tied): with_auto_tp(rank, tied) for tied in (False, True)}
         if rank == 0:
             torch.save(saved, out)
     finally:
@@ -125,3 +147,12 @@ def test_two_ranks_get_the_gradients_of_one_process(kind, saved):
     assert seen["route"].path == "lean"
     assert seen["route"].why_not_lean is None
     assert seen["kernel_calls"] == 1 + len(seen["steps"]), "one check, and each step"
+
+
+def test_auto_tp_scores_an_untied_head_and_refuses_a_tied_one_of_which_each_rank_has_a_part(saved):
+    ours, theirs = saved["AutoTP", False]
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    refused = saved["AutoTP", True]
+    assert refused.startswith("UnsupportedModelError: the head is a VocabParallelLinear (DeepSpeed's AutoTP)")
+    assert "logits of 64 of 128 tokens" in refused
+    assert "Set `vocab_parallel_lm_head: false` in `tensor_parallel`" in refused

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dft_plugin.core.targets import Facts, select
-from dft_plugin.functional import plan_for
 from dft_plugin.hf import facts
+from dft_plugin.plans import plan_for
 
 LABELS = torch.tensor([[-100, 11, 12, 13, 21, 22, 23, 24]])
 POSITIONS = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])

@@ -286,7 +286,7 @@ def test_its_repr_says_what_is_on():
     model = tiny.llama().train()
     attachment = attach(model, {"name": "dft", "alpha": 0.5})
     assert repr(attachment) == (
-        "<Attachment of dft(alpha=0.5, floor=0.0) to LlamaForCausalLM: before the first batch>"
+        "<Attachment of dft(alpha=0.5, floor=0.0) to LlamaForCausalLM: before the first training batch>"
     )
     loss_of(model)
     assert "from hidden states" in repr(attachment)

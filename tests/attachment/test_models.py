@@ -44,6 +44,9 @@ def test_what_sees_or_hears_is_trained_with_all_its_inputs(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         finding = sweep.study(sweep.SECTIONS["multimodal"], name)
+    if sweep.BROKEN.get(name) == transformers.__version__:
+        assert (finding.kind, "no attribute 'image_outputs'" in finding.reason) == ("not run", True)
+        return
     assert (finding.kind, finding.inputs) == ("lean", REAL[name]), finding.reason
     assert finding.loss_gap < 1e-6
     assert finding.grad_gap < 1e-5

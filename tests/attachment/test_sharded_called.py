@@ -190,6 +190,9 @@ def train_with_leaves_apart(rank, _):
 
 
 def run_rank(rank, rendezvous, out):
+    from support.over_gloo import over_gloo
+
+    over_gloo()
     os.environ.update(DS_ACCELERATOR="cpu", LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(WORLD))
     torch.set_num_threads(1)
     limit = datetime.timedelta(seconds=120)

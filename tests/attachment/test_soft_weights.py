@@ -8,9 +8,9 @@ from support import tiny
 from support.referred import adapted, own_logits
 
 from dft_plugin import attach
-from dft_plugin.functional import plan_for
 from dft_plugin.hf import best, first_log
 from dft_plugin.objectives import ASFT, DFT, GIFT, NLL
+from dft_plugin.plans import plan_for
 
 pytest.importorskip("peft")
 

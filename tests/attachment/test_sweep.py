@@ -52,8 +52,9 @@ VISION = ("Gemma3", "Gemma4", "Kosmos2", "Llama4", "Llava", "Qwen2_5OmniThinker"
 @pytest.mark.parametrize(("inputs", "names"), [("audio", SPEECH), ("image", VISION)])
 def test_what_speech_and_omni_models_hear_and_see_is_in_their_batches(inputs, names):
     for name in names:
-        row = TABLES["multimodal"][f"{name}ForConditionalGeneration"]
-        assert (row["kind"], row["inputs"]) == ("lean", inputs), name
+        name = f"{name}ForConditionalGeneration"
+        row, broken = TABLES["multimodal"][name], sweep.BROKEN.get(name) == transformers.__version__
+        assert (row["kind"], row["inputs"]) == (("not run", "") if broken else ("lean", inputs)), name
 
 
 @pytest.mark.parametrize("version", EXPECTED)

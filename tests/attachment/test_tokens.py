@@ -9,8 +9,8 @@ from transformers import GenerationConfig
 
 from dft_plugin import attach
 from dft_plugin.errors import ConflictError
-from dft_plugin.functional import plan_for
 from dft_plugin.hf import tokens
+from dft_plugin.plans import plan_for
 
 
 def ids_of(model, tokenizer, **rules):
@@ -121,6 +121,17 @@ def test_a_number_is_an_id_and_its_text_is_a_text():
     tokenizer = wording.bytewise()
     adjusted = ids_of(wording.model_for(tokenizer), tokenizer, weights={"tokens": {11: 2.0, "11": 3.0}})
     assert adjusted.factors == {11: 2.0, tokenizer.convert_tokens_to_ids("11"): 3.0}
+
+
+def test_tokens_that_are_always_learned_times_zero_are_refused():
+    tokenizer = wording.bytewise()
+    model = wording.model_for(tokenizer)
+    ends = {"<|endoftext|>": 0, "<|im_end|>": 0}
+    with pytest.raises(ConflictError, match=r"`loss\.always_learn: eos` gives tokens weight 1, and `loss"):
+        attach(model, {"always_learn": "eos", "weights": {"tokens": ends}}, tokenizer=tokenizer)
+    # Of some of a kind it is how they are left out.
+    loss = {"always_learn": "eos", "weights": {"tokens": {**ends, "<|im_end|>": 1}}}
+    attach(model, loss, tokenizer=tokenizer).detach()
 
 
 def test_everything_that_is_wrong_is_said_at_once():

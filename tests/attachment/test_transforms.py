@@ -34,6 +34,27 @@ class ByColumnLater(Odd):
         return logits if kwargs["heat"] == 1.0 else logits + torch.linspace(0, 1, logits.shape[-1])
 
 
+class Rounding(Odd):
+    """As Unsloth's forward for GPUs: logits in the dtype of the config, whatever the head gave."""
+
+    rounds_to = torch.bfloat16
+
+    def odd(self, logits, hidden_BSD, kwargs):
+        return logits.to(self.rounds_to)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_that_are_only_rounded_are_not_made(dtype):
+    model = build(Rounding)
+    model.rounds_to = dtype
+    batch = tiny.batch()
+    stock = model(**batch).loss.item()
+    attachment = attach(model, "nll")
+    for _ in range(2):
+        assert model(**batch).loss.item() == pytest.approx(stock, rel=2e-3)
+    assert attachment.route.path == "lean"
+
+
 def hooked(model):
     model.lm_head.register_forward_hook(lambda module, args, output: None)
     return model

@@ -8,9 +8,9 @@ from support import wording
 
 from dft_plugin import attach
 from dft_plugin.errors import ConflictError
-from dft_plugin.functional import plan_for
 from dft_plugin.hf import tokens
 from dft_plugin.hf.turns import TurnEnds, turn_ends
+from dft_plugin.plans import plan_for
 
 EACH = "{% for m in messages %}"
 ALTERNATING = (
@@ -64,6 +64,16 @@ PER_TURN = {
     "roles must alternate": (ALTERNATING + "{{ m['content'] }}<|im_end|>\n{% endfor %}", ["<|im_end|>"]),
     "one question only": (ONE_QUESTION + EACH + "{{ m['content'] }}<|im_end|>\n{% endfor %}", ["<|im_end|>"]),
     "what begins the next": (EACH + "<|im_start|>{{ m['role'] }}{{ m['content'] }}{% endfor %}", ["<|im_start|>"]),
+    "one end at the very end": (
+        "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>{{ m['content'] }}</think>"
+        "{% else %}{{ m['content'] }}{% endif %}{% endfor %}<|endoftext|>",
+        ["<|endoftext|>"],
+    ),
+    "another end at the very end, and a system prompt": (
+        "<|im_start|>You help.<|im_end|>" + EACH + "<|im_start|>{{ m['role'] }}|{{ m['content'] }}"
+        "{{ '<|endoftext|>' if loop.last else '<|im_end|>' }}{% endfor %}",
+        ["<|endoftext|>", "<|im_end|>"],
+    ),
     "none": (None, []),
 }
 

@@ -66,6 +66,31 @@ class TestWhichReference:
         attach(model, {**written, "reference": str(tmp_path)})
         attached.assert_same(attached.backward(model, batch), theirs)
 
+    @pytest.mark.parametrize("moved_away", [False, True], ids=["its base is there", "its base is what is trained"])
+    def test_a_path_may_be_a_folder_of_adapters(self, moved_away, tmp_path):
+        tiny.llama(seed=3).save_pretrained(tmp_path / "base")
+        model, batch = type(tiny.llama()).from_pretrained(tmp_path / "base").train(), tiny.batch()
+        other = peft.get_peft_model(
+            type(model).from_pretrained(tmp_path / "base"), peft.LoraConfig(task_type="CAUSAL_LM", r=4)
+        )
+        moved(other).save_pretrained(tmp_path / "adapter")
+        written, formula = LOSSES["asft"]
+        theirs = referred.truth(model, batch, own_logits(other.eval(), batch), formula)
+        if moved_away:
+            (tmp_path / "base").rename(tmp_path / "elsewhere")
+        attach(model, {**written, "reference": str(tmp_path / "adapter")})
+        attached.assert_same(attached.backward(model, batch), theirs)
+
+    @pytest.mark.parametrize(
+        ("base", "says"), [(None, "no base is named there"), ("gone", "their base `gone` cannot")]
+    )
+    def test_adapters_of_no_known_base_are_refused(self, base, says, tmp_path):
+        made = peft.get_peft_model(tiny.llama(), peft.LoraConfig(task_type="CAUSAL_LM"))
+        made.peft_config["default"].base_model_name_or_path = base
+        made.save_pretrained(tmp_path)
+        with pytest.raises(ConflictError, match=f"holds adapters, and {says}.* `base_model_name_or_path` of "):
+            attach(tiny.llama(), {"name": "asft", "reference": str(tmp_path)})
+
     @pytest.mark.parametrize("kernel", ["auto", "logits"])
     @pytest.mark.parametrize(
         ("model_type", "change", "own"),

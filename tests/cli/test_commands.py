@@ -6,8 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
+
+from dft_plugin.config.installed import TESTED
 
 pytestmark = pytest.mark.host
 
@@ -45,6 +48,7 @@ def test_check_says_what_will_be_on_and_writes_nothing(dft, config, tmp_path):
     assert done.stdout.splitlines()[2:] == [
         "loss      dft, kernel auto",
         "replaces  `loss: dft` wins over `loss_type: dft`",
+        "hint      on with `dft train`; `trl sft` alone refuses the line",
         "result    the loss will be on",
     ]
     assert [entry.name for entry in tmp_path.iterdir()] == [path]
@@ -59,6 +63,15 @@ def test_check_reports_every_problem_at_once_and_fails(dft, config):
     assert [problem.split(":")[0] for problem in report["problems"]] == ["`loss.alhpa`", "`loss.floor"]
     assert "Did you mean `alpha`?" in report["problems"][0]
     assert [conflict["key"] for conflict in report["conflicts"]] == ["label_smoothing_factor"]
+
+
+def test_a_file_where_trl_takes_the_name_of_a_dataset_is_a_conflict(dft, config, tmp_path):
+    path = config("model_name_or_path: m\ndataset_name: ./rows.jsonl\nloss: dft\n")
+    assert dft("check", path).returncode == 0, "it may be a name on the hub"
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    done = dft("check", path)
+    assert done.returncode == 1
+    assert "Write `datasets: [{path: json, data_files: FILE}]` in its place" in done.stdout
 
 
 BEST = "eval_strategy: steps\nload_best_model_at_end: true\n"
@@ -77,7 +90,7 @@ BY_NLL = "metric_for_best_model: eval_dft/nll\n"
 def test_check_says_what_a_choice_by_the_weighted_loss_means(dft, config, keys):
     done = dft("check", config(TRL + "loss: dft\n" + keys))
     assert done.returncode == 0
-    (hint,) = [line for line in done.stdout.splitlines() if line.startswith("hint ")]
+    hint, _ = [line for line in done.stdout.splitlines() if line.startswith("hint ")]
     assert "is chosen by eval_loss, the weighted loss." in hint
     assert "`metric_for_best_model: eval_dft/nll` and `greater_is_better: false`" in hint
 
@@ -121,6 +134,12 @@ def test_overrides_reach_the_loss_and_the_host(dft, config):
     report = json.loads(done.stdout)
     assert report["loss"]["options"] == {"alpha": 0.7}
     assert [conflict["key"] for conflict in report["conflicts"]] == ["label_smoothing_factor"]
+
+
+def test_a_key_of_the_file_that_trl_has_not_is_named_and_one_of_accelerate_is_not(dft, config):
+    keys = "lerning_rate: 1e-4\nlearning_rate: 1e-4\nnum_processes: 2\naccelerate_config: zero3\nbf16: false\n"
+    hints = json.loads(dft("check", config(TRL + "loss: dft\n" + keys), "--json").stdout)["hints"]
+    assert hints == ["`lerning_rate`: trl has no such key. Did you mean `learning_rate`?"]
 
 
 def test_check_says_what_it_leaves_to_the_run(dft, config):
@@ -168,7 +187,7 @@ def test_host_chooses_where_the_keys_do_not_tell(dft, config):
     path = config("loss: dft\nmodel: m\n")
     assert dft("check", path, "--host", "trl").returncode == 0
     assert dft("check", path, "--host", "tlr").stderr == (
-        "dft: --host tlr: no such host. Did you mean `trl`? Known: axolotl, llamafactory, trl.\n"
+        "dft: --host tlr: no such host. Did you mean `trl`? Known: axolotl, llamafactory, swift, trl, unsloth, verl.\n"
     )
 
 
@@ -228,14 +247,47 @@ def test_losses_lists_names_options_and_sources(dft):
 def test_hosts_lists_versions_and_tested_range(dft):
     import trl
 
-    (row,) = [line for line in dft("hosts").stdout.splitlines() if " trl " in line]
-    assert trl.__version__ in row
-    assert ">=1.16,<1.17" in row
+    lines = dft("hosts").stdout.splitlines()
+    (row,) = [line.split() for line in lines if line.startswith("trl ")]
+    assert row == ["trl", trl.__version__, ">=1.15,<1.17", "dft-plugin:trl"]
+    (row,) = [line.split() for line in lines if line.startswith("torch ")]
+    assert row == ["torch", metadata.version("torch"), TESTED["torch"]]
 
 
-def test_hosts_gives_the_line_that_mends_an_installation_in_one_piece(dft):
-    listed = dft("hosts", columns=40).stdout.splitlines()
-    assert "axolotl is not installed. Run: pip install 'axolotl>=0.19,<0.20'" in listed
+def test_hosts_says_in_lines_to_copy_what_leaves_the_hosts_that_are_here_as_they_are(dft):
+    import trl
+
+    printed = dft("hosts", "axolotl", columns=40).stdout
+    its_own = f"In an environment of its own, since this one has trl {trl.__version__}"
+    # Markup would swallow the brackets.
+    line = "pip install 'dft-plugin[axolotl]' 'axolotl>=0.19,<0.22'"
+    assert printed == f"axolotl is not installed. {its_own}: {line}\n"
+    assert dft("hosts", "axolot").stderr.startswith("dft: no host is called `axolot`. Did you mean `axolotl`?")
+
+
+def test_hosts_names_all_that_is_not_here_in_one_line(dft):
+    printed = dft("hosts").stdout
+    assert (
+        "\nNot installed: axolotl, llamafactory, swift, unsloth, verl. How to install one: dft hosts NAME\n" in printed
+    )
+    assert "Run: " not in printed
+    assert "is not installed" not in printed
+
+
+def test_hosts_as_json_holds_what_it_prints(dft):
+    found = json.loads(dft("hosts", "--json").stdout)
+    printed = dft("hosts").stdout
+    for one in [*found["hosts"], *found["with"]]:
+        assert one["tested"] in printed
+        assert one["problem"] is None or f"\n{one['problem']}\n" in printed or one["installed"] is None
+    (trl,) = [one for one in found["hosts"] if one["name"] == "trl"]
+    assert (trl["problem"], trl["from"]) == (None, "dft-plugin:trl")
+    assert trl["install"].startswith("pip install ")
+
+
+def test_a_check_says_of_a_missing_host_what_leaves_the_others_as_they_are(dft, config):
+    report = json.loads(dft("check", config("base_model: m\ndatasets: []\nloss: dft\n"), "--json").stdout)
+    assert report["version_problem"].startswith("axolotl is not installed. In an environment of its own")
 
 
 def test_check_refuses_a_loss_that_would_find_no_reference(dft, config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from support import oracle, tiny, training
 
 pytestmark = pytest.mark.host
@@ -58,9 +60,9 @@ def folder(tmp_path):
     return home
 
 
-def dft(folder, *words):
+def dft(folder, *words, config="sft.yaml"):
     return subprocess.run(
-        [sys.executable, "-m", "dft_plugin.cli", "train", "sft.yaml", *words],
+        [sys.executable, "-m", "dft_plugin", "train", config, *words],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -89,6 +91,20 @@ def test_one_process_trains_the_loss_of_the_yaml(folder):
 def test_overrides_reach_the_run(folder):
     done = dft(folder, "loss.alpha=0", "output_dir=other", "learning_rate=0.0")
     assert done.returncode == 0, done.stderr
+    (first, _) = history(folder, "other")
+    assert first["dft/loss"] == pytest.approx(first["dft/nll"], rel=1e-6)
+    assert first["learning_rate"] == 0
+
+
+def test_json_that_trl_cannot_read_and_the_spelling_of_a_command_line_train(folder):
+    """PyYAML takes no tabs. The file has a mark of UTF-8, too, and an umlaut that an ASCII locale cannot decode."""
+    given = {**yaml.safe_load(YAML), "loss": {"name": "dft", "alpha": 0.5}, "run_name": "Übung"}
+    text = json.dumps(given, indent="\t", ensure_ascii=False)
+    (folder / "sft.json").write_bytes(codecs.BOM_UTF8 + text.encode())
+    words = ["--loss.alpha", "0", "--output-dir", "other", "--learning-rate=0.0", "loss[kernel]=chunked"]
+    done = dft(folder, *words, config="sft.json")
+    assert done.returncode == 0, done.stderr
+    assert "dft: loss dft(alpha=0.0, floor=0.0) is on" in done.stderr
     (first, _) = history(folder, "other")
     assert first["dft/loss"] == pytest.approx(first["dft/nll"], rel=1e-6)
     assert first["learning_rate"] == 0

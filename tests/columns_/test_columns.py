@@ -10,8 +10,10 @@ from dft_plugin.config.plugins import build_catalogue
 from dft_plugin.core.plan import LossPlan, TokenRules
 from dft_plugin.core.targets import shift
 from dft_plugin.errors import ConflictError
-from dft_plugin.hf.columns import Column, columns_of, cut, of_chat, of_row, of_text, spread
-from dft_plugin.hf.facts import as_bits, facts_of
+from dft_plugin.hf.carrying import ColumnCollator
+from dft_plugin.hf.chats import Chat, of_chat, of_example, spread
+from dft_plugin.hf.columns import Column, beginnings, columns_of, cut, of_row, of_text
+from dft_plugin.hf.facts import BITS, as_bits, facts_of
 from dft_plugin.hf.passports import Passports
 from dft_plugin.kernels import auto
 from dft_plugin.objectives import DFT, Objective
@@ -73,18 +75,18 @@ def messages(*ratios):
     ids=["row", "message", "token", "key of a message"],
 )
 def test_what_a_column_of_a_chat_may_hold(example, expected):
-    found = of_chat(PLAIN, example, messages(9, 8, 7, 6), IDS, IDS, render, "row 0")
+    found = of_chat(PLAIN, example, Chat(messages(9, 8, 7, 6), render), IDS, IDS, "row 0")
     assert found.tolist() == expected
     assert found.dtype == np.float32
 
 
 def test_a_message_without_a_number_is_refused_only_where_it_is_trained():
     labels = [-100, -100, 3, 4, 5, -100, -100, -100]
-    found = of_chat(PLAIN, {}, messages(None, 2, None, None), IDS, labels, render, "row 0")
+    found = of_chat(PLAIN, {}, Chat(messages(None, 2, None, None), render), IDS, labels, "row 0")
     assert found.tolist() == [1, 1, 2, 2, 2, 1, 1, 1]
     labels[5] = 6
     with pytest.raises(ConflictError, match=r"row 0: the column `ratio` has no number .None or NaN. for token 5"):
-        of_chat(PLAIN, {}, messages(None, 2, None, None), IDS, labels, render, "row 0")
+        of_chat(PLAIN, {}, Chat(messages(None, 2, None, None), render), IDS, labels, "row 0")
 
 
 def test_the_first_token_needs_no_number_since_nothing_predicts_it():
@@ -124,11 +126,35 @@ def test_a_text_takes_a_number_or_one_for_each_of_its_tokens():
         of_text(PLAIN, [1, 2, 3], [5, 6], "row 0")
 
 
-def test_what_is_cut_is_cut_at_the_same_end():
-    assert cut([1, 2, 3], 2, "end") == [1, 2]
-    assert cut([1, 2, 3], 2, "start") == [2, 3]
-    assert cut([1, 2, 3], 3, "end") == [1, 2, 3]
-    assert list(cut([1, 2, 3], 0, "start")) == []
+@pytest.mark.parametrize(
+    ("left", "end", "expected"),
+    [(2, "end", [1, 2]), (2, "start", [2, 3]), (3, "end", [1, 2, 3]), (3, "start", [1, 2, 3]), (0, "start", [])],
+)
+def test_what_is_cut_is_cut_at_the_same_end(left, end, expected):
+    row = {"input_ids": [7] * left, "ratio": [1, 2, 3]}
+    assert cut(row, ["ratio"], end) == {"ratio": expected}
+
+
+def test_a_message_that_the_host_puts_before_a_chat_has_no_number_and_one_that_it_leaves_out_needs_none():
+    labels = [-100, -100, 3, 4, 5, 6, 7, 8]
+    before = of_chat(PLAIN, {"ratio": [2, 3, 4]}, Chat(messages(1, 1, 1), render, more=1), IDS, labels, "row 0")
+    assert before.tolist() == [1, 1, 2, 2, 2, 3, 4, 4]
+    without = of_chat(PLAIN, {"ratio": [9, 1, 2, 3, 4]}, Chat(messages(*[0] * 5), render, more=-1), IDS, IDS, "row 0")
+    assert without.tolist() == [1, 1, 2, 2, 2, 3, 4, 4]
+
+
+def test_the_columns_of_a_row_are_read_as_it_was_tokenised():
+    chat = Chat(messages(1, 2, 3, 4), render)
+    for example, how, expected in (
+        ({"dft_column_ratio": [5] * 8, "ratio": 2}, {"chat": chat}, [5] * 8),
+        ({"ratio": [1, 2, 3, 4]}, {"chat": chat}, [1, 1, 2, 2, 2, 3, 4, 4]),
+        ({"ratio": [3] * 8}, {"tokenised": True}, [3] * 8),
+        ({"ratio": 3}, {}, [3] * 8),
+    ):
+        found = of_example([PLAIN], example, IDS, IDS, "row 0", **how)
+        assert {key: row.tolist() for key, row in found.items()} == {"dft_column_ratio": expected}
+    with pytest.raises(ConflictError, match=r"column `ratio`, which is not in row 0. Did you mean `ratios`?"):
+        of_example([PLAIN], {"ratios": 1}, IDS, IDS, "row 0")
 
 
 def test_a_target_comes_back_with_its_columns_wherever_it_was_moved():
@@ -141,6 +167,47 @@ def test_a_target_comes_back_with_its_columns_wherever_it_was_moved():
     assert labels.tolist() == [[7, -100, 6], [-100, 42, 5]]
     assert np.nan_to_num(one, nan=-1).tolist() == [[3, -1, 2], [-1, -1, 1]]
     assert np.nan_to_num(two, nan=-1).tolist() == [[30, -1, 20], [-1, -1, 10]]
+
+
+def joined(features):
+    """A collator that packs all rows into one, and masks nothing between them."""
+    keys = [key for key in ("input_ids", "labels") if key in features[0]]
+    batch = {key: torch.tensor([[entry for feature in features for entry in feature[key]]]) for key in keys}
+    return batch if "labels" in batch else {**batch, "labels": batch["input_ids"].clone()}
+
+
+@pytest.mark.parametrize("keys", [("input_ids", "labels"), ("input_ids",)], ids=["labels", "labels of the collator"])
+def test_behind_another_row_a_first_token_without_a_number_is_no_target(keys):
+    collate = ColumnCollator(joined, [FACTOR])
+    ids = [[5, 6, 7], [8, 9]]
+    rows = [{**dict.fromkeys(keys, given), "ratio": [None, *range(2, 1 + len(given))]} for given in ids]
+    batch = collate(rows)
+    assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9]]
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
+    assert batch[BITS + "ratio"].view(torch.float32).tolist() == [[1, 2, 3, 1, 2]]
+    assert collate([{**row, "ratio": [4.0] * len(row["ratio"])} for row in rows])["labels"].tolist() == [
+        [*ids[0], 8, 9]
+    ]
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        {"position_ids": [0, 1, 2, 0, 1]},
+        {"seq_idx": [0, 0, 0, 1, 1]},
+        {"attention_mask": [1, 1, 1, 2, 2]},
+        {"seq_lengths": [3, 2]},
+    ],
+    ids=lambda says: next(iter(says)),
+)
+def test_rows_that_came_packed_say_where_first_tokens_are(says):
+    row = {"input_ids": [5, 6, 7, 8, 9], "labels": [5, 6, 7, 8, 9], "ratio": [None, 2, 3, None, 5], **says}
+    batch = ColumnCollator(joined, [FACTOR])([row])
+    assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9]]
+    assert beginnings(row, 5).tolist() == [0, 3]
+    silent = {**row, "attention_mask": [1] * 5, "position_ids": [0, 1, 2, 3, 4], "seq_idx": None, "seq_lengths": None}
+    with pytest.raises(ConflictError, match=r"has no number .None or NaN. for token 3, which is trained"):
+        ColumnCollator(joined, [FACTOR])([silent])
 
 
 def test_a_number_that_is_never_taken_back_is_no_id():

@@ -2,8 +2,16 @@
 
 from importlib.util import find_spec
 
-collect_ignore_glob = []
-if find_spec("datasets") is None:
-    collect_ignore_glob += ["test_ranks.py", "transformers/*.py"]
-if find_spec("trl") is None:
-    collect_ignore_glob += ["trl/*.py"]
+NEEDED = {
+    "axolotl/*.py": "axolotl",
+    "llamafactory/*.py": "llamafactory",
+    "swift/*.py": "swift",
+    "test_faults.py": "datasets",
+    "test_ranks*.py": "datasets",
+    "transformers/*.py": "datasets",
+    "trl/*.py": "trl",
+    "unsloth/*.py": "unsloth",
+    "verl/*.py": "verl",
+}
+
+collect_ignore_glob = [pattern for pattern, package in NEEDED.items() if find_spec(package) is None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import oracle, passes, ranks, ranks_columns, ranks_passes, ranks_tensor_parallel, tiny
+from support import oracle, passes, ranks, ranks_columns, ranks_passes, ranks_recording, ranks_tensor_parallel, tiny
 
 pytestmark = pytest.mark.host
 
@@ -47,8 +48,12 @@ def test_two_processes_equal_one(host, kind, tmp_path):
     for mine, theirs in zip(one["logs"], two["logs"], strict=True):
         for key in (key for key in mine if key == "loss" or key.startswith("dft/")):
             assert theirs[key] == pytest.approx(mine[key], rel=1e-5), key
+    counted = [(tmp_path / name / "dft_probabilities.jsonl").read_text() for name in ("one", "two")]
+    assert counted[0] == counted[1]
+    assert len(counted[0].splitlines()) == 3, "the first and the last interval, and the evaluation"
     assert two["evaluated"]["eval_dft/nll"] == pytest.approx(one["evaluated"]["eval_dft/nll"], rel=1e-5)
     assert err.count("dft: loss dft") == 1, "one start-up line, not one for each rank"
+    assert err.count("mean probability is") == 1, "one warning, not one for each rank"
 
 
 @pytest.mark.parametrize(
@@ -162,3 +167,13 @@ def test_ranks_that_share_layers_count_their_tokens_once(tmp_path):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
         assert mine["dft/nll"] == pytest.approx(theirs["loss"], rel=1e-6)
     assert [entry["dft/tokens"] for entry in ours] == first["targets"] == second["targets"]
+
+
+@pytest.mark.parametrize("kind", ranks_recording.KINDS)
+def test_one_rank_writes_what_was_trained_and_all_refuse_another_loss(kind, tmp_path):
+    launch(2, ranks_recording, kind, tmp_path)
+    for folder in ("checkpoint-1", ""):
+        found = json.loads((tmp_path / folder / "dft_loss.json").read_text())
+        assert (found["loss"]["name"], found["step"], found["computed"][0]["path"]) == ("dft", 1, "hidden states")
+    for rank in (0, 1):
+        assert "would go on with nll" in (tmp_path / f"refused-{rank}").read_text()

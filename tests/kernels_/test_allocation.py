@@ -1,12 +1,13 @@
-"""Rows of logits start on 16 bytes on an accelerator, and no number depends on it."""
+"""Rows of logits start on 16 bytes, and no number depends on it."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from support import oracle, problems
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dft_plugin.kernels import Head, Transform, allocation, chunked, sweep
+from dft_plugin.kernels import Head, Transform, allocation, blocked, chunked, sweep
 from dft_plugin.kernels.rows import block_rows
 from dft_plugin.objectives import DFT, Targets
 
@@ -15,16 +16,37 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("V", [1, 7, 8, 50257, 128257, 151936])
-def test_each_row_on_an_accelerator_starts_on_16_bytes(V, dtype):
-    rows_CV = allocation.new_rows(torch.empty(V, 2, dtype=dtype, device="meta"), 3)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_each_row_starts_on_16_bytes(V, dtype, device):
+    rows_CV = allocation.new_rows(torch.empty(V, 2, dtype=dtype, device=device), 3)
     assert rows_CV.shape == (3, V)
     assert rows_CV.stride(0) * dtype.itemsize % 16 == 0
     assert rows_CV.stride(1) == 1
     assert rows_CV.stride(0) - V < 16 // dtype.itemsize
 
 
-def test_on_a_cpu_they_lie_one_after_the_other():
-    assert allocation.new_rows(torch.empty(7, 2), 3).is_contiguous()
+class Strides(TorchDispatchMode):
+    """Notes how far apart the rows are that matrix products write."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.mm.out:
+            self.seen.add(kwargs["out"].stride(0))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kernel", [blocked, chunked])
+@pytest.mark.parametrize("tokens", [600, 793, 2049])
+def test_products_write_rows_that_start_there_whatever_the_numbers_of_tokens_and_of_the_vocabulary(kernel, tokens):
+    # More than a block, of which the last is odd.
+    head = Head(torch.randn(9001, 2))
+    with Strides() as strides, torch.no_grad():
+        kernel(torch.randn(tokens, 2), head, Targets(torch.zeros(tokens, dtype=torch.long)), DFT())
+    assert strides.seen
+    assert all(stride % 4 == 0 for stride in strides.seen)
 
 
 @pytest.mark.parametrize("V", [2, 50257, 128257, 10**9])

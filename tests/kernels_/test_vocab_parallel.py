@@ -221,10 +221,13 @@ def test_the_function_equals_linear_token_loss(split, ranks):
 
 
 def test_what_does_not_fit_together_is_refused_on_every_rank(ranks):
-    for seen in of_case(ranks, "even", "errors"):
+    for rank, seen in enumerate(of_case(ranks, "even", "errors")):
         assert seen["labels"].startswith("ShardError: the ranks of the vocabulary were given different inputs")
         assert "different batches belong on different groups" in seen["labels"]
         assert seen["tokens"].startswith("ShardError: the ranks of the vocabulary were given different inputs")
+        assert seen["one shape"].startswith("LabelError: " if rank == 1 else "ShardError: rank 1 of the vocabulary")
+        assert seen["one objective"].startswith("SettingsError: " if rank == 0 else "ShardError: rank 0 of the voc")
+        assert seen["one number"].startswith("LabelError: " if rank == 0 else "ShardError: rank 0 of the vocabulary")
         assert seen["foreign label"].startswith("LabelError: labels hold 11, but the model has 11 logits")
         assert seen["whole head"].startswith("ShardError: the local weight has 11 rows, but the shard gives this rank")
         assert seen["number of ranks"].startswith("ShardError: the rows (11,) do not describe a vocabulary on")

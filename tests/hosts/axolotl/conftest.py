@@ -6,6 +6,7 @@ import gc
 import importlib
 import importlib.util
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -57,9 +58,13 @@ def clean_axolotl():
     from transformers.loss.loss_utils import LOSS_MAPPING
 
     losses, env = dict(LOSS_MAPPING), dict(os.environ)
+    # From 0.21 on those of installed packages are there as soon as somebody asks for the manager.
+    PluginManager.get_instance().plugins.clear()
     yield
     PluginManager.get_instance().plugins.clear()
     LOSS_MAPPING.update(losses)
+    with suppress(ImportError):
+        importlib.import_module("transformers.monkey_patching").clear_patch_mapping()
     os.environ.clear()
     os.environ.update(env)
 

@@ -33,6 +33,7 @@ def train(home, **changes):
     return run.logs[0], run.weights
 
 
+@pytest.mark.newest
 def test_a_step_is_that_of_the_same_reference_beside_the_training(home, capsys):
     path = axolotl_runs.write_config(home, loss={**MASS, "reference": "copy"}, **ONE_STEP)
     assert command(path) == 0

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("axolotl")
 
+from support import autoloading
 from support.axolotl_runs import SAVED, TWO_RANKS, assert_same, command, write_config
 
 from dft_plugin.errors import ConflictError
@@ -18,18 +19,9 @@ RANKS = "cpu_ranks.CpuRanks"
 
 
 @pytest.fixture
-def autoload_on(monkeypatch):
-    """As `dft autoload enable` leaves the environment; a user's own file is put back."""
-    from dft_plugin import autoload
-
-    path = autoload.pth_path()
-    before = path.read_text() if path.exists() else None
-    enabled = command(path.parent, "dft", "autoload", "enable")
-    assert enabled.returncode == 0, enabled.stderr
-    yield
-    autoload.disable()
-    if before is not None:
-        path.write_text(before)
+def autoload_on():
+    with autoloading.enabled():
+        yield
 
 
 def test_preprocess_and_train_with_the_plugin_in_the_yaml(home, expected):
@@ -63,10 +55,12 @@ def test_autoload_stops_the_run_where_our_package_is_broken(home, autoload_on):
     assert "PluginError: autoload: dft_axolotl.autoload could not patch axolotl.cli.config" in done.stderr
 
 
-@pytest.mark.parametrize("launcher", ["python", "torchrun"])
+@pytest.mark.parametrize("launcher", ["python", pytest.param("torchrun", marks=pytest.mark.newest)])
 def test_dft_train_needs_the_one_line_only(launcher, home, expected):
     two = launcher == "torchrun"
-    text = write_config(home, **SAVED, plugins=[RANKS], micro_batch_size=1, learning_rate=5.0).read_text()
+    # Axolotl itself reads JSON as YAML, and so no tabs.
+    name = "config.yml" if two else "config.json"
+    text = write_config(home, name, **SAVED, plugins=[RANKS], micro_batch_size=1, learning_rate=5.0).read_text()
     overrides = [
         f"micro_batch_size={2 if two else 4}",
         "learning_rate=1.0",
@@ -74,9 +68,9 @@ def test_dft_train_needs_the_one_line_only(launcher, home, expected):
         "gradient_checkpointing=no",
     ]
     overrides += [word.removeprefix("--") for word in TWO_RANKS] if two else []
-    done = command(home, "dft", "train", "config.yml", f"launcher={launcher}", *overrides)
+    done = command(home, "dft", "train", name, f"launcher={launcher}", *overrides)
     assert_same(home, done, expected, "other")
-    assert (home / "config.yml").read_text() == text
+    assert (home / name).read_text() == text
 
 
 def test_dft_train_starts_axolotls_default_launcher(home, expected):
@@ -101,12 +95,15 @@ def test_dft_check_reports_what_the_plugin_would(home):
 
 def test_a_trl_that_is_too_old_is_refused_by_name(home):
     """Axolotl brings one."""
+    from importlib.metadata import version
+
     import trl
     from trl import SFTTrainer
 
     from dft_trl.host import TrlHost
 
-    too_old = f"trl {trl.__version__} is too old (>=1.16,<1.17 was tested). Run: pip install"
+    its_own = f"In an environment of its own, since this one has axolotl {version('axolotl')}: pip install"
+    too_old = f"trl {trl.__version__} is too old ({TrlHost.tested} was tested). {its_own}"
     (home / "sft.yaml").write_text("model_name_or_path: m\ndataset_name: d\nloss: dft\n")
     checked = command(home, "dft", "check", "sft.yaml")
     assert checked.returncode == 1

@@ -11,7 +11,7 @@ import yaml
 pytest.importorskip("axolotl")
 
 from support import oracle
-from support.axolotl_runs import by_hand, prepare, train, write_config
+from support.axolotl_runs import by_hand, evaluate, prepare, train, write_config
 
 from dft_axolotl.host import AxolotlHost
 
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.host
 EVALUATION = {"val_set_size": 0.25, "eval_steps": 1, "eval_strategy": "steps"}
 
 
+@pytest.mark.newest
 def test_perplexities_are_those_of_the_likelihood(home):
     run = train(write_config(home, **EVALUATION))
     for entry in run.logs:
@@ -50,6 +51,7 @@ def test_loggers_see_the_true_perplexity_too(home):
     assert evaluated["eval_ppl"] == evaluated["eval_dft/perplexity"]
 
 
+@pytest.mark.newest
 def test_eval_loss_is_the_configured_loss(home):
     _, trainer = prepare(write_config(home, **EVALUATION, eval_batch_size=64))
     (batch,) = trainer.get_eval_dataloader()
@@ -61,6 +63,20 @@ def test_eval_loss_is_the_configured_loss(home):
     assert evaluated["eval_loss"] == pytest.approx(total / count, rel=1e-6)
     assert evaluated["eval_dft/nll"] == pytest.approx(nll, rel=1e-6)
     assert evaluated["eval_dft/tokens"] == count
+
+
+@pytest.mark.newest
+def test_axolotl_evaluate_evaluates_the_configured_loss(home):
+    """Its command makes a trainer that it shows to no plugin after that."""
+    path = write_config(home, val_set_size=0.25, eval_batch_size=64, micro_batch_size=64, loss={"alpha": 0.5})
+    metrics = evaluate(path)
+    _, trainer = prepare(path)
+    assert metrics["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-6)
+    assert metrics["eval_loss"] < 0.5 * metrics["eval_dft/nll"]
+    assert metrics["eval_ppl"] == metrics["eval_dft/perplexity"]
+    assert metrics["train_loss"] < 0.5 * metrics["train_dft/nll"]
+    summary = (home / "out" / "config.yml" / "eval_summary.csv").read_text()
+    assert f"loss,{metrics['train_loss']},{metrics['eval_loss']}" in summary
 
 
 def test_the_best_checkpoint_and_early_stopping_can_go_by_the_likelihood(home):
@@ -88,6 +104,7 @@ def test_the_best_checkpoint_and_early_stopping_can_go_by_the_likelihood(home):
 BEST = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 2}
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize(
     "changes",
     [

@@ -13,7 +13,7 @@ from axolotl.cli.config import prepare_plugins
 from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.newest]
 
 FOLDER = Path(__file__).parents[3] / "example_configs" / "axolotl"
 CONFIGS = sorted(FOLDER.glob("*.yml"))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dft_axolotl.host import AxolotlHost, problems_of
+from dft_axolotl.reading import checked
 from dft_plugin.config.hosts import Choice
 from dft_plugin.config.settings import Settings
+from dft_plugin.errors import SettingsError
 from dft_plugin.testing import check_host
 
 CONFIG = {"base_model": "m", "datasets": [{"path": "d", "type": "alpaca"}]}
@@ -45,6 +47,53 @@ def test_autoload_registers_the_plugin_and_nothing_without_loss():
     patch(module)
     module.prepare_plugins({"base_model": "m"})
     assert seen == [{"base_model": "m"}]
+
+
+def test_autoload_refuses_a_line_without_a_value():
+    from types import ModuleType
+
+    from dft_axolotl.autoload import patch
+
+    module = ModuleType("axolotl.cli.config")
+    module.prepare_plugins = lambda cfg: pytest.fail("the run goes on")
+    patch(module)
+    with pytest.raises(SettingsError, match=r"`loss:` has no value\. Write `loss: dft`"):
+        module.prepare_plugins({"base_model": "m", "loss": None})
+
+
+@pytest.mark.parametrize(
+    ("cfg", "says"),
+    [
+        ({"loss": None}, "`loss:` has no value. Write `loss: dft`"),
+        (
+            {"loss": "dft", "loss.alpha": 0.5},
+            "`loss.alpha` is a key that nobody reads. Write `loss: {name: dft",
+        ),
+    ],
+)
+def test_the_plugin_refuses_what_axolotl_would_drop(cfg, says):
+    with pytest.raises(SettingsError) as refused:
+        checked(cfg)
+    assert says in str(refused.value)
+
+
+def test_the_name_in_the_file_stays_where_axolotl_puts_an_option_in_its_place(tmp_path):
+    """`--loss__alpha 0.5` makes a mapping of `loss: eaft` that has lost its name."""
+    path = tmp_path / "config.yml"
+    path.write_text("loss: eaft\n")
+    cfg = {"loss": {"alpha": 0.5}, "axolotl_config_path": str(path)}
+    assert checked(cfg) == {"name": "eaft", "alpha": 0.5}
+    assert checked({**cfg, "loss": {"name": "dft", "alpha": 0.5}}) == {"name": "dft", "alpha": 0.5}
+    assert checked({"loss": "dft"}) == "dft"
+    assert checked({"base_model": "m"}) is None
+
+
+def test_the_plugin_reads_the_file_as_the_commands_do(tmp_path):
+    path = tmp_path / "config.yml"
+    path.write_text("loss: eaft\nloss: dft\n")
+    with pytest.raises(SettingsError, match="`loss` stands there twice, first in line 1"):
+        checked({"loss": "dft", "axolotl_config_path": path})
+    assert checked({"axolotl_config_path": path}) is None, "without the line a file is Axolotl's own affair"
 
 
 BEST = {"load_best_model_at_end": True}

@@ -51,7 +51,7 @@ def test_a_step_is_that_of_its_formula(model, kind, split, home):
     given.require(trainer, seen, changes.get("gradient_accumulation_steps", 1), formula)
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", ["whole", "split", pytest.param("packed", marks=pytest.mark.newest)])
 def test_a_step_is_that_of_a_formula_of_a_column(split, home):
     loss, formula = COLUMN
     rows = [{**row, "attention_mask": [1] * len(row["labels"])} for row in columns.scored_rows(96)]
@@ -61,6 +61,7 @@ def test_a_step_is_that_of_a_formula_of_a_column(split, home):
     given.require(trainer, seen, SPLITS[split].get("gradient_accumulation_steps", 1), formula)
 
 
+@pytest.mark.newest
 def test_packed_texts_that_are_streamed_say_where_they_end(home):
     loss, formula = KINDS["sequence"]
     changes = {**TEXTS, **LORA, "sample_packing": True, "micro_batch_size": 2}
@@ -77,6 +78,7 @@ def test_a_resumed_run_goes_on_with_the_schedule_and_against_the_same_model(home
     assert strengths == [None, *(pytest.approx(1.5 * step / 4) for step in (1, 2, 3))]
 
 
+@pytest.mark.newest
 def test_two_ranks_train_what_one_process_does(home):
     loss = {**KINDS["sequence"][0], **COPY, "first": {"name": "nll", "for": 1}, "log": "top1"}
     one, _ = train(home, loss, max_steps=2)
@@ -91,6 +93,7 @@ def test_two_ranks_train_what_one_process_does(home):
     assert tiny.max_gap(weights, training.trained(one.model)) < 1e-6
 
 
+@pytest.mark.newest
 class TestRefusals:
     def test_a_batch_that_is_split_into_micro_batches(self, home, monkeypatch):
         made.register(monkeypatch, OfBatch)

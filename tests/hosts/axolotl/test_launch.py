@@ -16,7 +16,7 @@ from dft_plugin.config.hosts import Launch
 from dft_plugin.config.settings import Settings
 from dft_plugin.errors import ConflictError, SettingsError
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.newest]
 
 SETTINGS = Settings(name="dft", options={"alpha": 0.7})
 LOSS = {"name": "dft", "alpha": 0.7}

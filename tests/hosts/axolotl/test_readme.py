@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 
 pytest.importorskip("axolotl")
 
+from importlib.metadata import version
+
+from packaging.version import Version
 from support import readme
 from support.axolotl_runs import assert_same, command, train
 
 pytestmark = pytest.mark.host
 
 
+@pytest.mark.newest
 def test_the_config_trains_dft_by_the_command_that_stands_beside_it(home):
     config = yaml.safe_load(readme.blocks()["Axolotl"])
+    if Version(version("axolotl")) < Version("0.21"):
+        (line,) = re.findall(r"0\.19 and 0\.20 need one line more:\n`(.+)`", readme.PAGE.read_text(encoding="utf-8"))
+        config |= yaml.safe_load(line)
     (data,) = config["datasets"]
     config |= {
         "base_model": "models/llama",

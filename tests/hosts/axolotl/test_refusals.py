@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,20 +18,17 @@ from pydantic import ValidationError
 from support.axolotl_runs import FULL, PLUGIN, prepare, train, write_config
 
 from dft_axolotl.args import DFTArgs
-from dft_axolotl.conflicts import RULES, cautions, superseded
+from dft_axolotl.conflicts import RULES, cautions, find, superseded
 from dft_axolotl.plugin import DFTPlugin
-from dft_plugin.errors import ConflictError, NotActiveError
+from dft_plugin.errors import ConflictError
+from dft_plugin.hf.callbacks import is_active
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.newest]
 
 KD = "axolotl.integrations.kd.KDPlugin"
 DIFFUSION = "axolotl.integrations.diffusion.DiffusionPlugin"
 HATCHERY = "axolotl.integrations.hatchery.HatcheryPlugin"
 OWN = "trains on preferences, rewards or features with a loss of its own. Remove `rl:` to fine-tune on target tokens, "
-CUTS = (
-    "cuts sequences after the tokens were counted and replaces the count by an estimate, so the loss would be wrong."
-)
-SAVE = "Set it to 1, and save memory with sample_packing, FSDP or DeepSpeed."
 REFUSED = {
     **{
         f"rl-{kind}": ({"rl": kind}, f"`rl`: `{kind}` {OWN}or remove `loss:`.")
@@ -44,11 +42,6 @@ REFUSED = {
         {"process_reward_model": True},
         "`process_reward_model`: a process reward model has no next-token likelihood. Remove it, or remove `loss:`.",
     ),
-    "mamba": (
-        {"model_config_type": "mamba"},
-        "`model_config_type`: Axolotl's Mamba trainer computes cross-entropy by itself and never asks the model for a "
-        "loss. Remove `loss:` for this model.",
-    ),
     "kd_trainer": (
         {"kd_trainer": True},
         "`kd_trainer`: the distillation trainer computes its own loss from the teacher's logits. Remove it, or remove "
@@ -58,6 +51,10 @@ REFUSED = {
         {"plugins": [PLUGIN, KD]},
         "`plugins`: the distillation trainer computes its own loss from the teacher's logits. Remove the KDPlugin, or "
         "remove `loss:`.",
+    ),
+    "kd plugin with a colon": (
+        {"plugins": [PLUGIN, "axolotl.integrations.kd:KDPlugin"]},
+        "`plugins`: the distillation trainer computes its own loss from the teacher's logits.",
     ),
     "use_eaft": (
         {"use_eaft": True},
@@ -78,13 +75,20 @@ REFUSED = {
         "`plugins`: Hatchery trains on a remote service, where our loss is not. Remove the HatcheryPlugin, or remove "
         "`loss:`.",
     ),
-    "context_parallel_size": (
-        {"context_parallel_size": 2},
-        f"`context_parallel_size`: Axolotl's context parallelism (2) {CUTS} {SAVE}",
+    "diffusion_lm": (
+        {"diffusion_lm": {"from_causal_lm": True}},
+        "`diffusion_lm`: the trainer of diffusion models predicts masked tokens with a loss of its own. Remove it, or "
+        "remove `loss:`.",
     ),
-    "sequence_parallel_degree": (
-        {"sequence_parallel_degree": 2},
-        f"`sequence_parallel_degree`: the old name of context_parallel_size (2) {CUTS} {SAVE}",
+    "diffusion_decision": (
+        {"diffusion_decision": {"layout": "pairwise"}},
+        "`diffusion_decision`: its trainer scores whole answers of a diffusion model with a loss of its own. Remove "
+        "it, or remove `loss:`.",
+    ),
+    "mixlora": (
+        {"adapter": "mixlora"},
+        "`adapter`: MixLoRA's trainer adds its routers' loss to each micro-batch, however few of the step's tokens "
+        "that has. Choose another adapter, or remove `loss:`.",
     ),
     "liger_use_token_scaling": (
         {"liger_use_token_scaling": True},
@@ -99,7 +103,7 @@ REFUSED = {
     "misspelt plugin": (
         {"plugins": [PLUGIN, "dft_plugin.DFTPlugin"]},
         "`plugins`: `dft_plugin.DFTPlugin` is not our plugin's name, and where a plugin cannot be imported Axolotl "
-        f"prints it and trains cross-entropy. Write `{PLUGIN}`.",
+        f"up to 0.20 prints it and trains cross-entropy. Write `{PLUGIN}`.",
     ),
     "typo": ({"loss": "dff"}, "`loss`: `dff` is not a known name. Did you mean `dft`?"),
     "typo in an option": ({"loss": {"name": "dft", "alhpa": 1.0}}, "`loss.alhpa`: `alhpa` is not an option of `dft`."),
@@ -130,6 +134,38 @@ def test_every_rule_has_a_test():
     assert fired == set(RULES)
 
 
+CUTS = (
+    "cuts sequences after the tokens were counted and, in 0.19, replaces the count by an estimate, so the loss would "
+    "be wrong."
+)
+ULYSSES = "is DeepSpeed's with `deepspeed:`, which is not told how many tokens a step has, so the loss would be wrong."
+SAVE = "Set it to 1, and save memory with sample_packing, FSDP or DeepSpeed."
+SPLITS = {
+    "context_parallel_size": ({"context_parallel_size": 2}, "Axolotl's context parallelism (2)"),
+    "sequence_parallel_degree": ({"sequence_parallel_degree": 2}, "the old name of context_parallel_size (2)"),
+    "context_parallel.size": ({"context_parallel": {"size": 2}}, "Axolotl's context parallelism (2)"),
+}
+OLD, NEW = "0.19.0", "0.21.0"
+
+
+@pytest.mark.parametrize("key", SPLITS)
+def test_context_parallelism_is_refused_where_targets_are_not_counted(key):
+    change, what = SPLITS[key]
+    with_deepspeed = {**change, "deepspeed": "zero3.json"}
+    assert [str(one) for one in find(change, OLD)] == [f"`{key}`: {what} {CUTS} {SAVE}"]
+    assert [str(one) for one in find(with_deepspeed, NEW)] == [f"`{key}`: {what} {ULYSSES} {SAVE}"]
+    assert find(change, NEW) == find(change, None) == []
+
+
+def test_mamba_is_refused_where_its_trainer_computes_cross_entropy():
+    mamba = {"model_config_type": "mamba"}
+    assert [str(one) for one in find(mamba, OLD)] == [
+        "`model_config_type`: the Mamba trainer of Axolotl 0.19 computes cross-entropy by itself and never asks the "
+        "model for a loss. Install Axolotl 0.20 or newer, or remove `loss:` for this model."
+    ]
+    assert find(mamba, "0.20.0") == find(mamba, NEW) == []
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -155,7 +191,7 @@ def test_the_plugin_without_loss_is_refused(home):
 
 
 def test_a_plugin_that_cannot_be_imported_stops_the_run(home, monkeypatch):
-    """Axolotl prints an ImportError and goes on to train cross-entropy."""
+    """Axolotl up to 0.20 prints an ImportError and goes on to train cross-entropy."""
     monkeypatch.setitem(sys.modules, "dft_axolotl.plugin", None)
     with pytest.raises(RuntimeError, match=r"DFTPlugin cannot be loaded .*, so `loss:` would not take effect"):
         prepare_plugins(DictDefault({"plugins": [PLUGIN]}))
@@ -175,8 +211,8 @@ def test_a_misspelt_class_stops_the_run(home):
 
 
 def test_what_axolotl_finds_out_about_the_model_is_checked_before_it_is_loaded(home):
-    with pytest.raises(ConflictError, match="Mamba trainer"):
-        DFTPlugin().pre_model_load(DictDefault({"loss": "dft", "model_config_type": "mamba"}))
+    with pytest.raises(ConflictError, match="MixLoRA's trainer"):
+        DFTPlugin().pre_model_load(DictDefault({"loss": "dft", "adapter": "mixlora"}))
 
 
 def test_a_trainer_of_another_kind_is_refused(home):
@@ -209,12 +245,22 @@ def test_a_users_trainer_that_does_not_override_it_trains(home, own_modules):
     assert run.logs[0]["loss"] == pytest.approx(run.expected[0], rel=1e-6)
 
 
-def test_axolotls_own_trainers_with_a_loss_are_told_by_their_class_too():
-    from axolotl.core.trainers.mamba import AxolotlMambaTrainer
-    from axolotl.integrations.diffusion.trainer import DiffusionTrainer
-
-    for trainer_class in (AxolotlMambaTrainer, DiffusionTrainer):
-        assert trainer_class.compute_loss is not AxolotlTrainer.compute_loss
+@pytest.mark.parametrize(
+    "name",
+    [
+        "core.trainers.mamba:AxolotlMambaTrainer",
+        "integrations.diffusion.trainer:DiffusionTrainer",
+        "core.trainers.diffusion_lm.trainer:AxolotlDiffusionTrainer",
+        "integrations.mixlora.trainer:MixLoraTrainer",
+    ],
+)
+def test_axolotls_own_trainers_with_a_loss_are_told_by_their_class_too(name):
+    module, _, of = name.partition(":")
+    try:
+        trainer_class = getattr(import_module(f"axolotl.{module}"), of)
+    except ImportError:
+        pytest.skip("this version has none")
+    assert trainer_class.compute_loss is not AxolotlTrainer.compute_loss
 
 
 def test_label_smoothing_of_another_plugin_is_refused(home, monkeypatch):
@@ -227,17 +273,12 @@ def test_label_smoothing_of_another_plugin_is_refused(home, monkeypatch):
         prepare(write_config(home))
 
 
-def test_a_trainer_that_axolotl_did_not_hand_to_the_plugin_does_not_train(home, monkeypatch):
-    monkeypatch.setattr(DFTPlugin, "post_trainer_create", lambda self, cfg, trainer: None)
-    with pytest.raises(NotActiveError, match="training begins without the loss that `loss:` asks for"):
-        train(write_config(home))
-
-
-def test_nor_is_it_evaluated(home, monkeypatch):
-    monkeypatch.setattr(DFTPlugin, "post_trainer_create", lambda self, cfg, trainer: None)
-    _, trainer = prepare(write_config(home, val_set_size=0.25))
-    with pytest.raises(NotActiveError, match="an evaluation runs without the loss that `loss:` asks for"):
-        trainer.evaluate()
+@pytest.mark.parametrize("call", ["add_callbacks_post_trainer", "post_trainer_create"])
+def test_one_of_the_two_calls_for_a_trainer_is_enough(call, home, monkeypatch):
+    """`axolotl evaluate` does not make the latter."""
+    monkeypatch.setattr(DFTPlugin, call, lambda self, cfg, trainer: [])
+    _, trainer = prepare(write_config(home))
+    assert is_active(trainer)
 
 
 def test_what_is_superseded_and_what_to_look_out_for_is_said():

@@ -10,9 +10,9 @@ from support.axolotl_runs import train, write_config
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from dft_plugin.errors import ConflictError
-from dft_plugin.functional import plan_for
 from dft_plugin.hf import tokens
 from dft_plugin.hf.wrapping import wrapper_of
+from dft_plugin.plans import plan_for
 
 pytestmark = pytest.mark.host
 
@@ -24,6 +24,7 @@ CHAT = {
 }
 
 
+@pytest.mark.newest
 def test_words_and_ids_reach_the_weights_and_the_log(home, capsys):
     loss = {"name": "dft", "always_learn": ["eos", 7], "weights": {"tokens": {5: 2.0, "word6": 0.5}}}
     run = train(write_config(home, **CHAT, loss=loss))

@@ -9,8 +9,7 @@ from pathlib import Path
 from platform import python_version
 
 import pytest
-
-from dft_plugin import autoload
+from support import autoloading
 
 TABLE = Path(__file__).parents[3] / "docs" / "hosts" / "llamafactory-runs.md"
 VERSIONED = ("transformers", "torch", "accelerate", "peft", "bitsandbytes", "datasets")
@@ -33,18 +32,8 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def autoloaded():
-    """`dft autoload enable` in this environment, and as it was afterwards."""
-    from support import factory
-
-    path = autoload.pth_path()
-    before = path.read_text() if path.is_file() else None
-    done = factory.command("autoload", "enable", cwd=path.parent, script="dft")
-    assert done.returncode == 0, done.stderr
-    yield
-    if before is None:
-        path.unlink()
-    else:
-        path.write_text(before)
+    with autoloading.enabled():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
 from dft_llamafactory import arguments, launch
 from dft_llamafactory.host import LlamaFactoryHost
 from dft_plugin import testing
+from dft_plugin.config.reading import may_name_loss
 from dft_plugin.config.settings import Settings
 from dft_plugin.errors import SettingsError
 from dft_trl.host import TrlHost
@@ -69,6 +69,53 @@ class TestArguments:
         assert request.args == ["--stage", "sft", "--do_train", "--seed=3"]
         assert request.config == {"stage": "sft", "do_train": True, "seed": 3}
 
+    @pytest.mark.parametrize(
+        "words", [["loss[alpha]=0.5"], ["--loss.alpha", "0.5"], ["--loss.alpha=0.5"]], ids=" ".join
+    )
+    def test_every_spelling_of_an_override_reaches_the_loss(self, words, tmp_path):
+        """OmegaConf would put the first into a mapping that is thrown away, and the others into keys of their own."""
+        path = tmp_path / "cfg.yaml"
+        path.write_text("loss: eaft\nstage: sft\n")
+        request = arguments.read([str(path), *words, "seed=3"])
+        assert (request.loss, request.args) == ({"name": "eaft", "alpha": 0.5}, {"stage": "sft", "seed": 3})
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [("loss:\n", []), ("loss: dft\n", ["loss="]), ("loss: dft\n", ["loss"]), ("loss: dft\n", ["loss=null"])],
+    )
+    def test_a_line_without_a_value_is_refused(self, text, words, tmp_path):
+        path = tmp_path / "cfg.yaml"
+        path.write_text(text)
+        with pytest.raises(SettingsError, match="has no value"):
+            arguments.read([str(path), *words])
+        with pytest.raises(SettingsError, match=r"`loss:` has no value"):
+            arguments.read({**CONFIG, "loss": None})
+
+    def test_a_misspelt_override_is_refused(self, tmp_path):
+        path = tmp_path / "cfg.yaml"
+        path.write_text("loss: dft\n")
+        with pytest.raises(SettingsError, match=r"an option of the loss is written `loss\.alpha=VALUE`"):
+            arguments.read([str(path), "+loss.alpha=1"])
+
+    def test_json_has_tabs_and_yaml_numbers_are_the_hosts(self, tmp_path):
+        path = tmp_path / "cfg.json"
+        path.write_text('{\n\t"loss": "dft",\n\t"learning_rate": 1e-5\n}')
+        assert arguments.read([str(path)]).args == {"learning_rate": 1e-5}
+        path = tmp_path / "cfg.yaml"
+        path.write_text("loss: dft\nlearning_rate: 1e-5\n")
+        assert arguments.read([str(path)]).args == {"learning_rate": 1e-5}
+
+    def test_a_file_without_our_line_is_the_hosts_own_affair(self, tmp_path):
+        path = tmp_path / "cfg.yaml"
+        path.write_text("plot_loss: true\nstage: sft\nstage: pt\n")
+        assert not may_name_loss([str(path), "plot_loss=true"])
+        assert arguments.read_if_ours([str(path)]).loss is None
+        assert may_name_loss([str(path), "loss=dft"])
+        assert not may_name_loss(["no.yaml"])
+        assert may_name_loss({"loss": None})
+        path.write_text("loss: dft\n")
+        assert may_name_loss([str(path)])
+
     def test_without_our_line_there_is_no_loss(self):
         assert arguments.read(CONFIG).loss is None
         assert arguments.read(["--stage", "sft", "--loss_scale", "2"]).loss is None
@@ -80,31 +127,13 @@ class TestArguments:
 
 
 class TestTorchrun:
-    WORDS = ("a folder/cfg.yaml", "output_dir=an out")
-
     def test_ranks_are_started_when_the_host_would(self):
         assert launch.wants_torchrun({"FORCE_TORCHRUN": "1"}, 0)
         assert launch.wants_torchrun({}, 2)
         assert not launch.wants_torchrun({}, 1)
+        assert not launch.wants_torchrun({"USE_RAY": "1"}, 2), "Ray starts them"
+        assert launch.wants_torchrun({"USE_RAY": "yes"}, 2), "LLaMA-Factory does not read that as on"
         assert not launch.wants_torchrun({"FORCE_TORCHRUN": "1", "LOCAL_RANK": "0"}, 2), "this is a rank already"
-
-    def test_a_static_start(self):
-        environ = {"NNODES": "2", "NODE_RANK": "1", "NPROC_PER_NODE": "4", "MASTER_ADDR": "10.0.0.1"}
-        command = launch.torchrun(environ, 8, "29500", self.WORDS)
-        assert command == [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "4", "--nnodes", "2"),
-            *("--node-rank", "1", "--master-addr", "10.0.0.1", "--master-port", "29500"),
-            *("-m", "dft_llamafactory.run", *self.WORDS),
-        ]
-
-    def test_an_elastic_start(self):
-        environ = {"RDZV_ID": "7", "MIN_NNODES": "1", "MAX_NNODES": "3", "MAX_RESTARTS": "2", "NNODES": "2"}
-        command = launch.torchrun(environ, 8, "29500", self.WORDS)
-        assert command == [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "8", "--nnodes", "1:3"),
-            *("--rdzv-id", "7", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:29500", "--max-restarts", "2"),
-            *("-m", "dft_llamafactory.run", *self.WORDS),
-        ]
 
     def test_the_host_settings_for_ddp_are_kept_and_can_be_turned_off(self):
         assert launch.child_environment({})["TORCH_NCCL_AVOID_RECORD_STREAMS"] == "1"

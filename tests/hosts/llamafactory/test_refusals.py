@@ -68,11 +68,6 @@ MEGATRON = "the loss is computed inside Megatron. Unset it, or leave out `loss:`
 IN_ENVIRONMENT = [
     ("USE_MCA", f"`USE_MCA=1`: {MEGATRON}"),
     ("USE_MEGATRON_BRIDGE", f"`USE_MEGATRON_BRIDGE=1`: {MEGATRON}"),
-    (
-        "USE_RAY",
-        "`USE_RAY=1`: Ray starts workers that do not carry the loss. Unset it and start with torchrun "
-        "(FORCE_TORCHRUN=1), or leave out `loss:`.",
-    ),
     ("USE_KT", f"`USE_KT=1`: {KT} Unset it, or leave out `loss:`."),
 ]
 
@@ -109,7 +104,7 @@ def test_sequence_parallelism_of_accelerate_is_refused(monkeypatch):
 
 
 def test_what_is_off_is_not_refused(monkeypatch):
-    monkeypatch.setenv("USE_RAY", "0")
+    monkeypatch.setenv("USE_KT", "0")
     off = {"stage": "sft", "use_dft_loss": False, "use_kt": "false", "label_smoothing_factor": 0.0}
     assert LlamaFactoryHost().conflicts({**off, "parallelism_config": {"dp_shard_size": 2}}) == []
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from support import tiny, wording
+from support import counted, tiny, wording
 
 pytest.importorskip("llamafactory")
 
@@ -158,6 +160,8 @@ def test_statistics_are_in_the_log_that_v1_writes(home, tmp_path):
     assert [entry["dft/nll"] for entry in each] == pytest.approx(stock.losses, rel=1e-5)
     assert [entry["dft/loss"] for entry in each] == pytest.approx(ours.losses, rel=1e-6)
     assert both["dft/tokens"] == sum(entry["dft/tokens"] for entry in each)
+    counted.assert_agree(tmp_path / "ours", each)
+    counted.assert_agree(tmp_path / "rare", [both])
     total = sum(entry["dft/mean_prob"] * entry["dft/tokens"] for entry in each)
     assert both["dft/mean_prob"] == pytest.approx(total / both["dft/tokens"], rel=1e-5)
 
@@ -168,6 +172,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kind, home, tmp_path):
     straight = factory_v1.train(config, "dft")
     resumed = factory_v1.train({**config, "resume_from_checkpoint": str(tmp_path / "checkpoint-2")}, "dft")
     assert [entry["step"] for entry in resumed.logs] == [3, 4]
+    lines = [json.loads(line) for line in (tmp_path / "dft_probabilities.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 4, 3, 4]
     assert "dft/loss" in resumed.logs[-1]
     assert tiny.max_gap(straight.after, resumed.after) < 1e-7
 
@@ -264,3 +270,23 @@ def test_tokens_are_always_learned_and_weighed(home, tmp_path, capsys):
 def test_a_token_that_is_none_is_refused(home, tmp_path):
     with pytest.raises(ConflictError, match="'w1 w2' is 2 tokens"):
         factory_v1.train(factory_v1.arguments(home, tmp_path), {"name": "dft", "weights": {"tokens": {"w1 w2": 2.0}}})
+
+
+def test_what_was_trained_stands_beside_what_is_saved_and_another_loss_does_not_go_on(home, tmp_path):
+    config = factory_v1.arguments(home, tmp_path, **KINDS["lora"], max_steps=2, save_steps=2)
+    factory_v1.train(config, {"name": "dft", "alpha": 0.5})
+    for folder, step in (("checkpoint-2", 2), ("checkpoint-2/model", 2), ("", 2)):
+        found = json.loads((tmp_path / folder / "dft_loss.json").read_text())
+        assert (found["loss"]["alpha"], found["step"], found["max_steps"]) == (0.5, step, 2)
+        assert [one["from_step"] for one in found["computed"]] == [1]
+    assert "The loss was `dft(alpha=0.5, floor=0.0)`" in (tmp_path / "README.md").read_text()
+    resumed = {**config, "max_steps": 3, "resume_from_checkpoint": "auto"}
+    with pytest.raises(ConflictError, match=r"trained with dft\(alpha=0\.5.*would go on with nll.*resume: allow"):
+        factory_v1.train(resumed, "nll")
+    factory_v1.train(resumed, {"name": "dft", "alpha": 0.5})
+    finished = json.loads((tmp_path / "dft_loss.json").read_text())
+    assert finished["step"] == 3
+    # A finished run that is started again trains nothing, and says so.
+    again = factory_v1.train({**resumed, "max_steps": 2}, {"name": "dft", "alpha": 0.5})
+    assert again.logs == []
+    assert json.loads((tmp_path / "dft_loss.json").read_text())["computed"] == finished["computed"]

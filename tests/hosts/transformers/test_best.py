@@ -173,6 +173,12 @@ def test_a_loss_that_weighs_nothing_needs_no_explanation(loss, tmp_path, capsys)
     assert HINT not in capsys.readouterr().err
 
 
+def test_nothing_is_said_where_a_metric_is_named_and_nobody_evaluates(tmp_path, capsys):
+    """As ms-swift does."""
+    activate(training.trainer(tmp_path, metric_for_best_model="loss"), "dft")
+    assert HINT not in capsys.readouterr().err
+
+
 def test_nothing_is_said_where_nothing_is_chosen(tmp_path, capsys):
     activate(training.trainer(tmp_path, **EVALUATED))
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -6,6 +6,7 @@ import importlib.util
 
 import pytest
 import torch
+from datasets import Dataset
 from support import between, tiny, training
 from transformers import Trainer
 
@@ -117,7 +118,7 @@ def without_targets(trainer, count):
     rows = training.rows(24)
     for row in rows[:count]:
         row["labels"] = [-100] * len(row["input_ids"])
-    trainer.train_dataset = training.Dataset.from_list(rows)
+    trainer.train_dataset = Dataset.from_list(rows)
     trainer._get_train_sampler = lambda *args: torch.utils.data.SequentialSampler(trainer.train_dataset)
 
 
@@ -232,7 +233,7 @@ def test_the_first_token_of_a_row_is_no_target_and_is_not_counted(split, tmp_pat
     size, steps = SPLITS[split]
     trainer = training.trainer(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps)
     whole = [{**row, "labels": row["input_ids"]} for row in training.rows()]
-    trainer.train_dataset = training.Dataset.from_list(whole)
+    trainer.train_dataset = Dataset.from_list(whole)
     activate(trainer, "nll")
     trainer.train()
     for entry in training.train_logs(trainer):

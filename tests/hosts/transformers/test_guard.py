@@ -58,6 +58,39 @@ def test_a_training_step_that_is_not_ours_stops_before_the_backward_pass(tmp_pat
     assert weights.moved == 0
 
 
+class Holder(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.base_model = model
+
+
+class HandsOn(Holder):
+    def forward(self, **inputs):
+        return self.base_model(**inputs)
+
+
+class HasItsOwnLoss(Holder):
+    def forward(self, input_ids, attention_mask, labels):
+        logits = self.base_model(input_ids, attention_mask).logits
+        return {"loss": torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())}
+
+
+def test_a_wrapper_that_hands_on_is_trained_and_one_with_a_loss_of_its_own_stops(tmp_path):
+    plain, held = (
+        training.trainer(tmp_path),
+        training.trainer(tmp_path, HandsOn(tiny.llama()), remove_unused_columns=False),
+    )
+    for trainer in (plain, held):
+        activate(trainer)
+        trainer.train()
+    assert held.state.log_history[0]["loss"] == pytest.approx(plain.state.log_history[0]["loss"], rel=1e-6)
+    trainer = training.trainer(tmp_path, HasItsOwnLoss(tiny.llama()))
+    weights = Weights(trainer.model)
+    activate(trainer)
+    assert "the model was not asked for it" in message(trainer.train)
+    assert weights.moved == 0
+
+
 def test_a_loss_that_is_not_ours_stops_before_a_backward_pass_of_ones_own(tmp_path):
     def training_step(self, model, inputs, num_items_in_batch=None):
         model.train()

@@ -132,6 +132,7 @@ def test_a_weak_prior_is_warned_of_once(tmp_path, caplog):
     (record,) = caplog.records
     assert "mean probability is 0.0" in record.message
     assert "`loss: nll`" in record.message
+    assert "`dft probe CONFIG`" in record.message
 
 
 def test_a_run_without_any_target_is_warned_of_once(tmp_path, caplog):

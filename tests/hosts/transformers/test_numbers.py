@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from datasets import Dataset
 from support import oracle, tiny, training
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
@@ -89,7 +90,7 @@ def test_a_micro_batch_without_targets_adds_nothing(tmp_path):
     trainers = []
     for size, steps in ((4, 1), (1, 4)):
         trainer = training.trainer(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps)
-        trainer.train_dataset = training.Dataset.from_list(masked)
+        trainer.train_dataset = Dataset.from_list(masked)
         trainers.append(run(trainer))
     assert tiny.max_gap(*trainers) < 1e-6
 

@@ -161,7 +161,7 @@ class TestWhatIsSaid:
         ],
     )
     def test_what_a_choice_by_the_loss_means(self, loss, weighs, tmp_path, capsys):
-        activate(trainer(tmp_path, metric_for_best_model="eval_loss"), loss)
+        activate(trainer(tmp_path, metric_for_best_model="eval_loss", eval_strategy="steps"), loss)
         assert ("the weighted loss" in capsys.readouterr().err) == weighs
 
     def test_a_weak_prior_is_told_of_once_tokens_are_weighed(self, tmp_path, caplog):

@@ -70,7 +70,7 @@ def test_a_run_that_is_resumed_beyond_it_does_not_say_it_again(tmp_path, capsys)
 def test_a_run_that_is_resumed_inside_it_says_until_when(tmp_path, capsys):
     said(trainer(tmp_path, save_strategy="steps", save_steps=1), capsys)
     # Twice as long now, so that a share is another step.
-    loss = {"name": "dft", "first": {"name": "nll", "for": 0.75}}
+    loss = {"name": "dft", "first": {"name": "nll", "for": 0.75}, "resume": "allow"}
     heard = said(trainer(tmp_path, max_steps=8), capsys, loss, resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert "loss: nll at step 3, where the run goes on, and until step 6" in heard
 

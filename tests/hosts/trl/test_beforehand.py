@@ -20,7 +20,7 @@ from dft_plugin.config.plugins import build_catalogue
 from dft_plugin.errors import ConflictError
 from dft_plugin.hf.beforehand import Request, compute
 from dft_trl import run
-from dft_trl.showing import show
+from dft_trl.run import show
 
 pytestmark = pytest.mark.host
 
@@ -181,7 +181,7 @@ def piecewise(folder, out, watching):
     """Shards of five rows, so that there are several."""
     request = Request(BOTH, (), "columns", folder / out, 2, least=5)
     settings = build_catalogue().settings("prift")
-    show(Launch(str(config(folder)), (), settings), (), lambda trainer: compute(trainer, request, watching))
+    compute(show(Launch(str(config(folder)), (), settings), ()), request, watching)
 
 
 def contents(folder, out):
@@ -285,7 +285,10 @@ def test_rows_to_evaluate_are_written_too(folder, capsys):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"packing": True, "packing_strategy": "wrapped"}, "`packing_strategy: wrapped` cuts rows .*Set `packing_str"),
+        (
+            {"packing": True, "packing_strategy": "wrapped"},
+            "`packing_strategy: wrapped`: it cuts rows .*Set `pack",
+        ),
         ({"dataset_streaming": True}, "the train data is streamed"),
         ({"fsdp": "full_shard"}, "asks for FSDP or DeepSpeed. Leave that out"),
         (

@@ -131,11 +131,25 @@ def test_a_number_for_each_token(packing, tmp_path):
     assert step_1(trainer(tmp_path, rows, **PACKINGS[packing])) == pytest.approx(expected, rel=1e-6)
 
 
-def test_packing_without_boundaries(tmp_path):
-    rows = columns.token_rows()
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_first_token_needs_no_number(packing, tmp_path):
+    rows = all_tokens(columns.token_rows())
+    expected = columns.loss(tiny.llama(), rows)
+    rows = [{**row, "ratio": [None, *row["ratio"][1:]]} for row in rows]
+    assert step_1(trainer(tmp_path, rows, **PACKINGS[packing])) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["numbers", "no number of first tokens"])
+def test_packing_without_boundaries(first, tmp_path):
+    rows = given = all_tokens(columns.token_rows())
+    if first:
+        # TRL lets a row before predict it; without a number it is no target.
+        rows = [{**row, "labels": [-100, *row["input_ids"][1:]]} for row in rows]
     whole = {key: [entry for row in rows for entry in row[key]] for key in ("input_ids", "labels", "ratio")}
     chunks = [{key: whole[key][at : at + 32] for key in whole} for at in range(0, len(whole["labels"]), 32)]
-    made = trainer(tmp_path, rows, packing=True, packing_strategy="wrapped", max_length=32)
+    if first:
+        given = [{**row, "ratio": [None, *row["ratio"][1:]]} for row in given]
+    made = trainer(tmp_path, given, packing=True, packing_strategy="wrapped", max_length=32)
     assert step_1(made) == pytest.approx(columns.loss(tiny.llama(), chunks), rel=1e-6)
 
 

@@ -15,8 +15,8 @@ from trl import DPOConfig, DPOTrainer, SFTTrainer
 
 from dft_plugin import activate, attach
 from dft_plugin.errors import ConflictError, NotActiveError, UnsupportedModelError
+from dft_trl.conflicts import own_losses
 from dft_trl.host import TrlHost
-from dft_trl.which import own_losses
 
 pytestmark = pytest.mark.host
 

@@ -79,6 +79,6 @@ def test_a_batch_that_is_split_is_refused(tmp_path):
 
 def test_packing_that_says_nowhere_where_an_example_ends_is_refused_for_sequences(tmp_path):
     trainer = training.sft_trainer(tmp_path, packing=True, packing_strategy="wrapped")
-    with pytest.raises(ConflictError, match="`packing_strategy: wrapped` says nowhere where an example ends"):
+    with pytest.raises(ConflictError, match="`packing_strategy: wrapped`: it says nowhere where an example ends"):
         activate(trainer, OfSequence())
     activate(trainer, "dft")

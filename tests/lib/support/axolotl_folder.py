@@ -18,6 +18,8 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -27,6 +29,7 @@ from support import tiny
 
 WORDS = [f"word{i}" for i in range(60)]
 SHAPE: dict[str, Any] = {**tiny.SHAPE, "vocab_size": 160, "hidden_size": 64, "max_position_embeddings": 256}
+MAMBA: dict[str, Any] = {"vocab_size": 160, "hidden_size": 32, "state_size": 4, "num_hidden_layers": 2}
 PATCH, PATCHES = 8, 2
 
 
@@ -37,6 +40,7 @@ def make_folder(home: Path) -> None:
         "llama": tiny.llama(**SHAPE),
         "qwen2": Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
         "mixtral": tiny.mixtral(**SHAPE),
+        "mamba": MambaForCausalLM(MambaConfig(**MAMBA)),
     }
     for name, model in made.items():
         model.save_pretrained(home / "models" / name)

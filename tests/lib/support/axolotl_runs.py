@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from packaging.version import Version
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -79,17 +81,33 @@ QWEN2: dict[str, Any] = {
     "tokenizer_config": "models/llama",
 }
 PACKED: dict[str, Any] = {"sample_packing": True, "pad_to_sequence_len": True, "micro_batch_size": 1}
+FSDP2: dict[str, Any] = {
+    "fsdp_version": 2,
+    "fsdp_config": {
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
+        "reshard_after_forward": True,
+        "state_dict_type": "FULL_STATE_DICT",
+    },
+}
 # For runs by a command, of which nothing but the files is left.
 SAVED: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
 TWO_RANKS = ("--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0")
 ON = "dft: loss dft(alpha=1.0, floor=0.0) is on for LlamaForCausalLM (AxolotlTrainer)"
 
 
+def since(version: str) -> pytest.MarkDecorator:
+    """Mark what older releases of Axolotl do not have."""
+    reason = f"Axolotl {version} and newer"
+    return pytest.mark.skipif(Version(metadata.version("axolotl")) < Version(version), reason=reason)
+
+
 def write_config(home: Path, name: str = "config.yml", drop: Sequence[str] = (), **changes: Any) -> Path:
-    """Write a YAML of `FULL` with changes."""
+    """Write a YAML, or JSON with tabs, of `FULL` with changes."""
     config = {**FULL, "output_dir": f"out/{name}", "dataset_prepared_path": "prepared", **changes}
     path = home / name
-    path.write_text(yaml.safe_dump({key: value for key, value in config.items() if key not in drop}))
+    kept = {key: value for key, value in config.items() if key not in drop}
+    path.write_text(json.dumps(kept, indent="\t") if path.suffix == ".json" else yaml.safe_dump(kept))
     return path
 
 
@@ -159,6 +177,18 @@ def train(config: Path, resume: str | None = None) -> Run:
     trainer.training_step = training_step
     execute_training(cfg, trainer, resume)
     return run
+
+
+def evaluate(config: Path) -> dict[str, float]:
+    """Do what `axolotl evaluate` does, in this process. Returns the metrics of both sets."""
+    from axolotl.cli.args import TrainerCliArgs
+    from axolotl.cli.config import load_cfg
+    from axolotl.common.datasets import load_datasets
+    from axolotl.evaluate import evaluate
+
+    cfg = load_cfg(str(config))
+    metrics: dict[str, float] = evaluate(cfg=cfg, dataset_meta=load_datasets(cfg=cfg, cli_args=TrainerCliArgs()))
+    return metrics
 
 
 def by_hand(model: Any, inputs: dict[str, Any]) -> tuple[float, int, float]:

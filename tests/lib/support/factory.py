@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 from dft_llamafactory.arguments import read
 from dft_llamafactory.run import run_with_loss
 from support import oracle, tiny, training
+from support.ran import Run
 
 OLD = Version(version("llamafactory")) < Version("0.9.5")
 
@@ -119,40 +119,6 @@ def arguments(home: Path, out: Path, model: str = "llama", **changes: Any) -> di
 LORA = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "all", "lora_dropout": 0.0}
 
 
-@dataclass
-class Run:
-    """What a run in this process left behind.
-
-    Attributes:
-        trainer: LLaMA-Factory's.
-        before: copies of what trains, before the first step.
-        batches: every micro-batch of the first step, as the trainer's `training_step` got it.
-        expected: loss of the first step in float64, from the model's own logits.
-    """
-
-    trainer: Any = None
-    before: dict[str, Tensor] = field(default_factory=dict)
-    batches: list[dict[str, Tensor]] = field(default_factory=list)
-    expected: float = float("nan")
-
-    @property
-    def after(self) -> dict[str, Tensor]:
-        return training.trained(self.trainer.model)
-
-    @property
-    def losses(self) -> list[float]:
-        return training.losses(self.trainer)
-
-    @property
-    def logs(self) -> list[dict[str, float]]:
-        return training.train_logs(self.trainer)
-
-    @property
-    def moved(self) -> float:
-        """How far training went; a test that compares weights must see more than nothing."""
-        return tiny.max_gap(self.before, self.after)
-
-
 def train(config: dict[str, Any], loss: Any = None, prepare: Callable[[Any], None] = lambda trainer: None) -> Run:
     """Run LLaMA-Factory's `run_exp` here.
 
@@ -200,7 +166,7 @@ def _token_losses(model: Any, inputs: Any) -> Tensor:
 
 
 def write_config(path: Path, **config: Any) -> Path:
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(json.dumps(config, indent="\t") if path.suffix == ".json" else yaml.safe_dump(config))
     return path
 
 

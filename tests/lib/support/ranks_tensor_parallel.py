@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM
@@ -20,20 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dft_plugin import activate
 from support import training
+from support.on_gpus import on_gpus
 
 ROWS = training.rows(3, seed=1)
-
-
-def on_gpus() -> None:
-    """Have accelerate take two processes on a CPU for two GPUs: it knows tensor parallelism on those only."""
-    plain = PartialState.__init__
-
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        plain(self, *args, **kwargs)
-        if self.distributed_type == DistributedType.MULTI_CPU:
-            self.distributed_type = DistributedType.MULTI_GPU
-
-    PartialState.__init__ = init
 
 
 def make(out: str, loss: str | None) -> Any:
@@ -49,7 +36,11 @@ def make(out: str, loss: str | None) -> Any:
 
 def main(out: str) -> None:
     torch.set_num_threads(1)
-    on_gpus()
+    with on_gpus():
+        compare(out)
+
+
+def compare(out: str) -> None:
     stock, ours = make(out, None), make(out, "nll")
     collated = []
 

@@ -26,6 +26,9 @@ from support.shrinking import VARIANTS, VOCAB, build
 
 PATH = Path(__file__).parents[2] / "attachment" / "sweep_expected.json"
 
+BROKEN = {"Llama4ForConditionalGeneration": "5.24.0"}
+"""Classes whose own forward fails in a release: this one asks its language model's output for `image_outputs`."""
+
 Inputs = dict[str, Any]
 Batches = Callable[[PreTrainedModel], Iterable[tuple[str, Inputs]]]
 

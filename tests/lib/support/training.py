@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import transformers
-from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -76,6 +75,9 @@ def arguments(out: Path, **changes: Any) -> dict[str, Any]:
 
 def trainer(out: Path, model: PreTrainedModel | None = None, **changes: Any) -> Trainer:
     """A plain Trainer. Keywords are TrainingArguments, but for those of `Trainer` itself."""
+    # Where no host is installed, there is none of it, and the rest of this module is used all the same.
+    from datasets import Dataset
+
     own = {key: changes.pop(key) for key in ("compute_metrics", "compute_loss_func") if key in changes}
     return Trainer(
         model=tiny.llama() if model is None else model,
@@ -89,6 +91,7 @@ def trainer(out: Path, model: PreTrainedModel | None = None, **changes: Any) -> 
 
 def sft_trainer(out: Path, model: PreTrainedModel | None = None, **changes: Any) -> Any:
     """TRL's SFTTrainer on rows that are tokenised already."""
+    from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     own = {key: changes.pop(key) for key in ("peft_config", "compute_metrics") if key in changes}

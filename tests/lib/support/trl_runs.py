@@ -90,10 +90,10 @@ def train_here(home: Path, loss: Any, monkeypatch: pytest.MonkeyPatch, more: str
     """Run what `dft train` starts on each rank for a YAML, one step of it, here. Returns the log."""
     from dft_trl import run
 
-    path = write(home, loss, f"{more}max_steps: 1\n")
+    path = write(home, loss, more)
     settings = build_catalogue().settings(load(path, []).loss)
     monkeypatch.chdir(home)
-    run.main([*handover.words(settings), "--config", path.name])
+    run.main([*handover.words(settings), "--config", path.name, "--max_steps", "1"])
     return _log(home, 1)
 
 

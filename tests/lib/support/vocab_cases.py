@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from dft_plugin import vocab_parallel_token_loss
-from dft_plugin.errors import LabelError, ShardError
+from dft_plugin.errors import DftError
 from dft_plugin.kernels import Head, ShardedHead, Transform, VocabShard, chunked, vocab_parallel
 from dft_plugin.objectives import DFT, NLL, Targets
 from support import halves, problems
@@ -195,7 +195,15 @@ def errors_case(split):
     wrong = {
         "labels": lambda: vocab_parallel_token_loss(hidden, head.weight_LD, labels + rank),
         "tokens": lambda: vocab_parallel_token_loss(
-            hidden[:1] if rank else hidden, head.weight_LD, labels[: 2 - rank]
+            hidden[:1] if rank else hidden, head.weight_LD, labels[:1] if rank else labels
+        ),
+        "one objective": lambda: vocab_parallel_token_loss(
+            hidden, head.weight_LD, labels, objective="dff" if rank == 0 else "dft"
+        ),
+        # A rank that raises by itself lets nobody wait.
+        "one shape": lambda: vocab_parallel_token_loss(hidden, head.weight_LD, labels[:1] if rank == 1 else labels),
+        "one number": lambda: vocab_parallel_token_loss(
+            hidden, head.weight_LD, labels, num_items="20" if rank == 0 else 20
         ),
         "foreign label": lambda: vocab_parallel_token_loss(hidden, head.weight_LD, torch.full_like(labels, 11)),
         "whole head": lambda: ShardedHead(made.weight_VD, VocabShard.even(11)),
@@ -205,7 +213,7 @@ def errors_case(split):
     for name, call in wrong.items():
         try:
             call()
-        except (ShardError, LabelError) as error:
+        except DftError as error:
             seen[name] = f"{type(error).__name__}: {error}"
     return seen
 

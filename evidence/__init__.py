@@ -1,0 +1,1 @@
+"""What the loss does to a model: a controlled study. See README.md."""

@@ -1,0 +1,134 @@
+"""`python -m evidence run`, then `python -m evidence page`. See README.md."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from evidence import page
+from evidence.cells import cells
+from evidence.grid import CORE_PART, FAMILY_PART, Grid
+from evidence.offline.grid import PART as OFFLINE
+from evidence.offline.grid import OfflineGrid
+from evidence.real.grid import RealGrid
+from evidence.real.training import SHORT
+from evidence.rows import Rows
+from evidence.run import Scale
+from evidence.smoke import SMOKE_GRID, SMOKE_OFFLINE, SMOKE_SCALE
+from evidence.study import Study
+from evidence.tables import chosen_rates, family, hypothesis
+from evidence.working import Work
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "evidence.md"
+REAL = "real"
+PARTS = (CORE_PART, FAMILY_PART, REAL, OFFLINE)
+
+
+def _say(text: str) -> None:
+    typer.echo(f"{time.strftime('%H:%M:%S')} {text}")
+
+
+@app.callback()
+def main() -> None:
+    """What the loss does to a model: a controlled study."""
+
+
+@app.command()
+def run(
+    part: Annotated[
+        str | None, typer.Option(help="Only this: core or family; or real or offline, which are in no other run.")
+    ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Every part once, at a size at which nothing is learned.")
+    ] = False,
+    limit_minutes: Annotated[float, typer.Option(help="After which no further run begins.")] = math.inf,
+    threads: Annotated[int, typer.Option(help="Of a CPU; the rows were made with one.")] = 1,
+    pause_file: Annotated[Path | None, typer.Option(help="While it is there, nothing is computed.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="Folder of the rows; those of --smoke go elsewhere.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of base models and locks.")] = HERE / "out",
+) -> None:
+    """Make the runs that are not there yet. It may be stopped at any time, and run by several processes at once."""
+    if part not in (None, *PARTS):
+        raise typer.BadParameter(f"no part {part}; there are {', '.join(PARTS)}")
+    torch.set_num_threads(threads)
+    folder = rows or (out / "smoke-rows" if smoke else HERE / "rows")
+    grid, scale = (SMOKE_GRID, SMOKE_SCALE) if smoke else (Grid(cells()), Scale())
+    if part in (REAL, OFFLINE):
+        grid = _real(smoke) if part == REAL else _offline(smoke)
+    work = Work(grid, scale, Rows(folder), out / "smoke" if smoke else out, part, pause_file, _say)
+    made = work.go_on(limit_minutes * 60)
+    left = len(grid.pending(work.rows.all(), part))
+    _say(f"{made} runs made, {len(work.failed)} failed, {left} of those that can be made now are left")
+    if work.failed:
+        raise typer.Exit(1)
+
+
+def _real(smoke: bool) -> RealGrid:
+    """Return the part that trains a real model; what it needs is imported here."""
+    from demo.model import prepare_model
+
+    whole = RealGrid(prepare_model)
+    return replace(whole, length=SHORT, seeds=whole.seeds[:1], cells=whole.cells[:1]) if smoke else whole
+
+
+def _offline(smoke: bool) -> OfflineGrid:
+    """Return the part in which models are trained on answers of their own."""
+    if find_spec("trl") is None:
+        raise typer.BadParameter("--part offline trains by TRL, too: pip install -e '.[trl]'")
+    return SMOKE_OFFLINE if smoke else OfflineGrid()
+
+
+@app.command()
+def tables(
+    rows: Annotated[Path, typer.Option(help="Folder of the rows.")] = HERE / "rows",
+    smoke: Annotated[bool, typer.Option("--smoke", help="They are of `run --smoke`.")] = False,
+) -> None:
+    """Print the tables, as Markdown."""
+    study = _study(rows, smoke)
+    shown = {
+        "greedy": hypothesis(study, "taught@0"),
+        "sampled at temperature 1": hypothesis(study, "taught@1"),
+        "family": family(study),
+        "rates": chosen_rates(study),
+    }
+    for title, table in shown.items():
+        typer.echo(f"{title}\n\n{table}\n")
+
+
+@app.command()
+def plots(
+    rows: Annotated[Path, typer.Option(help="Folder of the rows.")] = HERE / "rows",
+    into: Annotated[Path, typer.Option(help="A folder.")] = HERE.parent / "docs" / "evidence",
+    smoke: Annotated[bool, typer.Option("--smoke", help="The rows are of `run --smoke`.")] = False,
+) -> None:
+    """Draw the pictures, as SVG."""
+    for path in page.draw(_study(rows, smoke), into):
+        typer.echo(path)
+
+
+@app.command("page")
+def write_page(
+    rows: Annotated[Path, typer.Option(help="Folder of the rows.")] = HERE / "rows",
+    into: Annotated[Path, typer.Option(help="A file; its pictures go into a folder beside it.")] = PAGE,
+    smoke: Annotated[bool, typer.Option("--smoke", help="The rows are of `run --smoke`.")] = False,
+) -> None:
+    """Write docs/evidence.md and its pictures."""
+    for path in page.write(_study(rows, smoke), into):
+        typer.echo(path)
+
+
+def _study(rows: Path, smoke: bool) -> Study:
+    return Study(SMOKE_GRID if smoke else Grid(cells()), Rows(rows).all())
+
+
+if __name__ == "__main__":
+    app()

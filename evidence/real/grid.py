@@ -1,0 +1,162 @@
+"""The runs of a real model, in order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from evidence.losses import CORE
+from evidence.real import own, questions, replies, training
+from evidence.real.questions import Question, Shown
+from evidence.real.training import Length, Tuning
+from evidence.rows import Row
+
+PART = "real"
+LOSSES = ("SFT", "DFT", "floor 0.1", "alpha 0.5")
+BASE = "base"
+OWN = 400
+"""Questions that the model replies to by itself."""
+
+Model = Callable[[Path], object]
+"""Puts the model into a folder, where it is not there yet."""
+
+
+@dataclass(frozen=True)
+class RealRun:
+    """The dials of a run.
+
+    Attributes:
+        shown: demonstrations.
+        tuning: adapters, or all of the model.
+        loss: its name, or `BASE`.
+        seed: of wrong demonstrations, adapters, order and sampling.
+        length: how long.
+        model: where the model comes from.
+    """
+
+    shown: Shown
+    tuning: Tuning
+    loss: str
+    seed: int
+    length: Length
+    model: Model = field(compare=False)
+
+    part = PART
+
+    @property
+    def key(self) -> str:
+        """A name: a run of the same name is the same run."""
+        return f"{PART} | {self.cell} | {self.loss} | {training.RATES[self.tuning]:g} | {self.seed}"
+
+    @property
+    def cell(self) -> str:
+        """What the tables call it."""
+        return f"{self.shown.kind}, {self.shown.wrong:.0%} wrong, {self.tuning}"
+
+    def execute(self, scale: Any, bases: Path, wait: Callable[[], None]) -> Row:
+        """Train and ask, and return the row; what was trained is removed.
+
+        Args:
+            scale: of the study, of no use here.
+            bases: a folder, of which the model gets one.
+            wait: is called before the training and before the questions.
+        """
+        del scale
+        model = bases / "real"
+        self.model(model)
+        folder = bases / f"run-{hashlib.sha256(self.key.encode()).hexdigest()[:12]}"
+        wait()
+        began = time.monotonic()
+        try:
+            logs = self._trained(model, folder)
+            wait()
+            trained = replies.checkpoint(folder / "out") if logs else None
+            accuracy = self._asked(*replies.load(model, trained))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return {
+            "key": self.key,
+            "part": PART,
+            "cell": self.cell,
+            "loss": self.loss,
+            "rate": training.RATES[self.tuning],
+            "seed": self.seed,
+            "before": {"mean_prob": logs[0]["dft/mean_prob"]} if logs else {},
+            "accuracy": accuracy,
+            "logs": logs,
+            "seconds": [round(time.monotonic() - began)],
+            "dials": {**asdict(self.shown), "tuning": self.tuning, **asdict(self.length)},
+            "setting": CORE.get(self.loss),
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        }
+
+    def _trained(self, model: Path, folder: Path) -> list[dict[str, Any]]:
+        if self.loss == BASE:
+            return []
+        shutil.rmtree(folder, ignore_errors=True)
+        questions.write(folder / "data", self._demonstrations(model))
+        written = training.config(model, folder, CORE[self.loss], self.tuning, self.length, self.seed)
+        return json.loads(json.dumps(training.train(folder, written, torch.get_num_threads())))
+
+    def _questions(self) -> list[Question]:
+        return self.shown.demonstrations(self.length.steps * self.length.rows, self.seed)
+
+    def _demonstrations(self, model: Path) -> list[Question]:
+        asked, length = self._questions(), self.length
+        if self.shown.kind != "own replies":
+            return asked
+        return own.demonstrations(model, asked[:OWN], self.shown.wrong, len(asked), length.tokens, self.seed)
+
+    def _asked(self, model: Any, tokenizer: Any) -> dict[str, float]:
+        asked = self.shown.held_out(self.length.questions, self._questions())
+        return {
+            f"taught@{heat:g}": replies.accuracy(model, tokenizer, asked, heat, self.length.tokens, self.seed)
+            for heat in (0.0, 1.0)
+        }
+
+
+@dataclass(frozen=True)
+class RealGrid:
+    """The part of the study that trains a real model.
+
+    Attributes:
+        model: where it comes from.
+        length: how long a training is.
+        seeds: that are reported.
+        cells: what is shown, and how it is trained.
+    """
+
+    model: Model
+    length: Length = field(default_factory=Length)
+    seeds: tuple[int, ...] = (1, 2, 3)
+    cells: tuple[tuple[Shown, Tuning], ...] = (
+        (Shown("answer alone", 0.4), "LoRA"),
+        (Shown("worked out", 0.4), "LoRA"),
+        (Shown("facts", 0.0), "LoRA"),
+        (Shown("own replies", 0.0), "LoRA"),
+        (Shown("answer alone", 0.0), "LoRA"),
+        (Shown("worked out", 0.0), "LoRA"),
+        (Shown("facts", 0.4), "LoRA"),
+        (Shown("answer alone", 0.4), "full"),
+        (Shown("worked out", 0.4), "full"),
+    )
+
+    def pending(self, rows: Mapping[str, Row], part: str | None = None) -> list[RealRun]:
+        """Return the runs that are left, a first seed of all before the others."""
+        del part
+        every = [
+            RealRun(shown, tuning, loss, seed, self.length, self.model)
+            for seed in self.seeds
+            for shown, tuning in self.cells
+            for loss in (*LOSSES, BASE)
+        ]
+        return [run for run in every if run.key not in rows]

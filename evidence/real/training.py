@@ -1,0 +1,105 @@
+"""A training of a real model, by `dft train` and a config of TRL's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+Tuning = Literal["LoRA", "full"]
+
+RATES: Mapping[str, float] = {"LoRA": 3e-4, "full": 5e-5}
+"""The same for all losses."""
+
+_TUNING: Mapping[str, Mapping[str, Any]] = {
+    "LoRA": {
+        "use_peft": True,
+        "lora_r": 16,
+        "lora_alpha": 32,
+        "lora_dropout": 0.0,
+        "lora_target_modules": "all-linear",
+    },
+    "full": {"use_peft": False},
+}
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a training is.
+
+    Attributes:
+        steps: of the optimizer.
+        rows: of a batch.
+        questions: that are asked afterwards, at each temperature.
+        tokens: of a reply, at most.
+    """
+
+    steps: int = 150
+    rows: int = 8
+    questions: int = 150
+    tokens: int = 48
+
+
+SHORT = Length(steps=2, rows=2, questions=4, tokens=4)
+"""At which nothing is learned."""
+
+
+def config(model: Path, folder: Path, loss: Any, tuning: Tuning, length: Length, seed: int) -> dict[str, Any]:
+    """Return the config that a user would write.
+
+    Args:
+        model: its folder.
+        folder: holds `data`, and gets `out`.
+        loss: what stands after `loss:`.
+        tuning: adapters, or all of the model.
+        length: how long.
+        seed: of the adapters and the order of the rows.
+    """
+    return {
+        "loss": loss,
+        "model_name_or_path": str(model),
+        "dataset_name": str(folder / "data"),
+        "output_dir": str(folder / "out"),
+        **_TUNING[tuning],
+        "max_steps": length.steps,
+        "per_device_train_batch_size": length.rows,
+        "learning_rate": RATES[tuning],
+        "lr_scheduler_type": "linear",
+        "warmup_steps": length.steps // 10,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "logging_steps": max(1, length.steps // 10),
+        "logging_first_step": True,
+        "save_only_model": True,
+        "report_to": "none",
+        "seed": seed,
+    }
+
+
+def train(folder: Path, written: Mapping[str, Any], threads: int) -> list[dict[str, Any]]:
+    """Write the config, run `dft train` on it, and return what was logged.
+
+    Raises:
+        RuntimeError: the command failed; what it said last is in it.
+    """
+    path = folder / "sft.yaml"
+    path.write_text(yaml.safe_dump(dict(written), sort_keys=False), encoding="utf-8")
+    command = [sys.executable, "-m", "dft_plugin.cli", "train", str(path), f"num_cpu_threads_per_process={threads}"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise RuntimeError(f"`dft train {path}` ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
+    state = next(Path(written["output_dir"]).glob("checkpoint-*/trainer_state.json"))
+    history = json.loads(state.read_text(encoding="utf-8"))["log_history"]
+    return [{name: value for name, value in line.items() if _kept(name)} for line in history if "loss" in line]
+
+
+def _kept(name: str) -> bool:
+    return name in {"step", "loss", "dft/nll", "dft/mean_prob", "dft/eos_prob", "dft/low_weight_share"}

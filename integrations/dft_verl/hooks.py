@@ -1,0 +1,5 @@
+"""The entry point."""
+
+from dft_plugin.config.hookspecs import registering
+
+register_hosts = registering("dft_verl.host:VerlHost")

@@ -1,0 +1,1 @@
+"""The rows: what stands between a Trainer and a model that is split over processes."""

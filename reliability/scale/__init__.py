@@ -1,0 +1,1 @@
+"""What the loss costs on many devices: on paper, and by counting what real processes send (`docs/scale.md`)."""

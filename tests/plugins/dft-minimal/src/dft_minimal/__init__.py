@@ -1,0 +1,1 @@
+"""The framework `minimal` for dft-plugin."""

@@ -1,0 +1,1 @@
+"""A training framework of one file, for which `dft_minimal` is the adapter."""

@@ -1,0 +1,76 @@
+"""Bad input: thousands of cases, the same ones each time, and every case that has ever broken the property."""
+
+from __future__ import annotations
+
+import resource
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("hypothesis")
+
+from reliability.fuzz import page, verdict
+from reliability.fuzz.found import FOUND
+from reliability.fuzz.run import Counting, drawn
+from reliability.fuzz.targets import TARGETS
+
+MOST_MIB = 1024
+"""By which the process may grow over the cases of a target; those without bound take all that there is."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_right_answer_or_an_error_of_ours(name):
+    target, outcomes = TARGETS[name], Counter()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    drawn(target, lambda case: outcomes.update([target.check(case)]), target.in_tests, None, shrink=True)()
+    # Cases that are all refused, or all taken, would show nothing.
+    assert outcomes["answered"] > target.in_tests / 20
+    assert outcomes["refused"] > target.in_tests / 20
+    assert outcomes.total() >= 0.9 * target.in_tests
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MOST_MIB << 10
+
+
+def test_there_are_ten_thousand():
+    assert sum(target.in_tests for target in TARGETS.values()) >= 10_000
+
+
+@pytest.mark.parametrize("found", FOUND, ids=[f"{one.target}: {one.given[:40]}" for one in FOUND])
+def test_what_was_found_stays_mended(found):
+    TARGETS[found.target].check(found.case)
+
+
+BROKEN = {
+    "a traceback": (lambda: [][0], "a traceback that is not ours: IndexError"),
+    "a hang": (lambda: [None for _ in iter(int, 1)], "not over after"),
+    "nothing said": (lambda: raised(""), "an empty"),
+    "nothing named": (lambda: raised("something is wrong"), "names none of loss"),
+    "all said": (lambda: raised("loss" * 50_000), "a message of"),
+}
+
+
+def raised(text):
+    raise verdict.SettingsError([text])
+
+
+@pytest.mark.parametrize(("call", "said"), BROKEN.values(), ids=BROKEN)
+def test_what_breaks_the_property_is_seen(call, said, monkeypatch):
+    monkeypatch.setattr(verdict, "CPU_SECONDS", 0.2)
+    with pytest.raises(verdict.FaultError, match=said):
+        verdict.judged(call, ["loss"])
+
+
+def test_a_run_goes_on_after_a_fault_and_counts_it():
+    counting = Counting("settings", "hypothesis", 1)
+    counting.target = replace(counting.target, check=lambda case: 1 // case)
+    for case in (0, 0, 1):
+        counting(case)
+    row = counting.done()
+    assert (row.cases, row.faults, row.refused) == (3, 2, 1)
+    assert [one["case"] for one in row.found] == ["0"]
+
+
+def test_the_page_adds_up_the_rows():
+    row = Counting("settings", "atheris", 1).done().as_dict() | {"cases": 7, "answered": 4, "refused": 3}
+    assert "| all | | 14 | 14 | 8 | 6 | 0 |" in page.written([row, row])

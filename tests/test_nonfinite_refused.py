@@ -1,0 +1,64 @@
+"""`nonfinite: error | skip` where it could not be right: refused by name, before anything starts."""
+
+from __future__ import annotations
+
+import pytest
+
+from dft_axolotl.host import AxolotlHost
+from dft_llamafactory.host import LlamaFactoryHost
+from dft_plugin.config.checks import obstacles
+from dft_plugin.config.plugins import build_catalogue, build_manager
+from dft_plugin.core.plan import LossPlan
+from dft_swift.host import SwiftHost
+from dft_trl.host import TrlHost
+from dft_verl import conflicts
+
+CATALOGUE = build_catalogue(build_manager(third_party=False))
+
+
+def loss(how):
+    return {"name": "dft", "nonfinite": how}
+
+
+def test_another_word_is_refused_with_those_that_are_allowed():
+    (said,) = CATALOGUE.problems(loss("skp"))
+    assert "'warn', 'error' or 'skip'" in said
+    assert "Did you mean `skip`?" in said
+
+
+@pytest.mark.parametrize("host", [AxolotlHost, LlamaFactoryHost, SwiftHost, TrlHost])
+def test_deepspeed_cannot_leave_a_step_out(host, monkeypatch):
+    monkeypatch.setattr(host, "is_too_old", lambda self: False)
+    config = {"deepspeed": "ds.json"}
+
+    def said(how):
+        return [one for one in obstacles(host(), config, loss(how), []) if "nonfinite" in one]
+
+    assert said("warn") == said("error") == []
+    (one,) = said("skip")
+    assert "DeepSpeed (`deepspeed`) steps inside the backward pass" in one
+    assert "write `nonfinite: error`" in one
+
+
+@pytest.mark.parametrize("how", ["error", "skip"])
+def test_verl_goes_on_to_the_optimizer_without_us(how):
+    settings = CATALOGUE.settings(loss(how))
+    (said,) = conflicts.unsupported(settings, CATALOGUE.every(settings))
+    assert f"`loss.nonfinite: {how}`: verl's engine goes from the loss to the optimizer" in said
+    assert conflicts.unsupported(CATALOGUE.settings(loss("warn")), []) == []
+
+
+@pytest.mark.parametrize("how", ["error", "skip"])
+def test_the_v1_trainer_of_llamafactory_has_no_place_for_it(how, monkeypatch):
+    settings, host = CATALOGUE.settings(loss(how)), LlamaFactoryHost()
+    monkeypatch.delenv("USE_V1", raising=False)
+    assert host.unsupported(settings, []) == []
+    monkeypatch.setenv("USE_V1", "1")
+    (said,) = host.unsupported(settings, [])
+    assert f"`loss.nonfinite: {how}` is agreed over ranks before the optimizer steps" in said
+
+
+def test_the_plan_knows_it():
+    plan: LossPlan = CATALOGUE.plan(CATALOGUE.settings(loss("skip")))
+    assert plan.nonfinite == "skip"
+    assert CATALOGUE.plan(CATALOGUE.settings("dft")).nonfinite == "warn"

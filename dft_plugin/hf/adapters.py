@@ -12,14 +12,18 @@ _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations of LoRA that take out of the base weights what they put into the adapter."""
 
 
+def can_be_switched_off(module: nn.Module) -> bool:
+    """Whether a layer has adapters, or is the wrapper of a module that is trained whole."""
+    return hasattr(module, "_disable_adapters")
+
+
 def _layers(model: nn.Module) -> list[Any]:
-    """Return the layers that have adapters, and the wrappers of modules that are trained whole."""
-    return [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+    return [module for module in model.modules() if can_be_switched_off(module)]
 
 
 def has_adapters(model: nn.Module) -> bool:
     """Whether PEFT has put layers into a model that can be switched off."""
-    return any(hasattr(module, "_disable_adapters") for module in model.modules())
+    return any(can_be_switched_off(module) for module in model.modules())
 
 
 def adapter_parameters(model: nn.Module) -> set[int]:

@@ -26,8 +26,8 @@ from dft_plugin.hf.alone import Alone
 from dft_plugin.hf.capturing import require_plain
 from dft_plugin.hf.copies import of_deep_copy, of_shallow_copy
 from dft_plugin.hf.counted import of_tokens
+from dft_plugin.hf.cut_layers import Adapted, require_all_logits
 from dft_plugin.hf.facts import without_columns
-from dft_plugin.hf.head import require_all_logits
 from dft_plugin.hf.in_loops import Drained, require_in_loop
 from dft_plugin.hf.labels import require_tensors
 from dft_plugin.hf.model import eos_token_ids, require_causal_lm, unwrap
@@ -98,6 +98,7 @@ class Attachment:
         self.active = True
         self.undo: list[Callable[[], None]] = []
         self._passes = Passes(plan)
+        self._adapted = Adapted(model)
         self._alone = Alone()
         self._answering: Answering | None = None
         self._said: set[str] = set()
@@ -284,12 +285,14 @@ class Attachment:
         Raises:
             UnsupportedModelError: the plan insists on a kernel and the model does not allow it; a CUDA graph is
                 captured, or a function transformed; the call comes from inside another; model or batch are on
-                `meta`; or a rank has a part of the logits.
+                `meta`; or an engine has left a rank a part of the logits, or the model no adapters.
             LabelError: labels that do not fit the model.
         """
         require_plain(module)
         require_numbers(module, inputs)
         require_all_logits(module)
+        if not self.calls:
+            self._adapted.require(module)
         forward = functools.partial(self.original_of(module), *unnamed)
         with self._alone.passing(module):
             done = self._passes.score(module, forward, inputs, want_logits, self.clock)

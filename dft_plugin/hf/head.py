@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dft_plugin.errors import UnsupportedModelError
 from dft_plugin.hf.called import Door
 from dft_plugin.kernels import Head, LowRank, Transform
 
@@ -162,28 +161,6 @@ def vocab_size_of(model: Any, door: Door) -> int:
     owner = door.owner
     size = getattr(owner, "out_features", None) or getattr(getattr(owner, "base_layer", None), "out_features", None)
     return int(size or model.config.get_text_config().vocab_size)
-
-
-def require_all_logits(model: Any) -> None:
-    """Refuse a head that gives each rank the logits of a part of the vocabulary.
-
-    DeepSpeed's AutoTP makes one of a tied head and brings a cross-entropy that knows of the others. A softmax over
-    one part alone would be a wrong number wherever the labels are in it.
-
-    Raises:
-        UnsupportedModelError: what to write in the DeepSpeed config.
-    """
-    head = model.get_output_embeddings()
-    if head is None:
-        return
-    owner = find_door(head).owner
-    linear: Any = getattr(owner, "base_layer", owner)
-    if getattr(linear, "is_vocab_parallel_lm_head", False):
-        raise UnsupportedModelError(
-            f"the head is a {type(linear).__name__} (DeepSpeed's AutoTP): each rank has logits of "
-            f"{linear.weight.shape[0]} of {linear.vocab_size} tokens, and ours needs all of them. Set "
-            "`vocab_parallel_lm_head: false` in `tensor_parallel` of the DeepSpeed config, or leave out `loss:`."
-        )
 
 
 def head_slots(model: nn.Module, head: nn.Module) -> list[tuple[nn.Module, str]]:

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from reliability.fuzz import page as page_
+from reliability.fuzz.run import again as again_
 from reliability.fuzz.run import batch, limit_memory
 from reliability.fuzz.targets import TARGETS
 
@@ -81,6 +82,14 @@ def _guided(name: str, seed: int, cases: int, rows: Path, corpus: Path) -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "reliability.fuzz.guided", name, str(seed), str(cases), str(rows), str(corpus)]
     subprocess.run(words, check=True, stderr=subprocess.DEVNULL)
+
+
+@app.command()
+def again(target: Annotated[str, typer.Argument(help=f"One of {', '.join(TARGETS)}.")]) -> None:
+    """Make the cases of the tests, the same ones each time; print the counts, or the traceback of a fault."""
+    warnings.simplefilter("error")
+    limit_memory()
+    typer.echo(json.dumps(again_(target)))
 
 
 @app.command()

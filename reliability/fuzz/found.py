@@ -91,6 +91,7 @@ FOUND: list[Found] = [
     Found("tensors", "`logit_scale=10 ** 400`", "`OverflowError`", Case("linear", torch.eye(3), _labels(0, 2, 1), "dft", torch.eye(3), {"ignore_index": -100, "logit_scale": 10**400}, {"logit_scale": 1})),
     Found("tensors", "`logp` or its targets no tensor", "`AttributeError`", Case("logp", None, _labels(0), "dft", None, {"ignore_index": -100}, {"scored": None})),
     Found("tensors", "`entropy` no tensor", "`AttributeError`", Case("logp", torch.eye(3), _labels(0, 2, 1), "dft", None, {"ignore_index": -100, "entropy": 1.0}, {"entropy": 1.0})),
+    Found("tensors", "`labels` beyond the vocabulary, with log p", "a fault of this check: of log p alone nobody knows a vocabulary", Case("logp", torch.tensor([1.5]), torch.tensor(99), "dft", None, {"ignore_index": -100}, {"label": 99})),
     Found("batches", "`labels` a text", "`AttributeError`", _batch(labels="x")),
     Found("batches", "`labels` a number without a shape", "`IndexError`", _batch(labels=torch.tensor(1))),
     Found("batches", "`num_items_in_batch` a text", "`ValueError`", _batch(num_items_in_batch="x")),

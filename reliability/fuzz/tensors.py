@@ -326,6 +326,9 @@ def _require_right(case: Case, leaves: dict[str, Any], found: tuple[float, dict[
         ignored = ids == ignore
     kept_N = ~ignored.reshape(-1)
     logits_TV, ids_T = logits.reshape(-1, logits.shape[-1])[kept_N], ids.reshape(-1)[kept_N]
+    if case.function == "logp":
+        # Nobody can tell from log p how large the vocabulary is; `_logp` made it of the last one.
+        ids_T = ids_T.clamp(max=logits.shape[-1] - 1)
     require(
         not ids_T.numel() or (int(ids_T.min()) >= 0 and int(ids_T.max()) < logits.shape[-1]),
         "a label outside was scored",

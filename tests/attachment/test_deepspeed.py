@@ -35,6 +35,9 @@ CONFIG = {
     },
 }
 
+IN_ATTENTION = {"target_modules": ["q_proj", "v_proj"]}
+ADAPTED = {"LoRA": IN_ATTENTION, "modules_to_save": {**IN_ATTENTION, "modules_to_save": ["lm_head"]}}
+
 
 def build(kind):
     model = tiny.llama(tie_word_embeddings=kind == "tied").train()
@@ -93,12 +96,16 @@ def train(rank, kind):
     return {"steps": steps, "partitioned": partitioned, "route": attachment.route, "kernel_calls": len(kernel_calls)}
 
 
-def with_auto_tp(rank, tied):
+def with_auto_tp(rank, tied, adapted=None):
     """Both ranks share the layers, and what they are given."""
     import deepspeed
 
     model = tiny.llama(tie_word_embeddings=tied).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    if adapted:
+        import peft
+
+        model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **ADAPTED[adapted])).train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
     config = {"train_micro_batch_size_per_gpu": 1, "tensor_parallel": {"autotp_size": WORLD}}
     attach(model)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
@@ -122,6 +129,7 @@ def run_rank(rank, rendezvous, out):
     try:
         saved = {kind: train(rank, kind) for kind in MODELS}
         saved |= {("AutoTP", tied): with_auto_tp(rank, tied) for tied in (False, True)}
+        saved |= {("AutoTP", name): with_auto_tp(rank, False, name) for name in ADAPTED}
         if rank == 0:
             torch.save(saved, out)
     finally:
@@ -156,3 +164,12 @@ def test_auto_tp_scores_an_untied_head_and_refuses_a_tied_one_of_which_each_rank
     assert refused.startswith("UnsupportedModelError: the head is a VocabParallelLinear (DeepSpeed's AutoTP)")
     assert "logits of 64 of 128 tokens" in refused
     assert "Set `vocab_parallel_lm_head: false` in `tensor_parallel`" in refused
+
+
+@pytest.mark.parametrize("adapted", ADAPTED)
+def test_auto_tp_that_throws_adapters_away_is_refused(adapted, saved):
+    refused = saved["AutoTP", adapted]
+    assert refused.startswith("UnsupportedModelError: DeepSpeed's AutoTP has put layers of its own in")
+    assert "in the place of 4 of" in refused
+    assert "model.layers.0.self_attn.q_proj" in refused
+    assert "Leave out `tensor_parallel` in the DeepSpeed config" in refused

@@ -83,8 +83,7 @@ class Finite:
         if bad is None:
             return
         if not self._outside:
-            why = f"`nonfinite: {self._how}` needs the gradients of a whole step as they are"
-            require_steps_outside(trainer.model, why, "`nonfinite: warn`")
+            self._require_in_time(trainer)
             self._outside = True
         self._bad = bad if self._bad is None else self._bad | bad.to(self._bad.device)
         if not trainer.accelerator.sync_gradients:
@@ -94,6 +93,15 @@ class Finite:
         self._bad = None
         if float(trainer.accelerator.reduce(flag, reduction="sum")):
             self._decide(trainer)
+
+    def _require_in_time(self, trainer: Any) -> None:
+        if self._how == "skip":
+            why = "`nonfinite: skip` needs the gradients of a whole step as they are"
+            require_steps_outside(trainer.model, why, "`nonfinite: warn`")
+        elif trainer.args.gradient_accumulation_steps > 1:
+            why = "`nonfinite: error` is agreed on with the last micro-batch of a step"
+            # DeepSpeed's hooks send gradients to their ranks; it steps afterwards.
+            require_steps_outside(trainer.model, why, "`nonfinite: warn`", harmless="deepspeed")
 
     def _decide(self, trainer: Any) -> None:
         said = self._in_words(trainer)

@@ -178,19 +178,21 @@ def divides(objective: Weigher) -> str:
     return f"divides by the {by} in a whole step"
 
 
-def require_steps_outside(model: nn.Module, why: str, instead: str) -> None:
+def require_steps_outside(model: nn.Module, why: str, instead: str, harmless: str = "") -> None:
     """Check that nobody uses up the gradients inside the backward pass; the optimizer is made.
 
     Args:
         model: that is trained.
         why: for what they are needed after it, as the beginning of a sentence.
         instead: what else may be chosen.
+        harmless: a package whose hooks do nothing that matters.
 
     Raises:
         ConflictError: somebody does.
     """
     for name, parameter in model.named_parameters():
-        hooks = list((getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values())
+        every = (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values()
+        hooks = [hook for hook in every if not harmless or hook.__module__.partition(".")[0] != harmless]
         if hooks:
             hook = getattr(hooks[0], "__qualname__", type(hooks[0]).__qualname__)
             raise ConflictError(

@@ -15,7 +15,8 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 from dft_plugin import activate
-from reliability.matrix.columns import BATCH, COLUMNS, STEPS, Rows, TakeOver
+from dft_plugin.errors import NonFiniteError
+from reliability.matrix.columns import BATCH, COLUMNS, STEPS, Column, Rows, TakeOver
 from reliability.matrix.engines.all import engine
 
 
@@ -91,18 +92,28 @@ def train(cell: Cell, folder: Path, world: int) -> Trained:
             repeat = cell.shares if world == 1 else 1
             trainer = _trainer(cell, folder, model, below.arguments(), repeat)
             below.install(trainer)
-            attachment = None if cell.stock else activate(trainer)
+            attachment = None if cell.stock else activate(trainer, column.loss)
             if column.bypasses and attachment is not None:
                 trainer.add_callback(TakeOver(attachment.model))
-            trainer.train()
+            stopped = _run(trainer)
+            if stopped is not None and (cell.stock or column.nonfinite != "error"):
+                raise stopped
             evaluated = trainer.evaluate() if column.evaluates else {}
             weights = below.weights(trainer)
-            return _found(trainer, evaluated, weights, begun, below.is_split(trainer))
+            return _found(column, trainer, evaluated, weights, begun, below.is_split(trainer))
     finally:
         # A trainer of the next cell makes them anew.
         AcceleratorState._reset_state()
         PartialState._reset_state()
         GradientState._reset_state()
+
+
+def _run(trainer: Trainer) -> NonFiniteError | None:
+    try:
+        trainer.train()
+    except NonFiniteError as error:
+        return error
+    return None
 
 
 def _trainer(cell: Cell, folder: Path, model: Any, own: dict[str, Any], repeat: int) -> Trainer:
@@ -127,9 +138,17 @@ def _trainer(cell: Cell, folder: Path, model: Any, own: dict[str, Any], repeat: 
 
 
 def _found(
-    trainer: Any, evaluated: dict[str, float], weights: dict[str, Tensor], begun: dict[str, Tensor], split: bool
+    column: Column,
+    trainer: Any,
+    evaluated: dict[str, float],
+    weights: dict[str, Tensor],
+    begun: dict[str, Tensor],
+    split: bool,
 ) -> Trained:
-    logs = training.train_logs(trainer)
+    # Of a step that is left out the trainer logs a loss of its own making.
+    logs = [entry for entry in training.train_logs(trainer) if not entry.get("dft/skipped")]
+    if len(logs) != column.compared:
+        raise AssertionError(f"{len(logs)} steps trained something, and not {column.compared}")
     statistics = [{key: value for key, value in entry.items() if key.startswith("dft/")} for entry in logs]
     if evaluated:
         statistics.append({key: value for key, value in evaluated.items() if "dft/" in key})

@@ -9,11 +9,11 @@ from typing import Any
 
 import peft
 import torch
-from support import attached, tiny, training
+from support import attached, spoiled, tiny, training
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback
 
-from reliability.matrix.names import BYPASSED
+from reliability.matrix.names import BYPASSED, LEFT_OUT, STOPPED
 
 STEPS, BATCH = 3, 2
 Rows = list[dict[str, list[int]]]
@@ -31,6 +31,7 @@ class Column:
         masked: whether some micro-batches hold no target, each on one rank.
         evaluates: whether what was trained is evaluated, with a last batch that is not full.
         bypasses: whether something takes over the model's forward behind the first step.
+        nonfinite: what becomes of the second step, of which one row makes NaN; empty: all are finite.
     """
 
     make: Callable[[Base], Any]
@@ -38,6 +39,17 @@ class Column:
     masked: bool = False
     evaluates: bool = False
     bypasses: bool = False
+    nonfinite: str = ""
+
+    @property
+    def compared(self) -> int:
+        """How many steps are compared: those that trained something."""
+        return {"": STEPS, "skip": STEPS - 1, "error": 1}[self.nonfinite]
+
+    @property
+    def loss(self) -> dict[str, str]:
+        """What stands after `loss:`."""
+        return {"name": "dft", **({"nonfinite": self.nonfinite} if self.nonfinite else {})}
 
     def rows(self, shares: int) -> Rows:
         """Return the rows of a run, in the order of training: step, micro-batch, share."""
@@ -48,6 +60,11 @@ class Column:
             for micro_batch in (first, second):
                 for row in rows[micro_batch * BATCH : (micro_batch + 1) * BATCH]:
                     row["labels"] = [-100] * len(row["labels"])
+        if self.nonfinite:
+            for row in rows:
+                row["input_ids"] = [tiny.VOCAB - 2 if token == spoiled.BAD else token for token in row["input_ids"]]
+            # The last row of the second step: of ranks that have rows of their own, one has it.
+            rows[2 * self.accumulation * shares * BATCH - 1]["input_ids"][0] = spoiled.BAD
         return rows
 
     def held_out(self, shares: int) -> Rows:
@@ -83,6 +100,12 @@ def _checkpointed(base: Base, reentrant: bool) -> Any:
     return model
 
 
+def _spoiled(base: Base) -> Any:
+    model = _plain(base)
+    spoiled.poison(model)
+    return model
+
+
 HEAD_TOO = ["q_proj", "v_proj", "lm_head"]
 COLUMNS: dict[str, Column] = {
     "full, tied": Column(functools.partial(_plain, tie_word_embeddings=True)),
@@ -99,6 +122,8 @@ COLUMNS: dict[str, Column] = {
     "all-masked micro-batch": Column(_plain, accumulation=2, masked=True),
     "evaluation, partial last batch": Column(_plain, evaluates=True),
     "odd vocabulary": Column(functools.partial(_plain, vocab_size=tiny.VOCAB + 3)),
+    LEFT_OUT: Column(_spoiled, accumulation=2, nonfinite="skip"),
+    STOPPED: Column(_spoiled, accumulation=2, nonfinite="error"),
     BYPASSED: Column(_plain, bypasses=True),
 }
 

@@ -70,6 +70,7 @@ ROWS = (
 )
 
 BYPASSED = "forward taken over (must be refused)"
+LEFT_OUT, STOPPED = "a NaN, `nonfinite: skip`", "a NaN, `nonfinite: error`"
 
 COLUMNS = (
     "full, tied",
@@ -86,6 +87,8 @@ COLUMNS = (
     "all-masked micro-batch",
     "evaluation, partial last batch",
     "odd vocabulary",
+    LEFT_OUT,
+    STOPPED,
     BYPASSED,
 )
 
@@ -117,7 +120,7 @@ DIAGONAL = {
     "FSDP2, CPU offload": "QLoRA",
     "FSDP2, bfloat16, float32 reduction": "checkpointing, not reentrant",
     "FSDP2 of transformers (DistributedConfig)": "LoRA",
-    "ZeRO-1": "all-masked micro-batch",
+    "ZeRO-1": STOPPED,
     "ZeRO-2": "MoE router loss",
     "ZeRO-3": "evaluation, partial last batch",
     "ZeRO-3, offload": "checkpointing, reentrant",
@@ -132,7 +135,7 @@ DIAGONAL = {
     "TP x DP, torch, 2 x 2": "all-masked micro-batch",
     "TP x DP of transformers, 2 x 2": "evaluation, partial last batch",
     "DDP, 4 processes": "evaluation, partial last batch",
-    "two nodes of two, DDP": "accumulation 3, uneven tokens",
+    "two nodes of two, DDP": LEFT_OUT,
     "two nodes of two, FSDP2": "LoRA on the head",
 }
 """A cell of each row, so that each column has one at least."""

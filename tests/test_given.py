@@ -44,18 +44,23 @@ OF_HIDDEN = [
     ),
     ({"bias": [0.0] * 30}, "bias is a list; a tensor [V] or None is needed: `torch.as_tensor(...)`."),
     ({"bias": torch.zeros(30, dtype=torch.long)}, "and dtype torch.int64; floats [V] are needed"),
-    ({"softcap": 0}, "softcap is 0; a number above 0 is needed, or None where the model does not cap its logits."),
-    ({"softcap": -3.0}, "softcap is -3.0; a number above 0 is needed"),
-    ({"softcap": float("nan")}, "softcap is nan; a number above 0 is needed"),
-    ({"softcap": "30"}, "softcap is '30'; a number above 0 is needed"),
+    (
+        {"softcap": 0},
+        "softcap is 0; a number above 0 that float32 can hold is needed, or None where the model does not",
+    ),
+    ({"softcap": -3.0}, "softcap is -3.0; a number above 0 that float32 can hold is needed"),
+    ({"softcap": float("nan")}, "softcap is nan; a number above 0 that float32 can hold is needed"),
+    ({"softcap": "30"}, "softcap is '30'; a number above 0 that float32 can hold is needed"),
     (
         {"softcap": torch.tensor(3.0)},
-        "softcap is a Tensor; a number above 0 is needed, or None where the model does not",
+        "softcap is a Tensor; a number above 0 that float32 can hold is needed, or None where",
     ),
-    ({"logit_scale": 0}, "logit_scale is 0; a finite number other than 0 is needed. Leave it out where"),
+    ({"logit_scale": 0}, "logit_scale is 0; a number other than 0 that float32 can hold is needed. Leave it"),
     ({"logit_scale": torch.tensor(2.0)}, "of a tensor give `.item()`: no gradient goes through it."),
-    ({"logit_scale": float("inf")}, "logit_scale is inf; a finite number other than 0 is needed."),
-    ({"logit_scale": None}, "logit_scale is None; a finite number other than 0 is needed."),
+    ({"logit_scale": float("inf")}, "logit_scale is inf; a number other than 0 that float32 can hold is needed."),
+    ({"logit_scale": 1e308}, "logit_scale is 1e+308; a number other than 0 that float32 can hold is needed."),
+    ({"softcap": 1e-320}, "softcap is 1e-320; a number above 0 that float32 can hold is needed"),
+    ({"logit_scale": None}, "logit_scale is None; a number other than 0 that float32 can hold is needed."),
 ]
 
 OF_LOGITS = [

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from dft_plugin.config.plain import plain
 from dft_plugin.config.schedules import RampSetting, ends, is_ramp, made, rampable, ramps
 from dft_plugin.config.settings import FIRST_KEYS, OWN_KEYS, RESERVED_KERNELS, Settings
 from dft_plugin.config.spelling import closest, did_you_mean
@@ -40,8 +41,7 @@ def parse_settings(
         SettingsError: with every problem: unknown names and keys with the closest valid one, wrong
             types, impossible values.
     """
-    if isinstance(value, str):
-        value = {"name": value}
+    value = {"name": value} if isinstance(value, str) else plain(value)
     if not isinstance(value, Mapping):
         raise SettingsError([no_loss(value, where, objectives)])
     problems: list[str] = []

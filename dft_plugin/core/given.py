@@ -146,15 +146,15 @@ def require_transform(logit_scale: Any, softcap: Any) -> None:
     Raises:
         InputError: a number is none, or leaves nothing of the logits.
     """
-    if not _is_number(logit_scale) or logit_scale == 0:
+    if not _is_in_float32(logit_scale):
         raise InputError(
-            f"logit_scale is {_shown(logit_scale)}; a finite number other than 0 is needed. Leave it out where the "
-            f"model does not scale its logits{_item(logit_scale)}."
+            f"logit_scale is {_shown(logit_scale)}; a number other than 0 that float32 can hold is needed. Leave it "
+            f"out where the model does not scale its logits{_item(logit_scale)}."
         )
-    if softcap is not None and (not _is_number(softcap) or softcap <= 0):
+    if softcap is not None and (not _is_in_float32(softcap) or softcap < 0):
         raise InputError(
-            f"softcap is {_shown(softcap)}; a number above 0 is needed, or None where the model does not cap its "
-            f"logits{_item(softcap)}."
+            f"softcap is {_shown(softcap)}; a number above 0 that float32 can hold is needed, or None where the model "
+            f"does not cap its logits{_item(softcap)}."
         )
 
 
@@ -271,6 +271,12 @@ def _require_together(first: Tensor, **others: Tensor) -> None:
 
 def _is_number(given: Any) -> bool:
     return not isinstance(given, bool) and isinstance(given, Real) and _is_float(given) and math.isfinite(given)
+
+
+def _is_in_float32(given: Any) -> bool:
+    """Say whether a number is one that float32, in which logits are transformed, tells from 0 and from infinity."""
+    limits = torch.finfo(torch.float32)
+    return _is_number(given) and limits.tiny <= abs(given) <= limits.max
 
 
 def _is_float(given: Real) -> bool:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -80,6 +81,7 @@ FOUND: list[Found] = [
     Found("settings", "a list in the place of a token", "`TypeError`", {"weights": {"tokens": [[[1], 2.0]]}}),
     Found("settings", "100,000 ids in `always_learn`", "an hour: each was compared with all before it", {"always_learn": list(range(100_000))}),
     Found("settings", "an integer of 5000 digits", "our message could not be written: `ValueError`", {"alpha": 10**5000}),
+    Found("settings", "`alpha` a Fraction, a Decimal, NumPy's float32", "taken, and then no process and no record could be told of it: `TypeError`", {"alpha": Fraction(1, 2)}),
     Found("settings", "a list inside 5000 others", "our message could not be written: `RecursionError`", {"alpha": deep()}),
     Found("overrides", "`loss.a.a.a...`, 3000 deep", "`RecursionError`", Line(("loss" + ".a" * 3000 + "=1",))),
     Found("overrides", "`loss.alpha=0x_`", f"{READ}`ValueError`", Line(("loss.alpha=0x_",))),
@@ -91,6 +93,8 @@ FOUND: list[Found] = [
     Found("tensors", "`logit_scale=10 ** 400`", "`OverflowError`", Case("linear", torch.eye(3), _labels(0, 2, 1), "dft", torch.eye(3), {"ignore_index": -100, "logit_scale": 10**400}, {"logit_scale": 1})),
     Found("tensors", "`logp` or its targets no tensor", "`AttributeError`", Case("logp", None, _labels(0), "dft", None, {"ignore_index": -100}, {"scored": None})),
     Found("tensors", "`entropy` no tensor", "`AttributeError`", Case("logp", torch.eye(3), _labels(0, 2, 1), "dft", None, {"ignore_index": -100, "entropy": 1.0}, {"entropy": 1.0})),
+    Found("tensors", "`softcap=1e308`, which float32 cannot hold", "a loss of NaN", Case("linear", torch.eye(3), _labels(0, 2, 1), "dft", torch.eye(3), {"ignore_index": -100, "softcap": 1e308}, {"softcap": 1e308})),
+    Found("tensors", "`logit_scale=1e308`", "a loss of NaN", Case("linear", torch.eye(3), _labels(0, 2, 1), "dft", torch.eye(3), {"ignore_index": -100, "logit_scale": 1e308}, {"logit_scale": 1e308})),
     Found("tensors", "`labels` beyond the vocabulary, with log p", "a fault of this check: of log p alone nobody knows a vocabulary", Case("logp", torch.tensor([1.5]), torch.tensor(99), "dft", None, {"ignore_index": -100}, {"label": 99})),
     Found("batches", "`labels` a text", "`AttributeError`", _batch(labels="x")),
     Found("batches", "`labels` a number without a shape", "`IndexError`", _batch(labels=torch.tensor(1))),

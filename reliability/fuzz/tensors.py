@@ -257,6 +257,12 @@ def _bits(tensor: Tensor) -> Tensor:
     return whole.as_strided((whole.numel(),), (1,)).view(torch.uint8) if tensor.numel() else tensor
 
 
+def _fits(products: Tensor, *dtypes: torch.dtype) -> bool:
+    """Say whether a head of these dtypes has finite logits; in float16 what is above 65,504 is none of its numbers."""
+    most = min(torch.finfo(dtype).max for dtype in dtypes)
+    return bool((products[products.isfinite()].abs() < most).all())
+
+
 def _leaf(given: Any) -> Any:
     """Return a leaf of the same memory that wants a gradient, where there can be such."""
     return given.detach().requires_grad_() if isinstance(given, Tensor) and given.is_floating_point() else given
@@ -314,6 +320,8 @@ def _require_right(case: Case, leaves: dict[str, Any], found: tuple[float, dict[
     if case.function == "linear":
         more = {key: case.more.get(key) for key in ("bias", "softcap")}
         weight = case.weight.double()
+        if not _fits(logits @ weight.T, scored.dtype, case.weight.dtype):
+            return
         logits = oracles.oracle.head_logits(
             scored, weight, more["bias"], None, float(case.more["logit_scale"]), more["softcap"]
         )

@@ -100,7 +100,7 @@ def test_a_library_out_of_its_range_is_said_to_be_untested(installed, problem):
 
 def pins(name: str) -> list[str]:
     """Releases that the project's sessions install."""
-    places = [ROOT / "noxfile.py", *(ROOT / "tests" / "hosts").glob("*/requirements*.txt")]
+    places = [ROOT / "sessions" / "pins.py", *(ROOT / "tests" / "hosts").glob("*/requirements*.txt")]
     return re.findall(rf"\b{name}==([\d.]+)", "\n".join(path.read_text(encoding="utf-8") for path in places))
 
 
@@ -121,5 +121,5 @@ def test_the_pythons_that_are_named_are_those_that_are_run():
     assert named == ["3.11", "3.12", "3.13"]
     assert TESTED["python"] == ">=3.11,<3.14"
     assert 'requires-python = ">=3.11"' in text
-    noxfile = (ROOT / "noxfile.py").read_text(encoding="utf-8")
-    assert re.findall(r'python=interpreter\("(.*?)"\)', noxfile) == named[1:]
+    core = (ROOT / "sessions" / "core.py").read_text(encoding="utf-8")
+    assert re.findall(r'python=interpreter\("(.*?)"\)', core) == named[1:]

@@ -73,7 +73,7 @@ def test_the_page_says_what_was_not_run_and_a_newer_line_counts(tmp_path):
     lines.put(cell("differs", "full, tied", **gaps), "divisor")
     assert len([json.loads(line) for line in lines.file.read_text().splitlines()]) == 3
     page = text(lines)
-    assert "2 of 425 cells were run: 1 equal, 1 impossible. Faults: 0." in page
+    assert "2 of 442 cells were run: 1 equal, 1 impossible. Faults: 0." in page
     row = next(line for line in page.splitlines() if line.startswith("| DDP | 2 |"))
     assert "| 3e-07 |" in row
     assert "impossible (1)" in row

@@ -97,11 +97,11 @@ class Finite:
     def _require_in_time(self, trainer: Any) -> None:
         if self._how == "skip":
             why = "`nonfinite: skip` needs the gradients of a whole step as they are"
-            require_steps_outside(trainer.model, why, "`nonfinite: warn`")
+            require_steps_outside(trainer, why, "`nonfinite: warn`")
         elif trainer.args.gradient_accumulation_steps > 1:
             why = "`nonfinite: error` is agreed on with the last micro-batch of a step"
             # DeepSpeed's hooks send gradients to their ranks; it steps afterwards.
-            require_steps_outside(trainer.model, why, "`nonfinite: warn`", harmless="deepspeed")
+            require_steps_outside(trainer, why, "`nonfinite: warn`", harmless="deepspeed")
 
     def _decide(self, trainer: Any) -> None:
         said = self._in_words(trainer)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dft_plugin.core.loss import LossResult
 from dft_plugin.errors import ConflictError
@@ -84,7 +84,7 @@ class Rescaling:
             return
         if not self.looked:
             why = f"{objective.name} {divides(objective)}, for which gradients are multiplied at its end"
-            require_steps_outside(trainer.model, why, "another objective")
+            require_steps_outside(trainer, why, "another objective")
             self.looked = True
         loss: Tensor = returned[0] if isinstance(returned, tuple) else returned
         reached, leaves = made_of(loss, sources)
@@ -178,19 +178,25 @@ def divides(objective: Weigher) -> str:
     return f"divides by the {by} in a whole step"
 
 
-def require_steps_outside(model: nn.Module, why: str, instead: str, harmless: str = "") -> None:
+def require_steps_outside(trainer: Any, why: str, instead: str, harmless: str = "") -> None:
     """Check that nobody uses up the gradients inside the backward pass; the optimizer is made.
 
     Args:
-        model: that is trained.
+        trainer: that trains.
         why: for what they are needed after it, as the beginning of a sentence.
         instead: what else may be chosen.
-        harmless: a package whose hooks do nothing that matters.
+        harmless: a package whose hooks and engines do nothing that matters.
 
     Raises:
         ConflictError: somebody does.
     """
-    for name, parameter in model.named_parameters():
+    packages = {cls.__module__.partition(".")[0] for cls in type(getattr(trainer, "model_wrapped", None)).__mro__}
+    if "deepspeed" in packages - {harmless}:
+        # As accelerate calls it; of one that accelerate made it is known beforehand.
+        raise ConflictError(
+            [f"{why}; DeepSpeed's engine steps inside the backward pass. Use DDP or FSDP, or {instead}."]
+        )
+    for name, parameter in trainer.model.named_parameters():
         every = (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values()
         hooks = [hook for hook in every if not harmless or hook.__module__.partition(".")[0] != harmless]
         if hooks:

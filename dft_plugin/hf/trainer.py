@@ -150,7 +150,8 @@ class TrainerHook(Recorded):
             self._require(step.calls, guard.BEFORE_BACKWARD)
             check_division(self.trainer, step.division, loss, self._divides)
             finite.look(self.trainer, loss)
-            return backward(loss, *args, **kwargs)
+            # DeepSpeed 0.19 divides by the micro-batches, unasked, where its engine's own output goes backward.
+            return backward(loss.view_as(loss), *args, **kwargs)
 
         finite = self._finite
         tally = self._new_tally() if self._pass is None else self._pass.tally

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from dft_plugin import activate
 from dft_plugin.errors import NonFiniteError
-from reliability.matrix.columns import BATCH, COLUMNS, STEPS, Column, Rows, TakeOver
+from reliability.matrix.columns import BATCH, COLUMNS, STEPS, Rows, TakeOver
 from reliability.matrix.engines.all import engine
 
 
@@ -100,7 +100,7 @@ def train(cell: Cell, folder: Path, world: int) -> Trained:
                 raise stopped
             evaluated = trainer.evaluate() if column.evaluates else {}
             weights = below.weights(trainer)
-            return _found(column, trainer, evaluated, weights, begun, below.is_split(trainer))
+            return _found(cell, trainer, evaluated, weights, begun, below.is_split(trainer))
     finally:
         # A trainer of the next cell makes them anew.
         AcceleratorState._reset_state()
@@ -138,7 +138,7 @@ def _trainer(cell: Cell, folder: Path, model: Any, own: dict[str, Any], repeat: 
 
 
 def _found(
-    column: Column,
+    cell: Cell,
     trainer: Any,
     evaluated: dict[str, float],
     weights: dict[str, Tensor],
@@ -147,8 +147,9 @@ def _found(
 ) -> Trained:
     # Of a step that is left out the trainer logs a loss of its own making.
     logs = [entry for entry in training.train_logs(trainer) if not entry.get("dft/skipped")]
-    if len(logs) != column.compared:
-        raise AssertionError(f"{len(logs)} steps trained something, and not {column.compared}")
+    wanted = STEPS if cell.stock else COLUMNS[cell.column].compared
+    if len(logs) != wanted:
+        raise AssertionError(f"{len(logs)} steps trained something, and not {wanted}")
     statistics = [{key: value for key, value in entry.items() if key.startswith("dft/")} for entry in logs]
     if evaluated:
         statistics.append({key: value for key, value in evaluated.items() if "dft/" in key})

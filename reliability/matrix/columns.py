@@ -102,8 +102,17 @@ def _checkpointed(base: Base, reentrant: bool) -> Any:
 
 def _spoiled(base: Base) -> Any:
     model = _plain(base)
-    spoiled.poison(model)
+    # Not on the embedding, which DeepSpeed's AutoTP replaces.
+    model.model.register_forward_hook(_spoil, with_kwargs=True)
     return model
+
+
+def _spoil(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    """Make the hidden states of a row NaN that has the bad token."""
+    del module, args
+    bad_B = (kwargs["input_ids"] == spoiled.BAD).any(-1)
+    output["last_hidden_state"] = output.last_hidden_state.masked_fill(bad_B[:, None, None], float("nan"))
+    return output
 
 
 HEAD_TOO = ["q_proj", "v_proj", "lm_head"]

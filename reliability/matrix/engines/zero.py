@@ -48,6 +48,8 @@ class Zero(Wrapping):
         config = {
             "train_micro_batch_size_per_gpu": trainer.args.per_device_train_batch_size,
             "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
+            # What `auto` of a config becomes; DeepSpeed's own default is 1.
+            "gradient_clipping": trainer.args.max_grad_norm,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": self.zero,
@@ -114,6 +116,7 @@ class Ulysses(Engine):
 
 
 ENGINES = {
+    "zero0": functools.partial(Zero, zero={"stage": 0}),
     "zero1": functools.partial(Zero, zero={"stage": 1}),
     "zero2": functools.partial(Zero, zero={"stage": 2}),
     "zero3": functools.partial(Zero, zero={"stage": 3, **SMALL}),

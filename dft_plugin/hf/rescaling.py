@@ -154,6 +154,10 @@ _REDUCE_INSIDE = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
 """Engines of accelerate that hold gradients where nobody else finds them."""
 
 
+_AVERAGES = "Trainer._sync_replicated_trainable_parameters."
+"""A hook of transformers' (5.24) that averages over ranks what nobody else does: adapters on a model in parts."""
+
+
 def steps_inside(trainer: Any) -> tuple[str | None, str | None]:
     """Return who takes gradients before a backward pass is over, an engine and an optimizer; None: nobody is known."""
     engine = _REDUCE_INSIDE.get(trainer.accelerator.distributed_type.name)
@@ -198,12 +202,13 @@ def require_steps_outside(trainer: Any, why: str, instead: str, harmless: str = 
         )
     for name, parameter in trainer.model.named_parameters():
         every = (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values()
-        hooks = [hook for hook in every if not harmless or hook.__module__.partition(".")[0] != harmless]
-        if hooks:
-            hook = getattr(hooks[0], "__qualname__", type(hooks[0]).__qualname__)
+        hooks = [hook for hook in every if hook.__module__.partition(".")[0] != harmless]
+        names = [getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooks]
+        taking = [hook for hook in names if not hook.startswith(_AVERAGES)]
+        if taking:
             raise ConflictError(
                 [
-                    f"{why}; {hook} takes that of {name} inside the backward pass (a layer-wise optimizer, or one "
-                    f"that keeps its state on the CPU). Choose an optimizer that steps afterwards, or {instead}."
+                    f"{why}; {taking[0]} takes that of {name} inside the backward pass (a layer-wise optimizer, or "
+                    f"one that keeps its state on the CPU). Choose an optimizer that steps afterwards, or {instead}."
                 ]
             )

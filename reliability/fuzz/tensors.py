@@ -204,7 +204,7 @@ def _spoil(draw: st.DrawFn, case: Case) -> None:
     elif what == "label dtype":
         case.labels = _cast(case.labels, value)
     elif what == "label" and isinstance(case.labels, Tensor) and case.labels.numel():
-        case.labels = case.labels.to(torch.int64).clone()
+        case.labels = case.labels.to(torch.int64).clone(memory_format=torch.contiguous_format)
         case.labels.view(-1)[0] = value
     elif what == "device":
         name = draw(st.sampled_from(["scored", "labels"]))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from support import training
 from torch import Tensor, nn
@@ -16,8 +17,9 @@ from transformers import Trainer, TrainingArguments
 
 from dft_plugin import activate
 from dft_plugin.errors import NonFiniteError
-from reliability.matrix.columns import BATCH, COLUMNS, STEPS, Rows, TakeOver
+from reliability.matrix.columns import BATCH, COLUMNS, STEPS, Column, Rows, TakeOver
 from reliability.matrix.engines.all import engine
+from reliability.matrix.engines.base import Engine
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def train(cell: Cell, folder: Path, world: int) -> Trained:
     try:
         with below.around():
             torch.manual_seed(0)
-            model = column.make(below.base)
+            model = _made(column, below, world)
             begun = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
             repeat = cell.shares if world == 1 else 1
             trainer = _trainer(cell, folder, model, below.arguments(), repeat)
@@ -106,6 +108,25 @@ def train(cell: Cell, folder: Path, world: int) -> Trained:
         AcceleratorState._reset_state()
         PartialState._reset_state()
         GradientState._reset_state()
+
+
+class NotMadeError(Exception):
+    """A model could not be made on some rank; nothing of ours has been asked yet."""
+
+
+def _made(column: Column, below: Engine, world: int) -> Any:
+    """Make the model, or fail on all ranks: one that went on alone would wait for the others."""
+    model, said = None, ""
+    try:
+        model = column.make(below.base)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+    every = [said] * world
+    if world > 1:
+        dist.all_gather_object(every, said)
+    if any(every):
+        raise NotMadeError(next(filter(None, every)))
+    return model
 
 
 def _run(trainer: Trainer) -> NonFiniteError | None:

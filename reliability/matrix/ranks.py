@@ -23,7 +23,7 @@ import transformers
 
 from dft_plugin.errors import DftError
 from reliability.matrix import names
-from reliability.matrix.cell import Cell, Trained, train
+from reliability.matrix.cell import Cell, NotMadeError, Trained, train
 from reliability.matrix.compare import gaps
 from reliability.matrix.mutations import MUTATIONS
 
@@ -86,6 +86,8 @@ class Rank:
                 return self.compared(trained, cell, row)
             except DftError as error:
                 return Outcome(names.REFUSED, said(error))
+            except NotMadeError as error:
+                return Outcome(names.IMPOSSIBLE, f"the model cannot be made: {' '.join(str(error).split())[:350]}")
             except Exception as error:
                 traceback.print_exc()
                 return Outcome(names.FAILED, said(error))
@@ -121,7 +123,11 @@ class Rank:
             time.sleep(0.02)
         every = [Outcome(**json.loads(file.read_text())) for file in files]
         kinds = {one.kind for one in every}
-        worst = next(kind for kind in (names.FAILED, names.REFUSED, names.DIFFERS, names.EQUAL) if kind in kinds)
+        worst = next(
+            kind
+            for kind in (names.FAILED, names.IMPOSSIBLE, names.REFUSED, names.DIFFERS, names.EQUAL)
+            if kind in kinds
+        )
         first = next(one for one in every if one.kind == worst)
         measured = [one.gaps for one in every if one.gaps]
         if len(kinds & {names.FAILED, names.REFUSED}) and len(kinds) > 1:

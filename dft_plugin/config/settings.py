@@ -247,7 +247,8 @@ class Settings(Options):
             "written, at no wait for the device: one warning names the step, the rank, what was not finite first and "
             "the rows of the batch. `error`: all ranks stop with one message before the optimizer moves a weight. "
             "`skip`: all ranks leave that step out, as a trainer does where float16 overflows, and the log counts "
-            "`dft/skipped`. `error` and `skip` wait for the device once a step, and exchange one number."
+            "`dft/skipped`; under DeepSpeed, which steps by itself, it is refused. `error` and `skip` wait for the "
+            "device once a step, and exchange one number."
         ),
     )
     options: dict[str, Any] = Field(

@@ -6,6 +6,9 @@ import math
 
 from reliability.matrix.cell import Trained
 
+SQUARES = 4
+"""`dft/effective_tokens` is (sum w)^2 / sum w^2: four times as far off, relatively, as a weight can be."""
+
 
 def gaps(ours: Trained, theirs: Trained) -> dict[str, float]:
     """Return the largest relative difference of losses, of weights (of each tensor's largest entry) and of `dft/*`.
@@ -27,15 +30,15 @@ def gaps(ours: Trained, theirs: Trained) -> dict[str, float]:
         assert ours.weights[name].shape == right.shape, name
         gap = (ours.weights[name].double() - right.double()).abs().max() / right.double().abs().max()
         weights.append(float(gap))
-    pairs = [
-        (mine[key], right[key])
+    statistics = [
+        _relative(mine[key], right[key]) / (SQUARES if key.endswith("effective_tokens") else 1)
         for mine, right in zip(ours.statistics, theirs.statistics, strict=True)
         for key in right
     ]
     return {
         "loss": max(map(_relative, ours.losses, theirs.losses)),
         "weights": max(weights),
-        "statistics": max((_relative(*pair) for pair in pairs), default=0.0),
+        "statistics": max(statistics, default=0.0),
     }
 
 

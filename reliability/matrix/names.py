@@ -7,9 +7,6 @@ from dataclasses import dataclass
 TOLERANCE = 1e-6
 """Relative, in float32: the most that a cell may be away from one process."""
 
-OF_PROBABILITIES = 5
-"""How many times that for `dft/*`: the relative error of a mean of p is the absolute one of logits."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -37,8 +34,7 @@ class Row:
 
     def allows(self, gaps: dict[str, float]) -> bool:
         """Say whether differences are within the tolerance."""
-        allowed = {"statistics": self.tolerance * OF_PROBABILITIES}
-        return all(gap <= allowed.get(key, self.tolerance) for key, gap in gaps.items())
+        return all(gap <= self.tolerance for gap in gaps.values())
 
 
 ROWS = (

@@ -61,3 +61,12 @@ def warn(logger: logging.Logger, text: str, *args: object) -> None:
     """
     with above_bars():
         logger.warning(text, *args, stacklevel=2)
+
+
+@contextmanager
+def spared(logger: logging.Logger, path: object) -> Iterator[None]:
+    """Spare a run what becomes of a file of ours: warn where the disk is full, or nobody may write there."""
+    try:
+        yield
+    except OSError as error:
+        warn(logger, "dft: %s cannot be written (%s). The run goes on without it.", path, error)

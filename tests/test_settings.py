@@ -361,3 +361,9 @@ def test_numbers_of_other_libraries_are_python_s_own_from_then_on(half):
     assert json.loads(json.dumps(ramped.as_written()))["alpha"] == {"from": 0.5, "to": 1, "until": 0.5}
     assert json.dumps(parse({"alpha": half}).as_written()) == '{"name": "dft", "alpha": 0.5}'
     assert parse({"first": {"name": "nll", "for": half}}) == parse({"first": {"name": "nll", "for": 0.5}})
+
+
+def test_a_masked_number_is_none_and_a_key_of_numpy_s_is_one():
+    with pytest.raises(SettingsError, match=r"loss\.alpha"):
+        parse({"alpha": np.ma.masked})
+    assert parse({"weights": {"tokens": {np.int64(5): 2}}}) == parse({"weights": {"tokens": {5: 2}}})

@@ -265,7 +265,7 @@ class Attachment:
             # Token-weighted over micro-batches and ranks; the model alone would add it once for each.
             share = 1.0 if num_items is None else normalise(loss.new_full((), float(done.result.count)), num_items)
             loss = loss + (done.auxiliary.to(loss.device) * share)
-        require_in_loop(self, loss)
+        require_in_loop(self, loss, done.result.scored.rows.logp_T)
         done.output["loss"] = loss
         return done.output if return_dict else done.output.to_tuple()
 

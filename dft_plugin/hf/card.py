@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.constants import REPOCARD_NAME
 
 from dft_plugin.config.record import FILE, Record, write_whole
-from dft_plugin.saying import warn
+from dft_plugin.saying import spared, warn
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ def complete(folder: str | Path, record: Record) -> bool:
         warn(logger, "dft: %s cannot be read as a model card, and does not say which loss: %s", path, error)
         return False
     if done != text:
-        write_whole(path, done)
+        with spared(logger, path):
+            write_whole(path, done)
     return True
 
 

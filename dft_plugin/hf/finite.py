@@ -40,6 +40,7 @@ class Finite:
     Attributes:
         watch: of its micro-batches.
         skipped: steps that were left out since the last log.
+        looked: whether anything of this micro-batch has been looked at.
     """
 
     def __init__(self, plan: LossPlan, how: str) -> None:
@@ -47,7 +48,7 @@ class Finite:
         self.skipped = 0
         self._how = how
         self._bad: Tensor | None = None
-        self._looked, self._outside = False, False
+        self.looked, self._outside = False, False
         self._begun = False
         self._before: LossStats | None = None
         self._leave_out = False
@@ -60,7 +61,7 @@ class Finite:
         Raises:
             ConflictError: the step that was to be left out was made in another way.
         """
-        self._looked = False
+        self.looked = False
         if self._left is not None:
             self._left.end(trainer)
             self._left = None
@@ -68,16 +69,14 @@ class Finite:
             self._begun, self._before = True, tally.held
 
     def look(self, trainer: Any, loss: Tensor) -> None:
-        """Look at the loss of a micro-batch that goes backward; with the last of a step, all ranks agree.
+        """Look at a loss that goes backward; in the last micro-batch of a step, all ranks agree.
 
         Every rank must call it. It waits for the device in the last micro-batch of a step, where that was asked for.
 
         Raises:
             NonFiniteError: the loss of the step is not finite, and that is an error. No weight was moved.
         """
-        if self._looked:
-            return
-        self._looked = True
+        self.looked = True
         bad = self.watch.spoils(loss) if self._how != "warn" else None
         self.watch.end(loss, trainer.state.global_step + 1)
         if bad is None:
@@ -132,9 +131,19 @@ class Finite:
         self._left = LeftOut(trainer.optimizer, trainer.accelerator.scaler)
 
     def close(self, trainer: Any) -> None:
-        """End a training."""
+        """End a training.
+
+        Raises:
+            ConflictError: the step that was to be left out was made in another way.
+        """
         if self._left is not None:
             self._left.end(trainer)
+            self._left = None
+
+    def give_back(self) -> None:
+        """Leave the optimizer as it was, where a training has failed behind a step that was left out."""
+        if self._left is not None:
+            self._left.give_back()
             self._left = None
 
     def logged(self, trainer: Any, stats: LossStats) -> None:
@@ -144,7 +153,9 @@ class Finite:
             self._said += 1
             if trainer.is_world_process_zero():
                 warn(logger, "dft: the statistics are no finite numbers from %s on. %s", said, NEXT)
-        self.watch.forget()
+        if self._begun:
+            # The log came within a step; what it took is not put back.
+            self._before = None
 
     def logs(self) -> dict[str, float]:
         """Return what the log says besides, and begin to count anew."""
@@ -179,7 +190,7 @@ class LeftOut:
     def _step(self, closure: Callable[[], Any] | None = None) -> None:
         del closure
         self._called = True
-        self._give_back()
+        self._put_step_back()
         if self._flag:
             self._optimizer._is_overflow = True
         if self._scaler is not None:
@@ -189,11 +200,18 @@ class LeftOut:
                 # No gradient of this step was unscaled, so that there is nothing to update.
                 return
 
-    def _give_back(self) -> None:
+    def _put_step_back(self) -> None:
         if self._own is not None:
             self._optimizer.step = self._own
         else:
             vars(self._optimizer).pop("step", None)
+
+    def give_back(self) -> None:
+        """Have the optimizer make steps again."""
+        if self._flag:
+            self._optimizer._is_overflow = False
+        if not self._called:
+            self._put_step_back()
 
     def end(self, trainer: Any) -> None:
         """Have the optimizer make steps again.
@@ -201,10 +219,8 @@ class LeftOut:
         Raises:
             ConflictError: it was never called.
         """
-        if self._flag:
-            self._optimizer._is_overflow = False
+        self.give_back()
         if not self._called:
-            self._give_back()
             raise ConflictError(
                 [
                     f"`nonfinite: skip`: {type(trainer).__name__} does not step by `trainer.optimizer.step`, so that "

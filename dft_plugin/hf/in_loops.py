@@ -63,8 +63,13 @@ def say(logs: Mapping[str, float], said: set[str], when: str = "since they were 
     )
 
 
-def require_in_loop(attachment: Any, loss: Tensor) -> None:
-    """Stop a training pass of somebody's own loop whose loss is not finite, where that was asked for; waits for it.
+def require_in_loop(attachment: Any, loss: Tensor, logp_T: Tensor) -> None:
+    """Stop a training pass of somebody's own loop that is not finite, where that was asked for; waits for it.
+
+    Args:
+        attachment: whose pass it is.
+        loss: what goes backward: a scalar.
+        logp_T: of the targets. A weight of 0 hides a NaN of it from the loss, and not from the gradients.
 
     Raises:
         NonFiniteError: it is not.
@@ -72,7 +77,7 @@ def require_in_loop(attachment: Any, loss: Tensor) -> None:
     plan: LossPlan = attachment.plan
     if plan.nonfinite != "error" or attachment.trainer_only or not loss.requires_grad:
         return
-    if not bool(loss.detach().isfinite().all()):
+    if not bool(loss.detach().isfinite().all() & logp_T.detach().isnan().any().logical_not().to(loss.device)):
         clock = attachment.clock
         step = "" if clock is None else f" in step {clock.step + 1}"
         raise NonFiniteError(

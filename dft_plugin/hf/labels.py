@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dft_plugin.core import targets
@@ -65,6 +66,8 @@ def require_tensors(inputs: Mapping[str, Any]) -> None:
         given = inputs.get(name)
         if isinstance(given, Tensor) and not given.dim():
             raise LabelError(f"{name} is a tensor of one number without a shape; one label for each token is needed.")
+        if isinstance(given, Tensor) and given.layout != torch.strided:
+            raise LabelError(f"{name} is a tensor of layout {given.layout}; give it as a dense one, padded with -100.")
         if given is not None and not isinstance(given, Tensor):
             raise LabelError(
                 f"{name} is {shown(given)}, a {type(given).__name__}; a tensor of token ids is needed, one for each "

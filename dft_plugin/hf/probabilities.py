@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,9 @@ from dft_plugin.config.record import write_whole
 from dft_plugin.core.bands import EDGES
 from dft_plugin.core.stats import LossStats
 from dft_plugin.runs.probabilities import FILE, FORMAT, TRAINING
+from dft_plugin.saying import spared
+
+logger = logging.getLogger(__name__)
 
 _HELD = 64
 """Evaluations before a training that are kept until it begins; the first of them are the ones before anything else."""
@@ -74,12 +78,13 @@ class Probabilities:
         if where is None:
             return
         path = Path(where) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        if self._anew:
-            write_whole(path, text)
-        else:
-            cut_off = path.is_file() and not path.read_bytes().endswith(b"\n")
-            with path.open("a", encoding="utf-8", newline="") as file:
-                file.write("\n" * cut_off + text)
-        self._anew = False
+        with spared(logger, path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if self._anew:
+                write_whole(path, text)
+            else:
+                cut_off = path.is_file() and not path.read_bytes().endswith(b"\n")
+                with path.open("a", encoding="utf-8", newline="") as file:
+                    file.write("\n" * cut_off + text)
+            self._anew = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,9 @@ from dft_plugin.hf.probabilities import Probabilities
 from dft_plugin.hf.record import flat, grown, record_of
 from dft_plugin.hf.wrapping import Wrapper, wrapped, wrapper_of
 from dft_plugin.runs.probabilities import TRAINING
+from dft_plugin.saying import spared
+
+logger = logging.getLogger(__name__)
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "adapter_config.json")
 """What tells that a folder holds a model already."""
@@ -68,7 +72,8 @@ class Recorder(TrainerCallback):
             return
         self.note()
         for place in (Path(folder), *self._adapters_in(Path(folder))):
-            records.write(place, self.record)
+            with spared(logger, place / records.FILE):
+                records.write(place, self.record)
         self.complete(folder)
 
     def complete(self, folder: str | os.PathLike[str]) -> None:
@@ -88,7 +93,8 @@ class Recorder(TrainerCallback):
             trackers.update(self._trainer.callback_handler.callbacks, told, state.global_step)
         # A host may save a model by itself when it is interrupted.
         if args.should_save and not _holds_model(Path(args.output_dir)):
-            records.write(args.output_dir, self.record)
+            with spared(logger, Path(args.output_dir) / records.FILE):
+                records.write(args.output_dir, self.record)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write it where hosts save the model when training is over, whether by the trainer or by themselves."""

@@ -194,7 +194,7 @@ def require_steps_outside(trainer: Any, why: str, instead: str, harmless: str = 
     Raises:
         ConflictError: somebody does.
     """
-    packages = {cls.__module__.partition(".")[0] for cls in type(getattr(trainer, "model_wrapped", None)).__mro__}
+    packages = {_package(cls) for cls in type(getattr(trainer, "model_wrapped", None)).__mro__}
     if "deepspeed" in packages - {harmless}:
         # As accelerate calls it; of one that accelerate made it is known beforehand.
         raise ConflictError(
@@ -202,7 +202,7 @@ def require_steps_outside(trainer: Any, why: str, instead: str, harmless: str = 
         )
     for name, parameter in trainer.model.named_parameters():
         every = (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values()
-        hooks = [hook for hook in every if hook.__module__.partition(".")[0] != harmless]
+        hooks = [hook for hook in every if not harmless or _package(hook) != harmless]
         names = [getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooks]
         taking = [hook for hook in names if not hook.startswith(_AVERAGES)]
         if taking:
@@ -212,3 +212,8 @@ def require_steps_outside(trainer: Any, why: str, instead: str, harmless: str = 
                     f"one that keeps its state on the CPU). Choose an optimizer that steps afterwards, or {instead}."
                 ]
             )
+
+
+def _package(of: Any) -> str:
+    """Return the package of a function or a class; empty for what says none, as a built-in function."""
+    return str(getattr(of, "__module__", None) or "").partition(".")[0]

@@ -107,9 +107,12 @@ class TrainerHook(Recorded):
         splits.require_whole(self.trainer, self.plan)
         self.go_on(kwargs.get("resume_from_checkpoint"))
         with self._in_pass(Pass(self._new_tally(), finite=Finite(self.plan, self.plan.nonfinite))):
-            result = inner(*args, **kwargs)
-            self._finite.close(self.trainer)
-            return result
+            try:
+                result = inner(*args, **kwargs)
+                self._finite.close(self.trainer)
+                return result
+            finally:
+                self._finite.give_back()
 
     @wrapped
     def evaluation_loop(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -160,7 +163,8 @@ class TrainerHook(Recorded):
             result = inner(*args, **kwargs)
             self._require(step.calls, guard.AFTER_BACKWARD)
             check_division(self.trainer, step.division, None, self._divides)
-            finite.look(self.trainer, result)
+            if not finite.looked:
+                finite.look(self.trainer, result)
         result = self._rescaling.finish(self.trainer, result)
         finite.end(self.trainer, tally)
         return result

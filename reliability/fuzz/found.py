@@ -96,6 +96,7 @@ FOUND: list[Found] = [
     Found("tensors", "`softcap=1e308`, which float32 cannot hold", "a loss of NaN", Case("linear", torch.eye(3), _labels(0, 2, 1), "dft", torch.eye(3), {"ignore_index": -100, "softcap": 1e308}, {"softcap": 1e308})),
     Found("tensors", "`logit_scale=1e308`", "a loss of NaN", Case("linear", torch.eye(3), _labels(0, 2, 1), "dft", torch.eye(3), {"ignore_index": -100, "logit_scale": 1e308}, {"logit_scale": 1e308})),
     Found("tensors", "`labels` beyond the vocabulary, with log p", "a fault of this check: of log p alone nobody knows a vocabulary", Case("logp", torch.tensor([1.5]), torch.tensor(99), "dft", None, {"ignore_index": -100}, {"label": 99})),
+    Found("batches", "`labels` of a sparse layout", "torch's `NotImplementedError`", _batch(labels=GOOD["labels"].to_sparse())),
     Found("batches", "`labels` a text", "`AttributeError`", _batch(labels="x")),
     Found("batches", "`labels` a number without a shape", "`IndexError`", _batch(labels=torch.tensor(1))),
     Found("batches", "`num_items_in_batch` a text", "`ValueError`", _batch(num_items_in_batch="x")),

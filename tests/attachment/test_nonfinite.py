@@ -154,6 +154,13 @@ class TestALoopOfOnesOwn:
         with torch.no_grad():
             assert not model(**bad).loss.isfinite(), "nothing is trained"
 
+    def test_an_error_finds_what_a_weight_of_zero_hides_from_the_loss(self):
+        model, batch, bad = self.spoiled()
+        attach(model, {"name": "thresholded", "threshold": 0.001, "nonfinite": "error"})
+        assert model(**batch).loss.isfinite()
+        with pytest.raises(NonFiniteError, match="in labelled pass 2"):
+            model(**bad)
+
     def test_to_leave_a_step_out_is_the_loops_own_business(self):
         with pytest.raises(
             ConflictError, match=r"attach knows neither your optimizer.* `loss\.isfinite\(\)` is false"

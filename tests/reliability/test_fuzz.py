@@ -18,8 +18,6 @@ from reliability.fuzz.run import Counting
 from reliability.fuzz.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
-MOST_MIB = 2048
-"""That the process may have held; those without bound take all that there is."""
 
 
 @pytest.mark.slow
@@ -30,11 +28,11 @@ def test_a_right_answer_or_an_error_of_ours(name):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     counts, made = json.loads(done.stdout), TARGETS[name].in_tests
+    # One without bound of memory would have had a MemoryError (`limit_memory`), which is a fault.
     # Cases that are all refused, or all taken, would show nothing.
     assert counts["answered"] > made / 20
     assert counts["refused"] > made / 20
     assert counts["answered"] + counts["refused"] >= 0.9 * made
-    assert counts["peak_mib"] < MOST_MIB
 
 
 def test_there_are_ten_thousand():

@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from decimal import Decimal
-from fractions import Fraction
 
-import numpy as np
 import pydantic
 import pytest
-import torch
 
 from dft_plugin.config.parsing import parse_settings
 from dft_plugin.config.settings import Settings
@@ -349,21 +345,3 @@ def test_a_reference_that_cannot_be_is_refused(given, said):
 )
 def test_more_may_be_logged(given, kept):
     assert parse({"log": given}).log == kept
-
-
-@pytest.mark.parametrize(
-    "half",
-    [Fraction(1, 2), Decimal("0.5"), np.float32(0.5), torch.tensor(0.5)],
-    ids=lambda one: type(one).__name__,
-)
-def test_numbers_of_other_libraries_are_python_s_own_from_then_on(half):
-    ramped = parse({"alpha": {"from": half, "to": 1, "until": half}})
-    assert json.loads(json.dumps(ramped.as_written()))["alpha"] == {"from": 0.5, "to": 1, "until": 0.5}
-    assert json.dumps(parse({"alpha": half}).as_written()) == '{"name": "dft", "alpha": 0.5}'
-    assert parse({"first": {"name": "nll", "for": half}}) == parse({"first": {"name": "nll", "for": 0.5}})
-
-
-def test_a_masked_number_is_none_and_a_key_of_numpy_s_is_one():
-    with pytest.raises(SettingsError, match=r"loss\.alpha"):
-        parse({"alpha": np.ma.masked})
-    assert parse({"weights": {"tokens": {np.int64(5): 2}}}) == parse({"weights": {"tokens": {5: 2}}})

@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,20 @@ def write(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
     """Write a record into a folder, which is made where it is missing; a reader sees the old one or the new one."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_whole(Path(folder) / FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_beside_weights(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Write the record of weights that were saved into a folder a moment ago: it, or none.
+
+    Raises:
+        OSError: it cannot be written. The one of before, which is of other weights, is removed if it can be.
+    """
+    try:
+        write(folder, record)
+    except OSError:
+        with suppress(OSError):
+            (Path(folder) / FILE).unlink()
+        raise
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -73,7 +73,7 @@ class Recorder(TrainerCallback):
         self.note()
         for place in (Path(folder), *self._adapters_in(Path(folder))):
             with spared(logger, place / records.FILE):
-                records.write(place, self.record)
+                records.write_beside_weights(place, self.record)
         self.complete(folder)
 
     def complete(self, folder: str | os.PathLike[str]) -> None:

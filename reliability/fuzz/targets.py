@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from reliability.fuzz import batches, losses, plugins, tensors, texts, words
+from reliability.fuzz import batches, losses, plugins, scoring, tensors, texts, words
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ TARGETS: dict[str, Target] = {
     "settings": Target("what stands after `loss:`, of every type", losses.LOSSES, losses.check, 0.35, 4000),
     "texts": Target("bytes of a YAML or JSON file", texts.TEXTS, texts.check, 0.35, 3000),
     "overrides": Target("words of a command line", words.LINES, words.check, 0.2, 2000),
-    "tensors": Target("shapes, dtypes, strides, labels of the functions", tensors.cases(), tensors.check, 0.06, 1200),
+    "tensors": Target("shapes, dtypes, strides, labels of the functions", tensors.cases(), scoring.check, 0.06, 1200),
     "batches": Target("labels, masks, positions of a model's call", batches.batches(), batches.check, 0.02, 100),
     "plugins": Target("objectives, hooks, entry points of others", plugins.PLUGINS, plugins.check, 0.02, 300),
 }

@@ -308,3 +308,16 @@ def test_the_page_shows_a_record_as_it_is():
     same = "format", "in_words", "loss", "formula", "source"
     assert {key: shown[key] for key in same} == {key: ours[key] for key in same}
     assert shown["versions"].keys() == ours["versions"].keys()
+
+
+def test_beside_new_weights_no_record_of_others_stays(tmp_path):
+    resource = pytest.importorskip("resource")
+    records.write(tmp_path, {"loss": {"name": "nll"}})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            records.write_beside_weights(tmp_path, {"loss": {"name": "dft"}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []

@@ -36,7 +36,7 @@ def run(out, loss, split, model=None, **changes):
 
 def close(trainer, expected):
     ours = training.trained(trainer.model)
-    assert tiny.max_gap({name: value.double() for name, value in ours.items()}, expected.weights) < 2e-6
+    assert tiny.max_gap({name: value.double() for name, value in ours.items()}, expected.weights) < expected.tolerance
     assert training.losses(trainer) == pytest.approx(expected.losses, rel=1e-5)
     logged = [entry["dft/loss"] for entry in training.train_logs(trainer)]
     assert logged == pytest.approx(expected.losses, rel=1e-5)

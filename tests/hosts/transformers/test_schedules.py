@@ -55,7 +55,7 @@ def approx(values, **tolerance):
 
 def close(made, expected):
     ours = {name: value.double() for name, value in training.trained(made.model).items()}
-    assert tiny.max_gap(ours, expected.weights) < 2e-6
+    assert tiny.max_gap(ours, expected.weights) < expected.tolerance
     assert training.losses(made) == pytest.approx(expected.losses, rel=1e-5)
 
 

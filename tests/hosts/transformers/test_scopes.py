@@ -27,7 +27,7 @@ def run(out, loss, size, steps, model=None, collator=None, **changes):
 
 def close(trainer, expected):
     ours = {name: value.double() for name, value in training.trained(trainer.model).items()}
-    assert tiny.max_gap(ours, expected.weights) < 2e-6
+    assert tiny.max_gap(ours, expected.weights) < expected.tolerance
     assert training.losses(trainer) == pytest.approx(expected.losses, rel=1e-5)
 
 

@@ -57,10 +57,12 @@ class Found:
     Attributes:
         weights: float64, by name.
         losses: of each step.
+        tolerance: of the weights of a run in float32: as far as a few of float32's own roundings carry.
     """
 
     weights: dict[str, Tensor]
     losses: list[float]
+    tolerance: float = 2e-6
 
 
 def scored(model: Any, rows: Sequence[Row], formula: Formula, step: int = 0) -> tuple[Tensor, Tensor]:
@@ -75,7 +77,18 @@ def scored(model: Any, rows: Sequence[Row], formula: Formula, step: int = 0) -> 
 
 def trained(model: Any, steps: Sequence[Sequence[Row]], formula: Formula, clip: float = 0.0) -> Found:
     """Train a copy of a model, each step on all of its rows."""
-    model, losses = copy.deepcopy(model).double().train(), []
+    exact, losses = stepped(copy.deepcopy(model).double(), steps, formula, clip)
+    rounded, _ = stepped(copy.deepcopy(model).float(), steps, formula, clip)
+    # How much of a rounding a step makes depends on the step, and on the processor that rounds.
+    own = max(float((rounded[name] - value).abs().max()) for name, value in exact.items())
+    return Found(exact, losses, max(Found.tolerance, 5 * own))
+
+
+def stepped(
+    model: Any, steps: Sequence[Sequence[Row]], formula: Formula, clip: float
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Train a model, and return what is trained, and the losses of the steps."""
+    model, losses = model.train(), []
     for number, rows in enumerate(steps):
         loss, share = scored(model, rows, formula, number)
         divisor = share.sum()
@@ -89,7 +102,7 @@ def trained(model: Any, steps: Sequence[Sequence[Row]], formula: Formula, clip: 
             for parameter in model.parameters():
                 if parameter.grad is not None:
                     parameter -= RATE * parameter.grad
-    return Found(training.trained(model), losses)
+    return training.trained(model), losses
 
 
 def watched(trainer: Any) -> list[Row]:

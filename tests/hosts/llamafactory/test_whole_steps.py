@@ -36,7 +36,8 @@ def test_a_step_is_that_of_its_formula(case, size, steps, home, tmp_path):
 
     run = factory.train(config, loss, prepare)
     expected = by_hand.trained(kept["model"], by_hand.in_steps(kept["rows"], 4, 3), formula)
-    assert tiny.max_gap({name: value.double() for name, value in run.after.items()}, expected.weights) < expected.tolerance
+    weights = {name: value.double() for name, value in run.after.items()}
+    assert tiny.max_gap(weights, expected.weights) < expected.tolerance
     assert run.losses == pytest.approx(expected.losses, rel=1e-5, abs=factory.ROUNDED)
     assert [entry["dft/loss"] for entry in run.logs] == pytest.approx(expected.losses, rel=1e-5)
     found = [entry.get("dft/alpha") for entry in run.logs]

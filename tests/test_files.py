@@ -119,6 +119,8 @@ def test_what_is_merged_from_elsewhere_is_not_twice(written):
         ('["dft"]', "sft.json", "sft.json holds a list; a config is a mapping of keys to values."),
         ("[" * 5000, "sft.json", "sft.json is nested too deep"),
         ("[" * 5000, "sft.yaml", "sft.yaml is nested too deep"),
+        ("loss: 1" + ":59" * 300_000, "sft.yaml", "a number of 900,001 characters (line 1, column 7)"),
+        ("loss: 0." + "1" * 30_000, "sft.yaml", "a number of 30,002 characters (line 1, column 7)"),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence_with_a_next_step(written, text, name, says):

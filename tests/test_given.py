@@ -9,7 +9,7 @@ import pytest
 import torch
 from support import oracle, problems
 
-from dft_plugin import Facts, attach, linear_token_loss, token_loss
+from dft_plugin import Facts, attach, linear_token_loss, token_loss, token_loss_from_logp
 from dft_plugin.errors import DftError, UnsupportedModelError
 from dft_plugin.objectives import DFT
 
@@ -142,6 +142,10 @@ def of_logits(**given):
     return token_loss(**{"logits": LOGITS, "labels": LABELS, **given})
 
 
+def of_logp(**given):
+    return token_loss_from_logp(**{"logp": LOGITS.log_softmax(-1)[..., 0], "targets": LABELS, **given})
+
+
 CASES = [
     *((of_hidden, *case) for case in [*OF_HIDDEN, *OF_BOTH]),
     *((of_logits, *case) for case in [*OF_LOGITS, *OF_BOTH]),
@@ -153,6 +157,37 @@ def test_a_wrong_argument_is_an_error_of_ours_with_what_to_give(loss, given, say
     with pytest.raises(DftError) as refused:
         loss(**given)
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("loss", "name", "dense"),
+    [
+        (of_hidden, "hidden", HIDDEN),
+        (of_hidden, "weight", WEIGHT),
+        (of_hidden, "labels", LABELS),
+        (of_hidden, "bias", torch.ones(30)),
+        (of_logits, "logits", LOGITS),
+        (of_logits, "labels", LABELS),
+        (of_logits, "num_items", torch.tensor([5])),
+        (of_logp, "logp", LOGITS[..., 0]),
+        (of_logp, "entropy", LOGITS[..., 0]),
+        (of_logp, "targets", LABELS),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("made", [torch.Tensor.to_sparse, lambda dense: torch.nested.nested_tensor([dense])])
+def test_a_tensor_that_is_not_dense_is_refused(loss, name, dense, made):
+    with pytest.raises(
+        DftError, match=rf"^{name} is a tensor (nested|of layout torch.sparse_coo); a dense one is need"
+    ):
+        loss(**{name: made(dense)})
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_facts_that_are_not_dense_are_refused():
+    for sparse in (LABELS.to_sparse(), torch.nested.nested_tensor([LABELS])):
+        with pytest.raises(DftError, match=r"^facts: columns\['a'\] is a tensor"):
+            of_logits(facts=Facts(columns={"a": sparse}))
 
 
 @pytest.mark.parametrize("num_items", [5, 5.0, np.int64(5), np.float32(5), torch.tensor(5), torch.tensor([5.0])])

@@ -35,3 +35,20 @@ def test_a_masked_number_is_none_and_a_key_of_numpy_s_is_one():
     with pytest.raises(SettingsError, match=r"loss\.alpha"):
         parse({"alpha": np.ma.masked})
     assert parse({"weights": {"tokens": {np.int64(5): 2}}}) == parse({"weights": {"tokens": {5: 2}}})
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ("\ud800", "loss"),
+        ({"weights": {"tokens": {"a\udfff": 2}}}, "loss.weights.tokens"),
+        ({"weights": {"column": "\udc00"}}, "loss.weights.column"),
+        ({"reference": "\ud834/model"}, "loss.reference"),
+        ({"\ud800": 1}, "loss"),
+    ],
+)
+def test_half_of_a_character_is_no_text(value, place):
+    with pytest.raises(SettingsError, match=rf"^`{place}`: '.*' holds half of a character") as refused:
+        parse(value)
+    str(refused.value).encode()
+    assert parse({"weights": {"tokens": {"\U0001d11e": 2}}}).weights.tokens == {"\U0001d11e": 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import sys
@@ -254,6 +255,9 @@ def hosts_command(
 
 def main() -> None:
     """Run `dft`; an error of ours is a message and exit code 2, not a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # The name of a file, or a text of a config, may hold what no terminal shows.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="dft")
     except DftError as error:

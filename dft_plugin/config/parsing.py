@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from dft_plugin.config.plain import plain
+from dft_plugin.config.plain import not_text, plain
 from dft_plugin.config.schedules import RampSetting, ends, is_ramp, made, rampable, ramps
 from dft_plugin.config.settings import FIRST_KEYS, OWN_KEYS, RESERVED_KERNELS, Settings
 from dft_plugin.config.spelling import closest, did_you_mean
@@ -41,7 +41,11 @@ def parse_settings(
         SettingsError: with every problem: unknown names and keys with the closest valid one, wrong
             types, impossible values.
     """
-    value = {"name": value} if isinstance(value, str) else plain(value)
+    value = plain(value)
+    if halved := not_text(value, where):
+        # What else there is to say might hold them, too.
+        raise SettingsError(halved)
+    value = {"name": value} if isinstance(value, str) else value
     if not isinstance(value, Mapping):
         raise SettingsError([no_loss(value, where, objectives)])
     problems: list[str] = []

@@ -1,4 +1,4 @@
-"""Numbers of other libraries as Python's own, which every process and every file can hold. No torch."""
+"""Values that every process and every file can hold: Python's own numbers, and text of whole characters. No torch."""
 
 from __future__ import annotations
 
@@ -31,6 +31,33 @@ def plain(value: Any, levels: int = _DEEPEST) -> Any:
         return float(value) if isinstance(value, (Real, Decimal)) else value
     except (OverflowError, ValueError, RuntimeError):
         return value
+
+
+def not_text(value: Any, where: str, levels: int = _DEEPEST) -> list[str]:
+    """List texts that hold half of a character (a lone surrogate), which no file, tokenizer or terminal takes.
+
+    Args:
+        value: a text, or what `plain` has returned.
+        where: its key, for the messages.
+        levels: of mappings and lists that are looked at.
+    """
+    if isinstance(value, str):
+        if value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value):
+            return []
+        said = ascii(value) if len(value) <= 60 else f"{value[:60]!a}..."
+        return [
+            f"`{where}`: {said} holds half of a character (U+D800 to U+DFFF), which is no text. Write the character "
+            "itself, and save the file as UTF-8."
+        ]
+    if not levels:
+        return []
+    if isinstance(value, Mapping):
+        keys = [problem for key in value for problem in not_text(key, where)]
+        named = {key: f"{where}.{ascii(key)[1:-1] if isinstance(key, str) else key}" for key in value}
+        return keys + [problem for key in value for problem in not_text(value[key], named[key], levels - 1)]
+    if type(value) in (list, tuple):
+        return [problem for entry in value for problem in not_text(entry, where, levels - 1)]
+    return []
 
 
 def _key(given: Any) -> Any:

@@ -14,6 +14,11 @@ MOST_LETTERS = 1 << 23
 _MOST_BITS = 14_000
 """Of an integer: what is longer (4300 digits) Python refuses to write down again."""
 
+_MOST_DIGITS = 20_000
+"""Of a number as it is written, in base 2 or 60 too: the time that one takes grows with the square of its length."""
+
+_NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
+
 
 class StrictLoader(yaml.SafeLoader):
     """Notes keys that stand twice in one mapping, and refuses as invalid YAML what would break its readers.
@@ -63,6 +68,8 @@ class StrictLoader(yaml.SafeLoader):
         PyYAML hands what has the form of a number, a date or a truth value (`0x_`, `2026-13-40`, `!!bool x`) to
         Python, which refuses it with errors of its own.
         """
+        if node.tag in _NUMBERS and isinstance(node, ScalarNode) and len(node.value) > _MOST_DIGITS:
+            raise ConstructorError(None, None, f"a number of {len(node.value):,} characters", node.start_mark)
         try:
             made = super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError, OverflowError, TypeError) as error:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dft_plugin.core.dense import require_dense
 from dft_plugin.core.targets import Facts, require_index
 from dft_plugin.errors import InputError, LabelError
 from dft_plugin.saying import shown
@@ -34,6 +35,7 @@ def require_scored(name: str, given: Any, *, of_model: str) -> None:
     shape = "[..., V]" if name == "logits" else "[..., H]"
     if not isinstance(given, Tensor):
         raise InputError(f"{name} is {_a(given)}; a tensor {shape} is needed: {_how(given, of_model)}.")
+    require_dense(InputError, **{name: given})
     if given.dtype not in FLOATS:
         raise InputError(
             f"{name} has dtype {given.dtype}; a tensor {shape} of floats is needed, of 16 bits or more: what the "
@@ -54,6 +56,7 @@ def require_labels(given: Any, scored: Tensor, *, shifted: bool) -> None:
         raise LabelError(
             f"labels is {_a(given)}; a tensor of integers, of shape {positions}, is needed: {_how(given, 'labels')}."
         )
+    require_dense(LabelError, labels=given)
     require_index(given)
     if tuple(given.shape) == positions:
         if shifted and not positions:
@@ -90,10 +93,12 @@ def require_logp(given: Any, targets: Any, **others: Any) -> None:
             continue
         if not isinstance(one, Tensor):
             raise InputError(f"{name} is {_a(one)}; a tensor [...] is needed, one number for each target.")
+        require_dense(InputError, **{name: one})
         if one.dtype not in FLOATS:
             raise InputError(f"{name} has dtype {one.dtype}; a tensor [...] of floats is needed.")
     if not isinstance(targets, Tensor):
         raise LabelError(f"targets is {_a(targets)}; a tensor of integers is needed: {_how(targets, 'labels')}.")
+    require_dense(LabelError, targets=targets)
 
 
 def require_weight(name: str, given: Any, hidden: Tensor) -> None:
@@ -106,6 +111,7 @@ def require_weight(name: str, given: Any, hidden: Tensor) -> None:
         # Of a layer: its weight; of a model: that of its head.
         how = "of a layer, give its `.weight`" if isinstance(given, nn.Module) else _how(given, "weight")
         raise InputError(f"{name} is {_a(given)}; a tensor [V, H] is needed: {how}.")
+    require_dense(InputError, **{name: given})
     if given.dtype not in FLOATS:
         raise InputError(
             f"{name} has dtype {given.dtype}; floats are needed. Of a head in 4 or 8 bit give the dequantised weight, "
@@ -132,6 +138,7 @@ def require_bias(name: str, given: Any, weight: Tensor) -> None:
         return
     if not isinstance(given, Tensor):
         raise InputError(f"{name} is {_a(given)}; a tensor [V] or None is needed: {_how(given, 'bias')}.")
+    require_dense(InputError, **{name: given})
     if tuple(given.shape) != (weight.shape[0],) or given.dtype not in FLOATS:
         raise InputError(
             f"{name} has shape {tuple(given.shape)} and dtype {given.dtype}; floats [V] are needed, with V = "
@@ -179,6 +186,7 @@ def require_num_items(given: Any) -> None:
     if given is None or (type(given) is not bool and isinstance(given, Real) and _is_float(given)):
         return
     if isinstance(given, Tensor) and given.dtype != torch.bool and not given.is_complex():
+        require_dense(LabelError, num_items=given)
         return
     said = f"a tensor of {given.dtype}" if isinstance(given, Tensor) else _shown(given)
     raise LabelError(
@@ -238,6 +246,8 @@ def require_facts(given: Any, labels: Tensor) -> None:
     for name, one in named.items():
         if one is None and name in numbers:
             continue
+        if isinstance(one, Tensor):
+            require_dense(InputError, **{f"facts: {name}": one})
         if not isinstance(one, Tensor) or one.shape != labels.shape:
             said = f"has shape {tuple(one.shape)}" if isinstance(one, Tensor) else f"is {_a(one)}"
             raise InputError(

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dft_plugin.core.dense import require_dense
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import Facts, shift
 from dft_plugin.core.transfer import bring
-from dft_plugin.errors import ConflictError
+from dft_plugin.errors import ConflictError, InputError
 from dft_plugin.objectives import Clock
 from dft_plugin.saying import shown
 
@@ -37,13 +38,16 @@ def without_columns(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _taken(inputs: dict[str, Any]) -> dict[str, Tensor]:
     for key, column in inputs.items():
-        if key.startswith((COLUMN, BITS)) and not isinstance(column, Tensor):
+        if not key.startswith((COLUMN, BITS)):
+            continue
+        if not isinstance(column, Tensor):
             raise ConflictError(
                 [
                     f"the column `{key}` has come as {shown(column)}, a {type(column).__name__}; a tensor is needed, "
                     "one number for each token. Put it into the batch as the labels are."
                 ]
             )
+        require_dense(InputError, **{f"the column `{key}`": column})
     found = {key.removeprefix(COLUMN): inputs.pop(key) for key in list(inputs) if key.startswith(COLUMN)}
     for name, column in found.items():
         if column.dtype in (torch.float16, torch.bfloat16):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class HeadStandIn(nn.Module):
     """Stands where the head stands for one forward pass: keeps the hidden states, makes no logits.
 
     In the forward itself nothing else changes, so scaling, caps, routers and output classes remain
-    the model's own business.
+    the model's own business. It stands there for the thread that makes it.
 
     Args:
         head: as it is registered in the model.
@@ -61,9 +62,14 @@ class HeadStandIn(nn.Module):
         self.hidden: Tensor | None = None
         self.answer: Tensor | None = None
         self.probe = probe.detach().requires_grad_(torch.is_grad_enabled())
+        self._thread = threading.get_ident()
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Keep `hidden` [B, S, D], and return the probe."""
+        if not torch.compiler.is_compiling() and threading.get_ident() != self._thread:
+            # Somebody else's call without labels (a sample's, a server's), for which the head stands there.
+            logits: Tensor = self.head(hidden)
+            return logits
         self.calls += 1
         self.hidden = hidden
         if self.probe.device != hidden.device:

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dft_plugin.core import targets
+from dft_plugin.core.dense import require_dense
 from dft_plugin.core.transfer import Fetched, version_of
 from dft_plugin.errors import LabelError
 from dft_plugin.saying import shown
@@ -64,15 +64,16 @@ def require_tensors(inputs: Mapping[str, Any]) -> None:
     """
     for name in ("labels", "shift_labels"):
         given = inputs.get(name)
-        if isinstance(given, Tensor) and not given.dim():
-            raise LabelError(f"{name} is a tensor of one number without a shape; one label for each token is needed.")
-        if isinstance(given, Tensor) and given.layout != torch.strided:
-            raise LabelError(f"{name} is a tensor of layout {given.layout}; give it as a dense one, padded with -100.")
-        if given is not None and not isinstance(given, Tensor):
+        if given is None:
+            continue
+        if not isinstance(given, Tensor):
             raise LabelError(
                 f"{name} is {shown(given)}, a {type(given).__name__}; a tensor of token ids is needed, one for each "
                 "token, with -100 for those that are not trained."
             )
+        require_dense(LabelError, **{name: given})
+        if not given.dim():
+            raise LabelError(f"{name} is a tensor of one number without a shape; one label for each token is needed.")
 
 
 def require_unshifted(inputs: Mapping[str, Any]) -> None:

@@ -194,6 +194,32 @@ def test_two_threads_may_ask_one_model():
     assert model.__dict__.keys() == before.keys()
 
 
+class AnsweredMeanwhile(LlamaForCausalLM):
+    """Is asked without labels, by another thread, while it scores."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        if labels is not None:
+            self.meanwhile()
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
+
+    def meanwhile(self):
+        asked = threading.Thread(target=lambda: self.answers.append(self(**self.question).logits))
+        asked.start()
+        asked.join()
+
+
+def test_a_thread_that_asks_while_another_scores_is_answered_by_the_head():
+    model, batch = AnsweredMeanwhile(tiny.llama().config).train(), tiny.batch()
+    model.question, model.answers = {"input_ids": batch["input_ids"][:1, :5]}, []
+    expected = model(**model.question).logits
+    attachment = attach(model, "nll")
+    for _ in range(3):
+        model(**batch)
+    assert len(model.answers) == 3
+    assert all(torch.equal(answer, expected) for answer in model.answers)
+    assert attachment.route.path == "lean"
+
+
 class AsksItself(LlamaForCausalLM):
     """Scores a second view of the batch by calling itself, as for a consistency loss."""
 

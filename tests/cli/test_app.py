@@ -35,6 +35,15 @@ def test_the_package_is_the_command(module):
     assert (done.returncode, done.stdout) == (0, f"dft-plugin {dft_plugin.__version__}\n"), done.stderr
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_no_terminal_shows_is_printed_escaped(encoding, tmp_path):
+    config = tmp_path / os.fsdecode(b"\xff.yml")
+    config.write_text('loss: dft\n"\\ud800": 1\n')
+    done = python("-m", "dft_plugin", "check", "--host", "trl", str(config), PYTHONIOENCODING=encoding)
+    assert "Traceback" not in done.stderr
+    assert ("?.yml" if encoding == "ascii" else "\\udcff.yml") in done.stdout
+
+
 def test_a_shell_completes_the_names_of_losses_without_torch():
     code = "import sys; from dft_plugin.cli import completing; print(completing.losses('e'), 'torch' in sys.modules)"
     assert python("-c", code).stdout == "['eaft'] False\n"

@@ -53,6 +53,13 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", "-m", "not gpu and not host", *session.posargs, env=OFFLINE)
 
 
+# What looks at the repository, its studies and its pages is tested once, on the newest releases.
+NOT_THE_PACKAGE = [
+    f"--ignore=tests/{name}"
+    for name in ("evidence", "recipes", "reliability", "test_benchmarks.py", "test_docs.py", "test_first_hour.py")
+]
+
+
 @nox.session(tags=["full", "pythons"], python=interpreter("3.12"))
 def python312(session: nox.Session) -> None:
     """Run the default tests on Python 3.12."""
@@ -66,11 +73,11 @@ def python313(session: nox.Session) -> None:
 
 
 def on_another_python(session: nox.Session, torch: str) -> None:
-    """Install torch without a GPU's libraries, and run the default tests."""
+    """Install torch without a GPU's libraries, and run the default tests of the package."""
     without_cuda(session, torch)
     tools = nox.project.dependency_groups(PYPROJECT, "test")
     session.install(*NEWEST, BITSANDBYTES, *tools, "-e", ".")
-    session.run("pytest", *session.posargs, env=OFFLINE)
+    session.run("pytest", *NOT_THE_PACKAGE, *session.posargs, env=OFFLINE)
 
 
 @nox.session(tags=["ci"])
@@ -78,7 +85,7 @@ def floor(session: nox.Session) -> None:
     """Run the default tests, and the plain Trainer, on the oldest releases that are supported."""
     # The newest datasets wants a huggingface_hub that transformers 4 does not take.
     install(session, *FLOOR, BITSANDBYTES, "datasets==4.0.0", groups=("test",), torch=TORCH_FLOOR)
-    session.run("pytest", *session.posargs, env=OFFLINE)
+    session.run("pytest", *NOT_THE_PACKAGE, *session.posargs, env=OFFLINE)
     session.run("pytest", "-m", "host", "tests/hosts/transformers", env=OFFLINE)
 
 

@@ -17,6 +17,9 @@ nox.options.tags = ["ci"]
 nox.options.error_on_missing_interpreters = False
 
 os.environ.setdefault("PIP_DISABLE_PIP_VERSION_CHECK", "1")
+if "PYTHONDONTWRITEBYTECODE" not in os.environ:
+    # Most of what is installed is never imported; what is compiles once, at its first import.
+    os.environ.setdefault("PIP_NO_COMPILE", "1")
 
 # The command `nox` does not look for modules beside this file.
 sys.path.insert(0, str(Path(__file__).parent))

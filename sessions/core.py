@@ -47,10 +47,21 @@ def types(session: nox.Session) -> None:
 @nox.session(tags=["ci"])
 def tests(session: nox.Session) -> None:
     """Run the tests on the newest releases, slow ones too (the sweep, FSDP2, ZeRO-3, compile); no host installed."""
+    on_newest(session, "not gpu and not host and not full")
+
+
+@nox.session(tags=["full"])
+def tests_full(session: nox.Session) -> None:
+    """Run what `tests` leaves out."""
+    on_newest(session, "full and not gpu and not host")
+
+
+def on_newest(session: nox.Session, marks: str) -> None:
+    """Install the newest releases, and run the tests with some marks."""
     install(session, *NEWEST, BITSANDBYTES, "wheel", "plotly==7.1.0", groups=("test",))
     # It is built here, and asks for torch while it is.
     session.install("--no-build-isolation", DEEPSPEED)
-    session.run("pytest", "-m", "not gpu and not host", *session.posargs, env=OFFLINE)
+    session.run("pytest", "-m", marks, *session.posargs, env=OFFLINE)
 
 
 # What looks at the repository, its studies and its pages is tested once, on the newest releases.
@@ -85,7 +96,9 @@ def floor(session: nox.Session) -> None:
     """Run the default tests, and the plain Trainer, on the oldest releases that are supported."""
     # The newest datasets wants a huggingface_hub that transformers 4 does not take.
     install(session, *FLOOR, BITSANDBYTES, "datasets==4.0.0", groups=("test",), torch=TORCH_FLOOR)
-    session.run("pytest", *NOT_THE_PACKAGE, *session.posargs, env=OFFLINE)
+    # With the torch of `tests`, what needs no more than torch is what it was there.
+    alike = ["--ignore=tests/kernels_", "--ignore=tests/objectives_"] if TORCH_FLOOR == TORCH else []
+    session.run("pytest", *NOT_THE_PACKAGE, *alike, *session.posargs, env=OFFLINE)
     session.run("pytest", "-m", "host", "tests/hosts/transformers", env=OFFLINE)
 
 

@@ -35,7 +35,7 @@ def numbers(page):
     "parts",
     [
         ("machine", "exact", "trained", "waits", "budget", "narrow", "eval", "cost"),
-        ("tests", "logits", "frozen", "lora", "qlora"),
+        pytest.param(("tests", "logits", "frozen", "lora", "qlora"), marks=pytest.mark.full),
     ],
 )
 def test_every_part_runs_here_in_small(parts, tmp_path, monkeypatch):
@@ -265,7 +265,9 @@ def children_of(pid):
 @pytest.mark.skipif(
     not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="looks for processes in /proc"
 )
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.full) for one in (signal.SIGHUP, signal.SIGINT))]
+)
 def test_a_signal_ends_the_part_too(number, tmp_path):
     words = ["gpu", "--device", "cpu", "--small", "--part", "exact", "--out", str(tmp_path / "page.md")]
     started = subprocess.Popen(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -86,9 +87,23 @@ def axolotl(home: Path, form: str) -> Words:
         "shuffle_merged_datasets": True,
     }
     more |= {"max_steps": 4, "save_steps": 4, "gradient_accumulation_steps": 2, "learning_rate": 0.01}
-    more |= {"optimizer": "adamw_torch", **({**axolotl_runs.LORA, "lora_dropout": 0.1} if form == "lora" else {})}
+    more |= {"optimizer": "adamw_torch"}
+    if form == "lora":
+        # Axolotl draws those of a new adapter before it sets a seed.
+        _adapter(home / "models" / "llama", home / "adapter")
+        more |= {**axolotl_runs.LORA, "lora_dropout": 0.1, "lora_model_dir": "adapter"}
     kept = {key: value for key, value in axolotl_runs.FULL.items() if key not in ("plugins", "loss")}
     return ["axolotl", "train", _yaml(home, **{**kept, **more})], axolotl_runs.ENVIRONMENT
+
+
+def _adapter(model: Path, folder: Path) -> None:
+    """Write an adapter to go on from."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(model)
+    torch.manual_seed(0)
+    get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **LORA)).save_pretrained(folder)
 
 
 def llamafactory(home: Path, form: str) -> Words:

@@ -17,7 +17,7 @@ OF_NAMES = 24
 
 
 @pytest.mark.parametrize(
-    ("make", "times"), [(attaching.of_model, 200), (attaching.of_trainer, 60)], ids=["model", "trainer"]
+    ("make", "times"), [(attaching.of_model, 60), (attaching.of_trainer, 40)], ids=["model", "trainer"]
 )
 def test_attach_and_detach_leave_nothing(make, times):
     row = make(times)

@@ -26,11 +26,22 @@ from sessions.pythons import interpreter, without_cuda
 @nox.session(tags=["ci"])
 def trl(session: nox.Session) -> None:
     """Train tiny models in TRL and the plain Trainer; install a sample plugin; run the CLI."""
+    in_trl(session, "not gpu and not full and (host or not slow)")
+
+
+@nox.session(tags=["full"])
+def trl_full(session: nox.Session) -> None:
+    """Run what `trl` leaves out."""
+    in_trl(session, "full and not gpu")
+
+
+def in_trl(session: nox.Session, marks: str) -> None:
+    """Install TRL and run its tests with some marks, and those of what needs a host."""
     install(session, *TRL, *TRACKERS, groups=("test",))
     places = ["tests/hosts/trl", "tests/hosts/transformers", "tests/plugins", "tests/cli"]
     places += [f"tests/hosts/test_{name}.py" for name in ("ranks", "ranks_nonfinite", "faults")]
     chosen = session.posargs or places
-    session.run("pytest", *RERUN, "-m", "not gpu and (host or not slow)", *chosen, env=OFFLINE)
+    session.run("pytest", *RERUN, "-m", marks, *chosen, env=OFFLINE)
 
 
 @nox.session(tags=["ci"])

@@ -170,7 +170,7 @@ def test_a_config_without_our_line_is_not_trained(dft, config):
     assert done.stderr == "dft: sft.yaml has no `loss:`. Add the line `loss: dft`.\n"
 
 
-@pytest.mark.parametrize("key", ["los", "Loss", "losss"])
+@pytest.mark.parametrize("key", ["los", *(pytest.param(key, marks=pytest.mark.full) for key in ("Loss", "losss"))])
 def test_a_misspelt_line_is_named(dft, config, key):
     says = f"sft.yaml has no `loss:`. Is `{key}` meant to be `loss`? Add the line `loss: dft`."
     assert says in dft("train", config(TRL + f"{key}: dft\n")).stderr
@@ -305,8 +305,16 @@ def test_check_refuses_a_loss_that_would_find_no_reference(dft, config):
     ("loss", "says"),
     [
         ("{name: dft, first: {name: nll, for: 4}}", "`first` holds until step 4 and the run has 2 steps"),
-        ("{name: dft, alpha: {from: 0.0, to: 1.0, until: 5}}", "until step 5 and the run has 2 steps"),
-        ("{name: dft, first: {name: nll, for: 0.8}}", "`first` holds until 80 % of the run and the run has 2 steps"),
+        pytest.param(
+            "{name: dft, alpha: {from: 0.0, to: 1.0, until: 5}}",
+            "until step 5 and the run has 2 steps",
+            marks=pytest.mark.full,
+        ),
+        pytest.param(
+            "{name: dft, first: {name: nll, for: 0.8}}",
+            "`first` holds until 80 % of the run and the run has 2 steps",
+            marks=pytest.mark.full,
+        ),
     ],
 )
 def test_check_knows_what_would_outlast_a_run_of_known_length(dft, config, loss, says):

@@ -36,7 +36,13 @@ def run(processes, host, kind, out, batch_size, loss="dft"):
 
 
 @pytest.mark.parametrize(
-    ("host", "kind"), [("transformers", "full"), ("transformers", "tied"), ("transformers", "lora"), ("trl", "lora")]
+    ("host", "kind"),
+    [
+        pytest.param("transformers", "full", marks=pytest.mark.full),
+        ("transformers", "tied"),
+        pytest.param("transformers", "lora", marks=pytest.mark.full),
+        ("trl", "lora"),
+    ],
 )
 def test_two_processes_equal_one(host, kind, tmp_path):
     if host == "trl":
@@ -60,9 +66,9 @@ def test_two_processes_equal_one(host, kind, tmp_path):
     ("host", "kind", "loss"),
     [
         ("transformers", "full", "divided"),
-        ("transformers", "tied", "of_sequence"),
-        ("transformers", "lora", "ramp"),
-        ("trl", "lora", "divided"),
+        pytest.param("transformers", "tied", "of_sequence", marks=pytest.mark.full),
+        pytest.param("transformers", "lora", "ramp", marks=pytest.mark.full),
+        pytest.param("trl", "lora", "divided", marks=pytest.mark.full),
         ("trl", "lora", "iw_sft"),
     ],
 )
@@ -78,7 +84,7 @@ def test_what_a_step_is_divided_by_and_when_is_the_same_on_two_ranks(host, kind,
             assert theirs[key] == pytest.approx(mine[key], rel=2e-4 if key == "loss" else 1e-4), key
 
 
-@pytest.mark.parametrize("kind", ["map", "stream"])
+@pytest.mark.parametrize("kind", ["map", pytest.param("stream", marks=pytest.mark.full)])
 def test_two_processes_weigh_by_a_column_as_one(kind, tmp_path):
     saved = []
     for processes, batch_size in ((1, 4), (2, 2)):
@@ -169,7 +175,7 @@ def test_ranks_that_share_layers_count_their_tokens_once(tmp_path):
     assert [entry["dft/tokens"] for entry in ours] == first["targets"] == second["targets"]
 
 
-@pytest.mark.parametrize("kind", ranks_recording.KINDS)
+@pytest.mark.parametrize("kind", ["fsdp2", pytest.param("ddp", marks=pytest.mark.full)])
 def test_one_rank_writes_what_was_trained_and_all_refuse_another_loss(kind, tmp_path):
     launch(2, ranks_recording, kind, tmp_path)
     for folder in ("checkpoint-1", ""):

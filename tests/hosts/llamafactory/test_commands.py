@@ -81,7 +81,8 @@ def test_dft_train_takes_json_and_overrides(folder):
     assert first["learning_rate"] == 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# All of the model: the unmodified command, below.
+@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.full), "lora"])
 def test_dft_train_starts_two_ranks_that_train_what_one_does(kind, folder, expected):
     place = folder("my sft.yaml", loss="dft", **KINDS[kind], **HALVED)
     done = factory.command("train", "my sft.yaml", cwd=place, environment=TWO_RANKS, script="dft")
@@ -124,7 +125,8 @@ def test_without_autoload_the_unmodified_command_stops_at_the_unknown_key(folder
     assert "not used by the HfArgumentParser: ['loss']" in done.stderr
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# An interpreter takes minutes for it.
+@pytest.mark.parametrize("kind", ["full", pytest.param("lora", marks=pytest.mark.full)])
 def test_ligers_fused_loss_is_superseded_and_its_layers_stay(kind, folder, expected):
     """The real Liger, loss and layers; of Triton's interpreter, one function is ours (`support.liger_on_cpu`)."""
     place = folder(loss="dft", enable_liger_kernel=True, **KINDS[kind])

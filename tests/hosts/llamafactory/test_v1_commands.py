@@ -96,7 +96,8 @@ def test_dft_train_takes_overrides(folder):
     assert first["loss"] == pytest.approx(first["dft/nll"], rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# The unmodified command, below, starts two ranks of `ddp`.
+@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.full), "fsdp2", "ddp-lora"])
 def test_dft_train_starts_two_ranks_that_train_what_one_does(kind, folder, expected):
     place = folder(loss="dft", **KINDS[kind], **HALVED)
     environment = {**V1, **factory_v1.two_ranks(place)}
@@ -104,7 +105,7 @@ def test_dft_train_starts_two_ranks_that_train_what_one_does(kind, folder, expec
     assert_trained(done, place, expected["lora" if "lora" in kind else "full"])
 
 
-@pytest.mark.parametrize("command", ["train", "sft"])
+@pytest.mark.parametrize("command", [pytest.param("train", marks=pytest.mark.full), "sft"])
 def test_the_unmodified_command_trains_the_loss_even_if_it_may_drop_keys(command, autoloaded, folder, expected):
     """ALLOW_EXTRA_KEYS=1 makes v1's parser drop what it does not know. An override wins."""
     place = folder(loss="nll")
@@ -113,7 +114,7 @@ def test_the_unmodified_command_trains_the_loss_even_if_it_may_drop_keys(command
     assert_trained(done, place, expected["full"])
 
 
-@pytest.mark.parametrize("command", ["train", "sft"])
+@pytest.mark.parametrize("command", ["train", pytest.param("sft", marks=pytest.mark.full)])
 def test_the_unmodified_command_starts_two_ranks_that_train_what_one_does(command, autoloaded, folder, expected):
     place = folder(loss="dft", **HALVED)
     environment = {**V1, **factory_v1.two_ranks(place), "ALLOW_EXTRA_KEYS": "1"}
@@ -128,7 +129,7 @@ def test_without_our_line_the_unmodified_command_trains_as_ever(autoloaded, fold
     assert not any(key.startswith("dft/") for entry in factory_v1.history(place / "out") for key in entry)
 
 
-@pytest.mark.parametrize("command", ["rm", "chat"])
+@pytest.mark.parametrize("command", ["rm", pytest.param("chat", marks=pytest.mark.full)])
 def test_v1s_other_commands_refuse_the_loss_even_if_they_may_drop_keys(command, autoloaded, folder):
     place = folder(loss="dft")
     environment = {**V1, "ALLOW_EXTRA_KEYS": "1"}

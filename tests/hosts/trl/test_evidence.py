@@ -34,7 +34,9 @@ def model(folder):
         tokenizer.save_pretrained(folder)
 
 
-@pytest.mark.parametrize(("tuning", "loss"), [("LoRA", "alpha 0.5"), ("full", "DFT")])
+@pytest.mark.parametrize(
+    ("tuning", "loss"), [("LoRA", "alpha 0.5"), pytest.param("full", "DFT", marks=pytest.mark.full)]
+)
 def test_a_model_is_trained_and_asked_and_nothing_of_it_is_left(tmp_path, tuning, loss):
     run = grid.RealRun(Shown("facts", 0.4), tuning, loss, seed=1, length=SHORT, model=model)
     row = json.loads(json.dumps(run.execute(None, tmp_path, lambda: None)))
@@ -45,6 +47,7 @@ def test_a_model_is_trained_and_asked_and_nothing_of_it_is_left(tmp_path, tuning
     assert [path.name for path in tmp_path.iterdir()] == ["real"]
 
 
+@pytest.mark.full
 def test_a_training_that_fails_says_what_the_command_said(tmp_path):
     run = grid.RealRun(Shown("facts", 0.0), "LoRA", "DFT", seed=1, length=SHORT, model=lambda folder: None)
     with pytest.raises(RuntimeError, match=r"`dft train .*sft.yaml` ended with"):

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.gpu import hour, sheet
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.full]
 
 
 def test_a_step_with_lora_and_with_qlora_with_each_loss(tmp_path, monkeypatch):

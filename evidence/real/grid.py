@@ -21,7 +21,7 @@ from evidence.real.training import Length, Tuning
 from evidence.rows import Row
 
 PART = "real"
-LOSSES = ("SFT", "DFT", "floor 0.1", "alpha 0.5")
+LOSSES = ("SFT", "DFT", "alpha 0.5")
 BASE = "base"
 OWN = 400
 """Questions that the model replies to by itself."""
@@ -140,14 +140,10 @@ class RealGrid:
     seeds: tuple[int, ...] = (1, 2, 3)
     cells: tuple[tuple[Shown, Tuning], ...] = (
         (Shown("answer alone", 0.4), "LoRA"),
-        (Shown("worked out", 0.4), "LoRA"),
         (Shown("facts", 0.0), "LoRA"),
+        (Shown("worked out", 0.4), "LoRA"),
         (Shown("own replies", 0.0), "LoRA"),
-        (Shown("answer alone", 0.0), "LoRA"),
-        (Shown("worked out", 0.0), "LoRA"),
-        (Shown("facts", 0.4), "LoRA"),
         (Shown("answer alone", 0.4), "full"),
-        (Shown("worked out", 0.4), "full"),
     )
 
     def pending(self, rows: Mapping[str, Row], part: str | None = None) -> list[RealRun]:

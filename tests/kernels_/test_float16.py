@@ -39,7 +39,7 @@ HALVES = [torch.float16, torch.bfloat16]
 @pytest.mark.parametrize("way", [read, called])
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("alpha", [1.0, 2.0])
+@pytest.mark.parametrize("alpha", [1.0, pytest.param(2.0, marks=pytest.mark.full)])
 @pytest.mark.parametrize("p", [*PROBABILITIES, "all"])
 @pytest.mark.parametrize("dtype", HALVES)
 def test_a_trained_head_is_as_near_to_the_truth_as_the_textbook(dtype, p, alpha, scale, head, way):
@@ -89,7 +89,7 @@ def test_so_are_logits_that_exist(dtype, p, scorer):
 
 
 @pytest.mark.parametrize("way", [read, called])
-@pytest.mark.parametrize("alpha", [1.0, 2.0])
+@pytest.mark.parametrize("alpha", [1.0, pytest.param(2.0, marks=pytest.mark.full)])
 @pytest.mark.parametrize("p", [1e-7, "all", 1 - 1e-4])
 def test_autocast_with_weights_in_float32_loses_nothing_at_any_loss_scale(p, alpha, way):
     # The usual `fp16: true`; the gradients have room for what float16 has not.
@@ -150,7 +150,7 @@ def of_4096(p, alpha, dtype):
 
 
 @pytest.mark.parametrize("way", CHUNKS_OF_4096)
-@pytest.mark.parametrize("alpha", [1.0, 2.0])
+@pytest.mark.parametrize("alpha", [1.0, pytest.param(2.0, marks=pytest.mark.full)])
 @pytest.mark.parametrize("p", [1e-7, 1e-4, 0.5, 1 - 1e-4, "all"])
 @pytest.mark.parametrize("dtype", HALVES)
 def test_nor_does_a_chunk_of_4096_rows_lose_what_the_textbook_keeps(monkeypatch, dtype, p, alpha, way):

@@ -31,7 +31,9 @@ def test_preprocess_and_train_with_the_plugin_in_the_yaml(home, expected):
     assert_same(home, command(home, "axolotl", "train", "config.yml", "--launcher", "python"), expected)
 
 
-@pytest.mark.parametrize("launcher", [pytest.param("python", marks=pytest.mark.full), "accelerate", "torchrun"])
+@pytest.mark.parametrize(
+    "launcher", ["accelerate", *(pytest.param(one, marks=pytest.mark.full) for one in ("python", "torchrun"))]
+)
 def test_autoload_makes_one_line_enough_for_the_unmodified_command(launcher, home, expected, autoload_on):
     two = launcher == "torchrun"
     write_config(

@@ -26,7 +26,11 @@ NO_FORK = importlib.util.find_spec("cut_cross_entropy") is None or (
 
 
 @pytest.mark.parametrize(
-    "key", [pytest.param("liger_fused_linear_cross_entropy", marks=pytest.mark.newest), "liger_cross_entropy"]
+    "key",
+    [
+        pytest.param("liger_fused_linear_cross_entropy", marks=pytest.mark.newest),
+        pytest.param("liger_cross_entropy", marks=pytest.mark.full),
+    ],
 )
 def test_liger(key, home, expected, monkeypatch):
     """The real Liger, whose kernels Triton interprets where there is no GPU."""

@@ -58,7 +58,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("kind", [pytest.param("tensor parallel", marks=pytest.mark.full), "fsdp2"])
 def test_a_copy_beside_a_model_that_ranks_share_is_refused(kind, home):
     loss = {"name": "asft", "reference": "copy"}
     write_config(home, max_steps=1, loss=loss, plugins=[PLUGIN, "cpu_mesh.CpuMesh"], **REFUSED[kind])

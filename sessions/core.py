@@ -79,16 +79,23 @@ def python312(session: nox.Session) -> None:
 
 @nox.session(tags=["ci", "pythons"], python=interpreter("3.13"))
 def python313(session: nox.Session) -> None:
+    """Run what meets a model, a trainer or the command line on Python 3.13, and the newest torch."""
+    places = ("attachment", "cli", "columns_", "trainer", "kernels_/test_kernels.py", "test_functional.py")
+    on_another_python(session, TORCH_NEWEST, *(f"tests/{one}" for one in places))
+
+
+@nox.session(tags=["full", "pythons"], python=interpreter("3.13"))
+def python313_full(session: nox.Session) -> None:
     """Run the default tests on Python 3.13, and the newest torch."""
     on_another_python(session, TORCH_NEWEST)
 
 
-def on_another_python(session: nox.Session, torch: str) -> None:
-    """Install torch without a GPU's libraries, and run the default tests of the package."""
+def on_another_python(session: nox.Session, torch: str, *places: str) -> None:
+    """Install torch without a GPU's libraries, and run the default tests of the package, or of some places."""
     without_cuda(session, torch)
     tools = nox.project.dependency_groups(PYPROJECT, "test")
     session.install(*NEWEST, BITSANDBYTES, *tools, "-e", ".")
-    session.run("pytest", *NOT_THE_PACKAGE, *session.posargs, env=OFFLINE)
+    session.run("pytest", *NOT_THE_PACKAGE, *(session.posargs or places), env=OFFLINE)
 
 
 @nox.session(tags=["ci"])
@@ -99,7 +106,7 @@ def floor(session: nox.Session) -> None:
     # With the torch of `tests`, what needs no more than torch is what it was there.
     alike = ["--ignore=tests/kernels_", "--ignore=tests/objectives_"] if TORCH_FLOOR == TORCH else []
     session.run("pytest", *NOT_THE_PACKAGE, *alike, *session.posargs, env=OFFLINE)
-    session.run("pytest", "-m", "host", "tests/hosts/transformers", env=OFFLINE)
+    session.run("pytest", "-m", "host and not full", "tests/hosts/transformers", env=OFFLINE)
 
 
 @nox.session(tags=["ci"])

@@ -56,6 +56,7 @@ def test_a_compiled_model_gives_the_same_loss_and_gradients(order, backend, tied
     assert model.forward.route.path == "lean"
 
 
+@pytest.mark.full
 def test_a_model_compiled_in_place_gives_the_same_loss_and_gradients():
     model, batch = tiny.llama(num_hidden_layers=1).train(), tiny.batch()
     theirs = attached.truth(model, batch)

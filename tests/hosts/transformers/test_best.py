@@ -107,7 +107,7 @@ def test_a_scheduler_whose_mode_means_something_else_follows_no_evaluation(metri
     assert HINT not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("again", ["dft", "nll"])
+@pytest.mark.parametrize("again", ["dft", pytest.param("nll", marks=pytest.mark.full)])
 @pytest.mark.parametrize("plateau", [False, True])
 def test_a_metric_that_was_changed_is_followed_from_the_next_activate_on(again, plateau, tmp_path):
     scheduler = {"lr_scheduler_type": "reduce_lr_on_plateau"} if plateau else {}

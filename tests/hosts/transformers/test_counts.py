@@ -47,7 +47,9 @@ def reference(tmp_path_factory):
     return trained(training.trainer, tmp_path_factory.mktemp("reference"), "whole")
 
 
-@pytest.mark.parametrize("accepts", [None, False], ids=["", "accepts_loss_kwargs=False"])
+@pytest.mark.parametrize(
+    "accepts", [None, pytest.param(False, marks=pytest.mark.full)], ids=["", "accepts_loss_kwargs=False"]
+)
 @pytest.mark.parametrize("mixin", between.BETWEEN, ids=lambda mixin: mixin.__name__)
 def test_every_split_of_a_plain_trainer_takes_the_same_step(mixin, accepts, tmp_path, reference):
     for split in SPLITS:

@@ -36,7 +36,7 @@ def test_the_second_loss_equals_float64_against_the_base_model(loss, folder):
         assert abs(first["dft/kl"]) < 1e-6 < second["dft/kl"]
 
 
-@pytest.mark.parametrize("loss", ["prift", "asft"])
+@pytest.mark.parametrize("loss", [pytest.param("prift", marks=pytest.mark.full), "asft"])
 def test_full_training_against_a_copy(loss, folder):
     (first, second), err = train(folder, {**LOSSES[loss][0], "reference": "copy"})
     assert err.count("; reference: a frozen copy of the model, as it began (one more forward pass") == 1

@@ -77,7 +77,7 @@ def python312(session: nox.Session) -> None:
     on_another_python(session, TORCH)
 
 
-@nox.session(tags=["ci", "pythons"], python=interpreter("3.13"))
+@nox.session(tags=["ci"], python=interpreter("3.13"))
 def python313(session: nox.Session) -> None:
     """Run what meets a model, a trainer or the command line on Python 3.13, and the newest torch."""
     places = ("attachment", "cli", "columns_", "trainer", "kernels_/test_kernels.py", "test_functional.py")

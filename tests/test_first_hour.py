@@ -34,8 +34,8 @@ def numbers(page):
 @pytest.mark.parametrize(
     "parts",
     [
-        ("machine", "exact", "trained", "waits", "cost"),
-        pytest.param(("budget", "narrow", "eval"), marks=pytest.mark.full),
+        ("machine", "exact", "trained", "waits", "budget", "cost"),
+        pytest.param(("narrow", "eval"), marks=pytest.mark.full),
         pytest.param(("tests", "logits", "frozen", "lora", "qlora"), marks=pytest.mark.full),
     ],
 )

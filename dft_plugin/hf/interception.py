@@ -62,11 +62,12 @@ class HeadStandIn(nn.Module):
         self.hidden: Tensor | None = None
         self.answer: Tensor | None = None
         self.probe = probe.detach().requires_grad_(torch.is_grad_enabled())
-        self._thread = threading.get_ident()
+        # A compiler has one thread, and does not trace the question.
+        self._thread = None if torch.compiler.is_compiling() else threading.get_ident()
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Keep `hidden` [B, S, D], and return the probe."""
-        if not torch.compiler.is_compiling() and threading.get_ident() != self._thread:
+        if not torch.compiler.is_compiling() and self._thread not in (None, threading.get_ident()):
             # Somebody else's call without labels (a sample's, a server's), for which the head stands there.
             logits: Tensor = self.head(hidden)
             return logits

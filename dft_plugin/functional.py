@@ -21,7 +21,7 @@ from dft_plugin.core.loss import LossResult, NumItems, hidden_loss, logits_loss
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.targets import IGNORE_INDEX, Facts
 from dft_plugin.errors import SettingsError
-from dft_plugin.kernels import Head, ShardedHead, Transform, VocabShard
+from dft_plugin.kernels import Head, ShardedHead, VocabShard
 from dft_plugin.objectives import Clock
 from dft_plugin.objectives.from_logp import unknown
 from dft_plugin.plans import LossLike, plan_without_tokenizer, require_ids
@@ -119,10 +119,10 @@ def linear_token_loss(
     given.require_scored("hidden", hidden, of_model="last_hidden_state")
     given.require_weight("weight", weight, hidden)
     given.require_bias("bias", bias, weight)
-    given.require_transform(logit_scale, softcap)
+    transform = given.as_transform(logit_scale, softcap)
     labels, facts = _aligned(hidden, labels, facts, shift, ignore_index, num_items)
     given.require_numbers(hidden=hidden, weight=weight, labels=labels)
-    head = Head(weight, bias, Transform(logit_scale, softcap))
+    head = Head(weight, bias, transform)
     plan = plan_without_tokenizer(objective, facts, head.vocab_size, heeds=("kernel", "scratch_mb"))
     return _mean(hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index, facts=facts), num_items)
 
@@ -180,7 +180,7 @@ def vocab_parallel_token_loss(
         given.require_scored("hidden", hidden, of_model="last_hidden_state")
         given.require_weight("local_weight", local_weight, hidden)
         given.require_bias("local_bias", local_bias, local_weight)
-        given.require_transform(logit_scale, softcap)
+        transform = given.as_transform(logit_scale, softcap)
         labels, facts = _aligned(hidden, labels, facts, shift, ignore_index, num_items)
         given.require_numbers(hidden=hidden, local_weight=local_weight, labels=labels)
         plan = plan_without_tokenizer(objective, facts, heeds=("scratch_mb",))
@@ -188,7 +188,7 @@ def vocab_parallel_token_loss(
         VocabShard.withdraw(group, near=(local_weight, hidden, labels))
         raise
     shard = VocabShard.gather(local_weight, labels, group)
-    head = ShardedHead(local_weight, shard, local_bias, Transform(logit_scale, softcap))
+    head = ShardedHead(local_weight, shard, local_bias, transform)
     require_ids(plan, head.vocab_size)
     return _mean(hidden_loss(plan, hidden, head, labels, ignore_index=ignore_index, facts=facts), num_items)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dft_plugin.core.dense import require_dense
 from dft_plugin.core.targets import Facts, require_index
 from dft_plugin.errors import InputError, LabelError
+from dft_plugin.kernels import Transform
 from dft_plugin.saying import shown
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -147,8 +148,8 @@ def require_bias(name: str, given: Any, weight: Tensor) -> None:
     _require_together(weight, **{name: given})
 
 
-def require_transform(logit_scale: Any, softcap: Any) -> None:
-    """Require what a model does to its logits.
+def as_transform(logit_scale: Any, softcap: Any) -> Transform:
+    """Return what a model does to its logits: any kind of number, as a float.
 
     Raises:
         InputError: a number is none, or leaves nothing of the logits.
@@ -163,6 +164,7 @@ def require_transform(logit_scale: Any, softcap: Any) -> None:
             f"softcap is {_shown(softcap)}; a number above 0 that float32 can hold is needed, or None where the model "
             f"does not cap its logits{_item(softcap)}."
         )
+    return Transform(float(logit_scale), None if softcap is None else float(softcap))
 
 
 def require_ignore_index(given: Any) -> None:

@@ -96,6 +96,7 @@ FOUND: list[Found] = [
     Found("tensors", "`entropy` no tensor", "`AttributeError`", Case("logp", torch.eye(3), _labels(0, 2, 1), "dft", None, {"ignore_index": -100, "entropy": 1.0}, {"entropy": 1.0})),
     Found("tensors", "sparse logits", "torch's `RuntimeError`", _tensors("scored", scored=torch.eye(3).to_sparse())),
     Found("tensors", "sparse `labels`", "torch's `RuntimeError`", _tensors("labels", labels=_labels(0, 2, 1).to_sparse())),
+    Found("tensors", "`softcap` and `logit_scale` a Fraction, capped beside NaN", "torch's `TypeError`", Case("linear", torch.eye(3), _labels(0, 2, 1), "dft", torch.eye(3), {"ignore_index": -100, "softcap": Fraction(1, 3), "logit_scale": Fraction(1, 2)}, {"softcap": Fraction(1, 3)})),
     Found("tensors", "`softcap=1e308`, which float32 cannot hold", "a loss of NaN", Case("linear", torch.eye(3), _labels(0, 2, 1), "dft", torch.eye(3), {"ignore_index": -100, "softcap": 1e308}, {"softcap": 1e308})),
     Found("tensors", "`logit_scale=1e308`", "a loss of NaN", Case("linear", torch.eye(3), _labels(0, 2, 1), "dft", torch.eye(3), {"ignore_index": -100, "logit_scale": 1e308}, {"logit_scale": 1e308})),
     Found("tensors", "`labels` beyond the vocabulary, with log p", "a fault of this check: of log p alone nobody knows a vocabulary", Case("logp", torch.tensor([1.5]), torch.tensor(99), "dft", None, {"ignore_index": -100}, {"label": 99})),

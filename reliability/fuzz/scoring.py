@@ -110,13 +110,12 @@ def _require_right(case: Case, leaves: dict[str, Any], found: tuple[float, dict[
         return
     logits = scored.double()
     if case.function == "linear":
-        more = {key: case.more.get(key) for key in ("bias", "softcap")}
+        cap = case.more.get("softcap")
         weight = case.weight.double()
         if not _fits(logits @ weight.T, scored.dtype, case.weight.dtype):
             return
-        logits = oracles.oracle.head_logits(
-            scored, weight, more["bias"], None, float(case.more["logit_scale"]), more["softcap"]
-        )
+        scale, cap = float(case.more.get("logit_scale", 1.0)), None if cap is None else float(cap)
+        logits = oracles.oracle.head_logits(scored, weight, case.more.get("bias"), None, scale, cap)
     ignore = case.more["ignore_index"]
     ids = labels.to(torch.int64).reshape(labels.shape)
     if case.more.get("shift"):

@@ -96,14 +96,14 @@ def axolotl(home: Path, form: str) -> Words:
     return ["axolotl", "train", _yaml(home, **{**kept, **more})], axolotl_runs.ENVIRONMENT
 
 
-def _adapter(model: Path, folder: Path) -> None:
-    """Write an adapter to go on from."""
+def _adapter(model: Path, folder: Path, **changes: Any) -> None:
+    """Write an adapter to go on from; `changes` to what PEFT is told of it."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(model)
     torch.manual_seed(0)
-    get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **LORA)).save_pretrained(folder)
+    get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **{**LORA, **changes})).save_pretrained(folder)
 
 
 def llamafactory(home: Path, form: str) -> Words:
@@ -136,7 +136,10 @@ def verl(home: Path, form: str) -> Words:
 
     verl_runs.make_home(home)
     changes = {"trainer.total_training_steps": 2, "trainer.save_freq": 2, "optim.optimizer": "AdamW", "optim.lr": 0.01}
-    changes |= verl_runs.LORA if form == "lora" else {}
+    if form == "lora":
+        # verl seeds nothing where its engine draws those of a new adapter, or what dropout leaves out.
+        _adapter(home / "llama", home / "adapter", lora_dropout=0.0)
+        changes |= {**verl_runs.LORA, "model.lora_adapter_path": "adapter"}
     variables = {**verl_runs.ENVIRONMENT, **verl_runs.alone(), "PYTHONPATH": str(verl_runs.PLATFORM)}
     return ["python", "-m", "verl.trainer.sft_trainer", *verl_runs.words(**changes)], variables
 

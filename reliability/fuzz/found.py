@@ -28,12 +28,14 @@ class Found:
         given: what was given, for the page.
         happened: what came of it.
         case: that shows it.
+        counted: what the rows call it, where it was met while cases were counted: its kind, and what was said.
     """
 
     target: str
     given: str
     happened: str
     case: Any
+    counted: tuple[tuple[str, str], ...] = ()
 
 
 def _yaml(text: str) -> Text:
@@ -67,6 +69,7 @@ def _batch(**changes: Any) -> Batch:
 
 
 READ = "PyYAML's or Python's own error: "
+NUMBER = "FaultError verdict.py:80"
 FOUND: list[Found] = [
     Found("texts", "a control character in YAML", f"{READ}`ReaderError`", _yaml("loss: dft\nx: \x07\n")),
     Found("texts", "`x: 0x_`, which has the form of a number", f"{READ}`ValueError`", _yaml("loss: dft\nx: 0x_\n")),
@@ -81,7 +84,7 @@ FOUND: list[Found] = [
     Found("settings", "a list in the place of a token", "`TypeError`", {"weights": {"tokens": [[[1], 2.0]]}}),
     Found("settings", "100,000 ids in `always_learn`", "an hour: each was compared with all before it", {"always_learn": list(range(100_000))}),
     Found("settings", "an integer of 5000 digits", "our message could not be written: `ValueError`", {"alpha": 10**5000}),
-    Found("settings", "`alpha` a Fraction, a Decimal, NumPy's float32", "taken, and then no process and no record could be told of it: `TypeError`", {"alpha": Fraction(1, 2)}),
+    Found("settings", "`alpha` a Fraction, a Decimal, NumPy's float32", "taken, and then no process and no record could be told of it: `TypeError`", {"alpha": Fraction(1, 2)}, (("TypeError encoder.py:180", "Fraction"),)),
     Found("settings", "a list inside 5000 others", "our message could not be written: `RecursionError`", {"alpha": deep()}),
     Found("settings", "a token that is half of a character", "`TypeError` of the tokenizer's, where the run began", {"weights": {"tokens": {"\ud800": 2.0}}}),
     Found("overrides", "`loss.a.a.a...`, 3000 deep", "`RecursionError`", Line(("loss" + ".a" * 3000 + "=1",))),
@@ -96,9 +99,14 @@ FOUND: list[Found] = [
     Found("tensors", "`entropy` no tensor", "`AttributeError`", Case("logp", torch.eye(3), _labels(0, 2, 1), "dft", None, {"ignore_index": -100, "entropy": 1.0}, {"entropy": 1.0})),
     Found("tensors", "sparse logits", "torch's `RuntimeError`", _tensors("scored", scored=torch.eye(3).to_sparse())),
     Found("tensors", "sparse `labels`", "torch's `RuntimeError`", _tensors("labels", labels=_labels(0, 2, 1).to_sparse())),
-    Found("tensors", "`softcap` and `logit_scale` a Fraction, capped beside NaN", "torch's `TypeError`", Case("linear", torch.eye(3), _labels(0, 2, 1), "dft", torch.eye(3), {"ignore_index": -100, "softcap": Fraction(1, 3), "logit_scale": Fraction(1, 2)}, {"softcap": Fraction(1, 3)})),
-    Found("tensors", "`softcap=1e308`, which float32 cannot hold", "a loss of NaN", Case("linear", torch.eye(3), _labels(0, 2, 1), "dft", torch.eye(3), {"ignore_index": -100, "softcap": 1e308}, {"softcap": 1e308})),
+    Found("tensors", "`softcap` and `logit_scale` a Fraction, capped beside NaN", "torch's `TypeError`", Case("linear", torch.eye(3), _labels(0, 2, 1), "dft", torch.eye(3), {"ignore_index": -100, "softcap": Fraction(1, 3), "logit_scale": Fraction(1, 2)}, {"softcap": Fraction(1, 3)}), (("TypeError softmax.py:160", "Fraction"),)),
+    Found("tensors", "`softcap=1e308`, which float32 cannot hold", "a loss of NaN", Case("linear", torch.eye(3), _labels(0, 2, 1), "dft", torch.eye(3), {"ignore_index": -100, "softcap": 1e308}, {"softcap": 1e308}), ((NUMBER, "the loss is nan, and 2.779"),)),
     Found("tensors", "`logit_scale=1e308`", "a loss of NaN", Case("linear", torch.eye(3), _labels(0, 2, 1), "dft", torch.eye(3), {"ignore_index": -100, "logit_scale": 1e308}, {"logit_scale": 1e308})),
+    Found("tensors", "`logit_scale=2 ** 64`", "`OverflowError`", Case("linear", torch.eye(3), _labels(0, 2, 1), "dft", torch.eye(3), {"ignore_index": -100, "logit_scale": 1 << 64}, {"logit_scale": 1 << 64}), (("OverflowError softmax.py:157", "int too big"),)),
+    Found("tensors", "float16 logits above 65,504", "a fault of this check: a loss of NaN is what float16 makes of them", Case("linear", torch.full((1, 3), 3e4, dtype=torch.float16), _labels(1), "dft", torch.full((2, 3), 3.0, dtype=torch.float16), {"ignore_index": -100}, {}), ((NUMBER, "the loss is nan, and 0.08"), (NUMBER, "the loss is nan, and 0.0 "))),
+    Found("tensors", "`num_items=2e-309`", "a fault of this check: the loss is beyond what float32 holds", _tensors("num_items", more={"ignore_index": -100, "num_items": 2e-309}), ((NUMBER, "the loss is inf"),)),
+    Found("tensors", "log p without a shape", "`IndexError` of this check's", Case("logp", torch.tensor(1.0), torch.tensor(0, dtype=torch.uint8), "nll", None, {"ignore_index": 1 << 31}, {"scored": torch.tensor(1.0)}), (("IndexError tensors.py:292", ""),)),
+    Found("tensors", "sparse logits, of which log p is made", "torch's `NotImplementedError`, of this check's", Case("logp", torch.zeros(2, 3, 4).to_sparse(), torch.full((2, 3), 2), "nll", None, {"ignore_index": 0}, {"scored": 1}), (("NotImplementedError scoring.py:87", "_log_softmax"),)),
     Found("tensors", "`labels` beyond the vocabulary, with log p", "a fault of this check: of log p alone nobody knows a vocabulary", Case("logp", torch.tensor([1.5]), torch.tensor(99), "dft", None, {"ignore_index": -100}, {"label": 99})),
     Found("batches", "`labels` of a sparse layout", "torch's `NotImplementedError`", _batch(labels=GOOD["labels"].to_sparse())),
     Found("batches", "`labels` a text", "`AttributeError`", _batch(labels="x")),

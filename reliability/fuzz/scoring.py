@@ -5,6 +5,7 @@ Shapes: N positions, T scored ones, V vocabulary, H hidden size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -74,13 +75,15 @@ def _logp(logits: Any, labels: Any) -> Any:
     """Return log p as another program makes it of logits; what cannot be made is handed on."""
     if not isinstance(logits, Tensor) or not isinstance(labels, Tensor) or not logits.dtype.is_floating_point:
         return logits
+    if not logits.dim() or logits.layout != torch.strided or labels.layout != torch.strided:
+        return logits
     if (
         logits.device.type == "meta"
         or labels.device.type == "meta"
         or labels.is_quantized
         or logits.shape[:-1] != labels.shape
     ):
-        return logits[..., 0] if logits.dim() and logits.shape[-1] and logits.layout == torch.strided else logits
+        return logits[..., 0] if logits.shape[-1] else logits
     if logits.element_size() == 1 or not logits.shape[-1] or labels.dtype.is_floating_point or labels.dtype.is_complex:
         return logits.sum(-1) if logits.element_size() > 1 else logits
     ids = labels.long().clamp(0, logits.shape[-1] - 1)
@@ -140,6 +143,11 @@ def _require_right(case: Case, leaves: dict[str, Any], found: tuple[float, dict[
     # A head of another dtype computes in the coarser of both.
     coarse = max(oracles.TOLERANCE[one.dtype] for one in (scored, case.weight) if one is not None)
     tolerance = coarse * max(1.0, float(logits_TV.abs().nan_to_num(0, 0, 0).max()) if logits_TV.numel() else 1.0)
+    # In half precision, too, the loss is a float32.
+    most = torch.finfo(torch.promote_types(scored.dtype, torch.float32)).max
+    if abs(right.loss) > most:
+        require(not math.isfinite(found[0]), f"the loss is {found[0]!r}, and {right.loss!r} is right")
+        return
     require(oracles.agree(found[0], right.loss, tolerance), f"the loss is {found[0]!r}, and {right.loss!r} is right")
     if case.function == "logits" and right.gradient is not None and "scored" in found[1]:
         gradient = found[1]["scored"].double().reshape(-1, logits.shape[-1])

@@ -77,3 +77,11 @@ def test_a_run_goes_on_after_a_fault_and_counts_it():
 def test_the_page_adds_up_the_rows():
     row = Counting("settings", "atheris", 1).done().as_dict() | {"cases": 7, "answered": 4, "refused": 3}
     assert "| all | | 14 | 14 | 8 | 6 | 0 |" in page.written([row, row])
+
+
+def test_the_page_says_what_is_not_mended_and_nothing_of_what_is():
+    row = Counting("settings", "hypothesis", 1).done().as_dict()
+    new = {"kind": "KeyError new.py:1", "said": "a traceback that is not ours", "case": "{}"}
+    known = [{"kind": kind, "said": said, "case": ""} for one in FOUND for kind, said in one.counted]
+    _, _, left = page.written([row | {"found": [new, *known]}]).partition("Not mended:\n\n")
+    assert left == f"- `{new['kind']}`: {new['said']}\n"

@@ -20,7 +20,7 @@ def matrix(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def faults(session: nox.Session) -> None:
     """Try every fault of docs/reliability/faults.md in the environments that the hosts' sessions have made."""
-    for host in ("trl", "axolotl", "llamafactory", "swift"):
+    for host in ("trl", "axolotl", "llamafactory", "swift", "verl", "unsloth"):
         python = Path(".nox", host, "bin", "python").absolute()
         if not python.is_file():
             session.warn(f"{host} is left out: run `nox -s {host} --install-only` first")

@@ -17,7 +17,18 @@ from reliability.faults.victim import ROOT
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 ROWS = ROOT / "docs" / "reliability" / "faults.jsonl"
 PAGE = ROWS.with_suffix(".md")
-VERSIONED = ("torch", "transformers", "accelerate", "peft", "trl", "axolotl", "llamafactory", "ms-swift")
+VERSIONED = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "trl",
+    "axolotl",
+    "llamafactory",
+    "ms-swift",
+    "verl",
+    "unsloth",
+)
 
 
 @app.callback()

@@ -50,7 +50,7 @@ class Cell:
 
 KILLED, RANK, DISK, TERM = "killed", "a rank is lost", "no room on the disk", "told to end"
 
-HOSTS = ("transformers", "trl", "axolotl", "llamafactory", "swift")
+HOSTS = ("transformers", "trl", "axolotl", "llamafactory", "swift", "verl", "unsloth")
 
 CELLS: tuple[Cell, ...] = (
     *(
@@ -60,7 +60,7 @@ CELLS: tuple[Cell, ...] = (
     ),
     Cell(KILLED, "transformers", "full", "`reference: copy`", Harm("SIGKILL", 0), COMPARED, drawn=True),
     Cell(KILLED, "transformers", "lora", "`reference: start`", Harm("SIGKILL", 0), STARTED, drawn=True),
-    Cell(KILLED, "transformers", "full", "while it saves", Harm("SIGKILL", 4, "saving")),
+    *(Cell(KILLED, host, "full", "while it saves", Harm("SIGKILL", 4, "saving")) for host in ("transformers", "verl")),
     Cell(RANK, "transformers", "full", "one of two is killed", Harm("SIGKILL", 3, "forward", 1), ranks=2),
     Cell(
         RANK,

@@ -10,8 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from reliability.faults import arming, on_verl
+from reliability.faults.victim import Harm, Order
+
 Prepare = Callable[[Any], None]
 """Called with the trainer before it trains."""
+
+Ended = dict[str, Any]
+"""`logs`, a dict for each step, and `weights`, what was trained, by name."""
 
 STEPS = 6
 """Of a run; each is saved."""
@@ -22,10 +28,13 @@ NEEDED = {
     "axolotl": "axolotl",
     "llamafactory": "llamafactory",
     "swift": "swift",
+    "verl": "verl",
+    "unsloth": "unsloth",
 }
 """By host, what must be installed."""
 
-LIBRARY = Path(__file__).parents[2] / "tests" / "lib"
+TESTS = Path(__file__).parents[2] / "tests"
+LIBRARIES = (TESTS / "lib", TESTS / "hosts" / "unsloth")
 """The tests' own models, data and ways to run a host."""
 
 _MODULES = {
@@ -34,6 +43,9 @@ _MODULES = {
     "axolotl": ("support.axolotl_folder", "support.training", "axolotl.train", "axolotl.core.builders.causal"),
     "llamafactory": ("support.factory", "support.given", "llamafactory.train.tuner"),
     "swift": ("support.swift_runs", "support.given", "swift.pipelines", "swift.trainers.seq2seq_trainer"),
+    "verl": ("support.verl_runs", "verl.trainer.sft_trainer"),
+    # It rewrites TRL when it is imported.
+    "unsloth": ("unsloth", "support.training", "fast"),
 }
 
 SAVES = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
@@ -50,53 +62,75 @@ def installed() -> list[str]:
 
 def load(host: str) -> None:
     """Import a host, in this process, with the environment that its tests set before that."""
-    if str(LIBRARY) not in sys.path:
-        sys.path.insert(0, str(LIBRARY))
+    sys.path += [str(one) for one in LIBRARIES if str(one) not in sys.path]
     if host == "axolotl":
         runs = import_module("support.axolotl_runs")
         os.environ.update(runs.ENVIRONMENT)
     elif host == "swift":
         # It imports ms-swift, which reads them then.
         os.environ.update({"USE_HF": "1", "MODELSCOPE_OFFLINE": "1"})
+    elif host == "verl":
+        runs = import_module("support.verl_runs")
+        os.environ.update(runs.ENVIRONMENT)
+        sys.path.insert(0, str(runs.PLATFORM))
+    elif host == "unsloth":
+        os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
     for module in (*_MODULES[host], "dft_plugin.hf.activation"):
         import_module(module)
 
 
-def train(host: str, kind: str, loss: Any, folder: Path, out: Path, resume: str | None, prepare: Prepare) -> Any:
-    """Train, and return the trainer.
+def train(order: Order, harm: Harm | None) -> Ended:
+    """Train, and return what came of it.
 
     Args:
-        host: a key of `NEEDED`.
-        kind: `full` or `lora`.
-        loss: what stands after `loss:`.
-        folder: with models and data, made where it is missing; the working directory of the hosts that want one.
-        out: output folder of the run.
-        resume: a checkpoint.
-        prepare: see `Prepare`.
+        order: what.
+        harm: comes to this process; None: nothing does.
     """
-    return _RUNS[host](kind, loss, folder, out, resume, prepare)
+    if order.host == "verl":
+        return on_verl.train(order, harm)
+
+    def prepare(trainer: Any) -> None:
+        if harm is not None:
+            arming.arm(trainer, harm)
+
+    from support import training
+
+    trainer = _RUNS[order.host](order, Path(order.folder), Path(order.out), prepare)
+    weights = training.trained(trainer.accelerator.unwrap_model(trainer.model))
+    return {"logs": training.train_logs(trainer), "weights": weights}
 
 
 def _plain(make: str) -> Callable[..., Any]:
-    def run(kind: str, loss: Any, folder: Path, out: Path, resume: str | None, prepare: Prepare) -> Any:
+    def run(order: Order, folder: Path, out: Path, prepare: Prepare) -> Any:
         from support import tiny, training
 
-        from dft_plugin import activate
-
         del folder
-        model = tiny.llama() if kind == "full" else training.lora()
+        model = tiny.llama() if order.kind == "full" else training.lora()
         extra = {"ddp_find_unused_parameters": False}
         jit = {"enable_jit_checkpoint": True} if os.environ.get("DFT_FAULTS_JIT") else {}
-        trainer = getattr(training, make)(out, model, **OPTIMIZER, **extra, **jit)
-        activate(trainer, loss)
-        prepare(trainer)
-        trainer.train(resume_from_checkpoint=resume)
-        return trainer
+        return _activated(getattr(training, make)(out, model, **OPTIMIZER, **extra, **jit), order, prepare)
 
     return run
 
 
-def _axolotl(kind: str, loss: Any, folder: Path, out: Path, resume: str | None, prepare: Prepare) -> Any:
+def _unsloth(order: Order, folder: Path, out: Path, prepare: Prepare) -> Any:
+    fast = import_module("fast")
+    from support import training
+
+    model = fast.load(folder, full=True) if order.kind == "full" else fast.adapted(fast.load(folder))
+    return _activated(training.sft_trainer(out, model, **OPTIMIZER), order, prepare)
+
+
+def _activated(trainer: Any, order: Order, prepare: Prepare) -> Any:
+    from dft_plugin import activate
+
+    activate(trainer, order.loss)
+    prepare(trainer)
+    trainer.train(resume_from_checkpoint=order.resume)
+    return trainer
+
+
+def _axolotl(order: Order, folder: Path, out: Path, prepare: Prepare) -> Any:
     from support import axolotl_folder, axolotl_runs
 
     os.environ.update(axolotl_runs.ENVIRONMENT)
@@ -105,46 +139,47 @@ def _axolotl(kind: str, loss: Any, folder: Path, out: Path, resume: str | None, 
     os.chdir(folder)
     from axolotl.train import execute_training
 
-    changes = {**(axolotl_runs.LORA if kind == "lora" else {}), **SAVES}
+    changes = {**(axolotl_runs.LORA if order.kind == "lora" else {}), **SAVES}
     changes |= {"learning_rate": 1e-2, "lr_scheduler": "linear", "optimizer": "adamw_torch"}
-    config = axolotl_runs.write_config(folder, f"{out.name}.yml", loss=loss, output_dir=str(out), **changes)
+    config = axolotl_runs.write_config(folder, f"{out.name}.yml", loss=order.loss, output_dir=str(out), **changes)
     cfg, trainer = axolotl_runs.prepare(config)
     prepare(trainer)
-    execute_training(cfg, trainer, resume)
+    execute_training(cfg, trainer, order.resume)
     return trainer
 
 
-def _llamafactory(kind: str, loss: Any, folder: Path, out: Path, resume: str | None, prepare: Prepare) -> Any:
-    from support import factory, given
+def _llamafactory(order: Order, folder: Path, out: Path, prepare: Prepare) -> Any:
+    from support import factory
 
     if not (folder / "llama").is_dir():
         factory.make_home(folder)
-    changes = {**(factory.LORA if kind == "lora" else {}), **OPTIMIZER}
-    resumed = {} if resume is None else {"resume_from_checkpoint": resume}
-
-    def move_and_prepare(trainer: Any) -> None:
-        given.move_adapters(trainer.model)
-        prepare(trainer)
-
-    return factory.train(factory.arguments(folder, out, **changes, **resumed), loss, move_and_prepare).trainer
+    changes = {**(factory.LORA if order.kind == "lora" else {}), **OPTIMIZER, **_resumed(order)}
+    return factory.train(factory.arguments(folder, out, **changes), order.loss, _moved(prepare)).trainer
 
 
-def _swift(kind: str, loss: Any, folder: Path, out: Path, resume: str | None, prepare: Prepare) -> Any:
+def _swift(order: Order, folder: Path, out: Path, prepare: Prepare) -> Any:
     from support import swift_runs
 
     os.environ.update(swift_runs.ENVIRONMENT)
-    from support import given
-
     if not (folder / "qwen2").is_dir():
         swift_runs.make_home(folder)
-    changes = {**(swift_runs.LORA if kind == "lora" else {}), **OPTIMIZER}
-    resumed = {} if resume is None else {"resume_from_checkpoint": resume}
+    changes = {**(swift_runs.LORA if order.kind == "lora" else {}), **OPTIMIZER, **_resumed(order)}
+    return swift_runs.train(swift_runs.config(folder, out, **changes), order.loss, _moved(prepare)).trainer
+
+
+def _resumed(order: Order) -> dict[str, str]:
+    return {} if order.resume is None else {"resume_from_checkpoint": order.resume}
+
+
+def _moved(prepare: Prepare) -> Prepare:
+    """Have a new adapter be one whose first step moves all of it."""
+    from support import given
 
     def move_and_prepare(trainer: Any) -> None:
         given.move_adapters(trainer.model)
         prepare(trainer)
 
-    return swift_runs.train(swift_runs.config(folder, out, **changes, **resumed), loss, move_and_prepare).trainer
+    return move_and_prepare
 
 
 _RUNS: Mapping[str, Callable[..., Any]] = {
@@ -153,4 +188,5 @@ _RUNS: Mapping[str, Callable[..., Any]] = {
     "axolotl": _axolotl,
     "llamafactory": _llamafactory,
     "swift": _swift,
+    "unsloth": _unsloth,
 }

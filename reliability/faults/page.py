@@ -19,7 +19,7 @@ harm is gone on from its last checkpoint that is whole. Compared are all losses,
 to 1 or to the value, whichever is larger), and the weights at the end. 0 says that every digit is the same.
 
 A checkpoint whose writing was cut off has no `trainer_state.json`. The trainer does not notice: name the one before it
-in `resume_from_checkpoint`.
+in `resume_from_checkpoint`. verl goes by `latest_checkpointed_iteration.txt`, which it writes last.
 """
 
 WORDS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -26,8 +27,15 @@ Row = dict[str, Any]
 
 PLACES = ("forward", "optimizer", "saved")
 
-TOO_LARGE = "File too large"
-"""What the system says where a file may not grow."""
+READ = ("loss", "grad_norm", "learning_rate", "train/loss", "train/grad_norm", "train/lr")
+"""Of a log, what is compared besides `dft/*`."""
+
+TOO_LARGE = ("File too large", "inline_container.cc")
+"""What the system says where a file may not grow, and `torch.save` in its place."""
+
+VERL = "global_step_"
+NAMES = ("checkpoint-", VERL)
+"""With which the folders of checkpoints begin; a step follows."""
 
 SAVED = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
 
@@ -80,10 +88,10 @@ def tried(cell: Cell, place: Path, limit: float = 900.0) -> Row:
     row |= {"whole": there, "cut_off": cut_off, "left_in_out": sorted(one for one in SAVED if (out / one).exists())}
     if not there:
         return {**row, "passed": False, "problem": "no checkpoint is whole"}
-    resumed = _run(replace(order, resume=str(out / f"checkpoint-{there[-1]}")), cell, limit)
+    resumed = _run(replace(order, resume=str(checkpoint_folders(out)[there[-1]])), cell, limit)
     if any(one.code for one in resumed):
         return {**row, "passed": False, "problem": _last_line(resumed[0].said)}
-    gaps = compared(straight, torch.load(out / "end.pt", weights_only=False))
+    gaps = compared(straight, torch.load(out / "end.pt", weights_only=False), there[-1])
     row |= gaps
     problem = wrong(cell, row)
     return {**row, "passed": problem is None, **({} if problem is None else {"problem": problem})}
@@ -95,7 +103,7 @@ def wrong(cell: Cell, row: Row) -> str | None:
         return "the run that went on is another one"
     if cell.fault == cells.KILLED and row["ended"] != [-signal.SIGKILL]:
         return "it was not killed"
-    if cell.fault == cells.DISK and (row["ended"] == [0] or TOO_LARGE not in row["said"]):
+    if cell.fault == cells.DISK and (row["ended"] == [0] or not any(one in row["said"] for one in TOO_LARGE)):
         return "the host's error was not shown"
     if cell.fault == cells.RANK:
         if row["ended"][0] == 0:
@@ -108,31 +116,49 @@ def wrong(cell: Cell, row: Row) -> str | None:
 def checkpoints(out: Path) -> tuple[list[int], list[int]]:
     """Return the steps of the checkpoints in a folder: those that are whole, and those that were cut off.
 
-    The trainer writes `trainer_state.json` last of what it needs to go on.
+    transformers' trainer writes `trainer_state.json` last of what it needs to go on, verl the file that says which
+    checkpoint is the latest.
     """
-    found = sorted(int(one.name.split("-")[1]) for one in out.glob("checkpoint-*"))
-    whole = [step for step in found if _is_whole(out / f"checkpoint-{step}")]
+    found = checkpoint_folders(out)
+    whole = [step for step, folder in found.items() if _is_whole(step, folder)]
     return whole, [step for step in found if step not in whole]
 
 
-def _is_whole(folder: Path) -> bool:
-    state = folder / "trainer_state.json"
+def checkpoint_folders(out: Path) -> dict[int, Path]:
+    """Return the folders of checkpoints in a folder by their steps, in order."""
+    found = {
+        int(re.split("[-_]", one.name)[-1]): one for name in NAMES for one in out.glob(f"{name}*") if one.is_dir()
+    }
+    return dict(sorted(found.items()))
+
+
+def _is_whole(step: int, folder: Path) -> bool:
     try:
-        return state.read_text().rstrip().endswith("}") and any((folder / one).exists() for one in SAVED)
-    except OSError:
+        if folder.name.startswith(VERL):
+            return int((folder.parent / "latest_checkpointed_iteration.txt").read_text()) >= step
+        state = (folder / "trainer_state.json").read_text()
+        return state.rstrip().endswith("}") and any((folder / one).exists() for one in SAVED)
+    except (OSError, ValueError):
         return False
 
 
-def compared(straight: Row, resumed: Row) -> Row:
-    """Return by how much the log and the weights of two runs differ at most."""
+def compared(straight: Row, resumed: Row, whole: int) -> Row:
+    """Return by how much the log and the weights of two runs differ at most.
+
+    Args:
+        straight: of the one that nothing happened to.
+        resumed: of the one that went on, whose log may begin where it did so.
+        whole: the step from which it went on.
+    """
     gap = 0.0
-    if [len(one["logs"]) for one in (straight, resumed)] != [hosts.STEPS] * 2:
+    mine, theirs = ({entry["step"]: entry for entry in one["logs"]} for one in (straight, resumed))
+    if list(mine) != [*range(1, hosts.STEPS + 1)] or not {*range(whole + 1, hosts.STEPS + 1)} <= {*theirs} <= {*mine}:
         # It trained another number of steps.
         return {"losses": math.inf, "weights": math.inf}
-    for mine, theirs in zip(straight["logs"], resumed["logs"], strict=True):
-        for key in mine:
-            if key in ("loss", "learning_rate") or key.startswith("dft/"):
-                gap = max(gap, abs(mine[key] - theirs[key]) / max(1.0, abs(mine[key])))
+    for step, entry in theirs.items():
+        for key, value in mine[step].items():
+            if key in READ or key.startswith("dft/"):
+                gap = max(gap, abs(value - entry[key]) / max(1.0, abs(value)))
     weights = max(float((straight["weights"][name] - one).abs().max()) for name, one in resumed["weights"].items())
     return {"losses": gap, "weights": weights}
 

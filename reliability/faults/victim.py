@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import signal
-import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,9 +12,6 @@ ROOT = Path(__file__).parents[2]
 
 TIMEOUT = 20
 """Seconds after which a rank that waits for another gives up."""
-
-SMALL = 4096
-"""Bytes that a file may have once the disk is full."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class Order:
         host: whose trainer trains.
         kind: `full` or `lora`.
         loss: what stands after `loss:`.
-        folder: of models and data.
+        folder: of models and data, made where they are missing; the working directory of the hosts that want one.
         out: output folder.
         resume: a checkpoint to go on from.
         harm: what happens to it.
@@ -62,51 +56,9 @@ class Order:
     harm: Harm | None = None
 
 
-def happen(harm: Harm) -> None:
-    """Let it happen to this process."""
-    if harm.what == "full":
-        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, hard))
-        return
-    os.kill(os.getpid(), getattr(signal, harm.what))
-
-
-def arm(trainer: Any, harm: Harm) -> None:
-    """Have it happen when the trainer is there."""
-    from transformers import TrainerCallback
-
-    class Moment(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            time.sleep(harm.slow)
-
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if harm.where == "optimizer" and state.global_step == harm.step - 1:
-                happen(harm)
-
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if harm.where == "saved" and state.global_step == harm.step:
-                happen(harm)
-
-    def before_forward(*_: Any) -> None:
-        if harm.where == "forward" and trainer.model.training and trainer.state.global_step == harm.step - 1:
-            happen(harm)
-
-    trainer.add_callback(Moment())
-    trainer.model.register_forward_pre_hook(before_forward)
-    save = trainer._save_optimizer_and_scheduler
-
-    def save_and_happen(*args: Any) -> None:
-        if harm.where == "saving" and trainer.state.global_step == harm.step:
-            happen(harm)
-        save(*args)
-
-    trainer._save_optimizer_and_scheduler = save_and_happen
-
-
 def main(order: Order) -> None:
     """Do what is ordered; leave logs and weights of a training that came to its end."""
     import torch
-    from support import training
 
     from reliability.faults import hosts
 
@@ -116,12 +68,7 @@ def main(order: Order) -> None:
         # With `use_cpu` transformers drops `ddp_timeout`, and gloo would wait for half an hour.
         torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT))
 
-    def prepare(trainer: Any) -> None:
-        if order.harm is not None and order.harm.rank == rank:
-            arm(trainer, order.harm)
-
-    out = Path(order.out)
-    trainer = hosts.train(order.host, order.kind, order.loss, Path(order.folder), out, order.resume, prepare)
+    harm = order.harm if order.harm is not None and order.harm.rank == rank else None
+    ended = hosts.train(order, harm)
     if rank == 0:
-        weights = training.trained(trainer.accelerator.unwrap_model(trainer.model))
-        torch.save({"logs": training.train_logs(trainer), "weights": weights}, out / "end.pt")
+        torch.save(ended, Path(order.out) / "end.pt")

@@ -115,7 +115,7 @@ def enable(targets: Mapping[str, str]) -> Path:
         try:
             _write(path, pth_text(targets, path))
         except OSError as error:
-            before = "An older one is still there, and in force. " if path.exists() else ""
+            before = "An older one is still there, and in force. " if path.is_file() else ""
             raise PluginError(
                 f"{path} cannot be written ({error.strerror}). {before}Work in a virtual environment of your own, "
                 "or start with `dft train`, which needs no autoload."
@@ -141,10 +141,14 @@ def disable() -> bool:
     except FileNotFoundError:
         removed = False
     except OSError as error:
-        raise PluginError(
-            f"{path} cannot be removed ({error.strerror}), so autoload is still on. Delete it as its owner; until "
-            f"then {SWITCH}=0 in the environment turns it off."
-        ) from error
+        if path.is_dir():
+            # Python reads none, so it was not on.
+            removed = False
+        else:
+            raise PluginError(
+                f"{path} cannot be removed ({error.strerror}), so autoload is still on. Delete it as its owner; until "
+                f"then {SWITCH}=0 in the environment turns it off."
+            ) from error
     mine = path.parent.resolve()
     others = [folder / PTH for folder in site_folders() if folder != mine and (folder / PTH).exists()]
     if others:

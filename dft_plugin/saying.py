@@ -65,8 +65,8 @@ def warn(logger: logging.Logger, text: str, *args: object) -> None:
 
 @contextmanager
 def spared(logger: logging.Logger, path: object) -> Iterator[None]:
-    """Spare a run what becomes of a file of ours: warn where the disk is full, or nobody may write there."""
+    """Spare a run what becomes of a file of ours: warn where the disk is full, nobody may write, or it is no text."""
     try:
         yield
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         warn(logger, "dft: %s cannot be written (%s). The run goes on without it.", path, error)

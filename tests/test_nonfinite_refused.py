@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+
 import pytest
+import yaml
 
 from dft_axolotl.host import AxolotlHost
 from dft_llamafactory.host import LlamaFactoryHost
+from dft_plugin.cli import checking
+from dft_plugin.cli.checking import check
+from dft_plugin.config import checks
 from dft_plugin.config.checks import obstacles
 from dft_plugin.config.plugins import build_catalogue, build_manager
 from dft_plugin.core.plan import LossPlan
@@ -38,6 +45,39 @@ def test_deepspeed_cannot_leave_a_step_out(host, monkeypatch):
     (one,) = said("skip")
     assert "DeepSpeed (`deepspeed`) steps inside the backward pass" in one
     assert "write `nonfinite: error`" in one
+
+
+STARTS = [
+    {"deepspeed": {"zero_optimization": {"stage": 3}}},
+    {"accelerate_config": "zero3"},
+    {"accelerate_config": "accelerate.yaml"},
+    {"config_file": "accelerate.yaml"},
+    {"use_deepspeed": True},
+]
+TRL = {"model_name_or_path": "m", "dataset_name": "d"}
+
+
+@pytest.mark.parametrize("how", ["error", "skip"])
+@pytest.mark.parametrize("starts", STARTS, ids=str)
+def test_check_says_it_before_the_run_does(starts, how, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "accelerate.yaml").write_text("distributed_type: DEEPSPEED\n")
+    (tmp_path / "sft.yaml").write_text(yaml.safe_dump({**TRL, **starts, "loss": loss(how)}))
+    said = [problem for problem in check(Path("sft.yaml"), host_name="trl").problems if "DeepSpeed" in problem]
+    assert len(said) == (how == "skip")
+
+
+@pytest.mark.parametrize("other", [{"accelerate_config": "fsdp2"}, {"config_file": "none.yaml"}, {"deepspeed": None}])
+def test_other_engines_are_let_alone(other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sft.yaml").write_text(yaml.safe_dump({**TRL, **other, "loss": loss("skip")}))
+    assert not any("DeepSpeed" in problem for problem in check(Path("sft.yaml"), host_name="trl").problems)
+
+
+def test_check_asks_what_the_run_asks():
+    """One list of what a loss cannot do for both: what is added to it is in both."""
+    for asks in (checking.check, checks.obstacles):
+        assert "unsuited(" in inspect.getsource(asks)
 
 
 @pytest.mark.parametrize("how", ["error", "skip"])

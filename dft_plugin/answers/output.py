@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dft_plugin.answers.judging import Counts
+from dft_plugin.config import jsons
 from dft_plugin.errors import SettingsError
 
 STATE = ".progress.json"
@@ -41,7 +42,7 @@ class Output:
         if not resume:
             return [f"--out {self.path} is there already. Go on with it by --resume, or name another file."]
         try:
-            found = json.loads(self.state.read_text(encoding="utf-8"))
+            found = jsons.read(self.state)
             before, self.done, self.finished = found["settings"], int(found["done"]), bool(found["finished"])
             self.counts, size = Counts.from_json(found["counts"]), int(found["bytes"])
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -68,7 +69,7 @@ class Output:
         """
         try:
             if self.state.exists():
-                size = int(json.loads(self.state.read_text(encoding="utf-8"))["bytes"])
+                size = int(jsons.read(self.state)["bytes"])
                 os.truncate(self.path, size)
             else:
                 self.path.open("x").close()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dft_plugin.config import jsons
 from dft_plugin.errors import SettingsError
 
 LINES = (".jsonl", ".ndjson")
@@ -75,7 +75,7 @@ class Source:
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line)
+                    row = jsons.parsed(line)
                 except ValueError as error:
                     raise SettingsError([f"{self.path}, line {number}, is no JSON: {error}."]) from error
                 if not isinstance(row, dict):
@@ -132,8 +132,10 @@ def _llamafactory(config: Mapping[str, Any]) -> Source | None:
         return None
     folder = Path(str(config.get("dataset_dir", "data")))
     try:
-        entry = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))[name.split(",")[0].strip()]
-    except (OSError, ValueError, KeyError):
+        entry = jsons.read(folder / "dataset_info.json")[name.split(",")[0].strip()]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(entry, Mapping):
         return None
     if "file_name" in entry:
         return Source(str(folder / entry["file_name"]))

@@ -6,6 +6,7 @@ import io
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,9 @@ from dft_plugin.config.installed import libraries
 from dft_plugin.config.plugins import build_catalogue
 from dft_plugin.config.refusals import tracebacks_wanted
 from dft_plugin.errors import ConflictError, DftError
+
+_SHOWN = 200
+"""Letters of a path in a message."""
 
 app = typer.Typer(
     name="dft",
@@ -265,3 +269,16 @@ def main() -> None:
             raise
         typer.echo(f"dft: {error}", err=True)
         sys.exit(2)
+    except OSError as error:
+        # A name that is too long, a folder that nobody may look into: whoever asks whether it is there is told so.
+        if tracebacks_wanted() or not _is_given(error.filename, sys.argv[1:]):
+            raise
+        name = str(error.filename)
+        shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+        typer.echo(f"dft: {shown} cannot be looked at ({error.strerror}). Give another path.", err=True)
+        sys.exit(2)
+
+
+def _is_given(path: object, words: Sequence[str]) -> bool:
+    """Say whether a path is one that stands on the command line, or lies below one."""
+    return any(Path(word.rpartition("=")[2]) in (Path(str(path)), *Path(str(path)).parents) for word in words if word)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dft_plugin.cli import foreseeing
-from dft_plugin.config.checks import choice_of_best, lost_columns, outlasting, without_reference
+from dft_plugin.config.checks import choice_of_best, lost_columns, unsuited
 from dft_plugin.config.hosts import Conflict, Host
 from dft_plugin.config.installed import version_problem
 from dft_plugin.config.keys import unknown_keys, unknown_overrides
@@ -102,9 +102,7 @@ def check(path: Path, overrides: Sequence[str] = (), host_name: str | None = Non
         problems=[
             *unknown_overrides(host, config.overrides, catalogue),
             *problems,
-            *(host.unsupported(settings, catalogue.every(settings)) if settings else []),
-            *(without_reference(host, config.host, settings, catalogue) if settings else []),
-            *(outlasting(config.host, settings, catalogue) if settings else []),
+            *(unsuited(host, config.host, settings, catalogue) if settings else []),
             *wrong,
         ],
         conflicts=[

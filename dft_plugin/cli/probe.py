@@ -117,6 +117,8 @@ def written(folder: Path, model: str, data: str) -> Path:
     there = Path(data)
     if there.suffix in _DATA_SUFFIXES and not there.exists():
         raise SettingsError([f"--data {data} is not there. Give a file, or a folder or name of a dataset."])
+    if there.exists() and not (there.is_file() or there.is_dir()):
+        raise SettingsError([f"--data {data} is no file and no folder. Give one, or the name of a dataset."])
     wrong = rows_given.problem(there) if there.is_file() and there.suffix in _DATA_SUFFIXES else None
     if wrong is not None:
         raise SettingsError([f"--data {wrong}"])

@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from dft_plugin.config import jsons
+
 FORMS = (("messages",), ("conversations",), ("prompt", "completion"), ("text",), ("input_ids",))
 """Columns that TRL makes target tokens of: one of these groups."""
 
@@ -58,7 +60,7 @@ def _columns(path: Path) -> Collection[str] | None:
 
 def _row(number: int, line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = jsons.parsed(line)
     except json.JSONDecodeError as error:
         said = f"line {number} is not JSON ({error.msg}, column {error.colno}). Write one object a line."
         raise _BadRowError(said) from error

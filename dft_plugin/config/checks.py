@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from dft_plugin.config import best
+from dft_plugin.config import best, files
 from dft_plugin.config.hosts import Conflict, Host
 from dft_plugin.config.plugins import Catalogue, build_catalogue
 from dft_plugin.config.settings import Settings
-from dft_plugin.errors import ConflictError
+from dft_plugin.errors import ConflictError, SettingsError
 
 
 def choice_of_best(host: Host, config: Mapping[str, Any], loss_name: str | None) -> tuple[list[str], list[str]]:
@@ -74,15 +76,37 @@ def stepping_inside(config: Mapping[str, Any], settings: Settings) -> list[str]:
     """List why a step could not be left out where its loss is not finite, as far as a config shows it.
 
     Args:
-        config: its keys; every host calls DeepSpeed's `deepspeed`.
+        config: its keys; every host calls DeepSpeed's `deepspeed`, and accelerate's are those of its launcher.
         settings: the loss.
     """
-    if settings.nonfinite != "skip" or not config.get("deepspeed"):
+    key = _starts_deepspeed(config) if settings.nonfinite == "skip" else None
+    if key is None:
         return []
     return [
-        "`loss.nonfinite: skip`, and DeepSpeed (`deepspeed`) steps inside the backward pass, with gradients that "
+        f"`loss.nonfinite: skip`, and DeepSpeed (`{key}`) steps inside the backward pass, with gradients that "
         "nobody else finds. Use DDP or FSDP, or write `nonfinite: error`."
     ]
+
+
+def _starts_deepspeed(config: Mapping[str, Any]) -> str | None:
+    """Return the key by which a config starts DeepSpeed; None: none that is known."""
+    for key in ("deepspeed", "use_deepspeed"):
+        if config.get(key):
+            return key
+    for key in ("accelerate_config", "config_file"):
+        named = config.get(key)
+        # TRL has some under names: `zero3`.
+        if isinstance(named, str) and (re.fullmatch(r"zero\d", named) or _names_deepspeed(Path(named))):
+            return key
+    return None
+
+
+def _names_deepspeed(path: Path) -> bool:
+    try:
+        return str(files.read(path).get("distributed_type", "")).upper() == "DEEPSPEED"
+    except SettingsError:
+        # Its reader says what is wrong with it.
+        return False
 
 
 def lost_columns(host: Host, config: Mapping[str, Any], settings: Settings, catalogue: Catalogue) -> list[Conflict]:
@@ -90,6 +114,16 @@ def lost_columns(host: Host, config: Mapping[str, Any], settings: Settings, cata
     names = ", ".join(f"`{name}`" for name in sorted(catalogue.columns(settings)))
     found = host.loses_columns(config) if names else []
     return [replace(one, problem=f"`loss:` reads {names} from the data, and {one.problem}") for one in found]
+
+
+def unsuited(host: Host, config: Mapping[str, Any], settings: Settings, catalogue: Catalogue) -> list[str]:
+    """List what of a loss a host, or a run with this config, cannot do. `dft check` and a run's start ask the same."""
+    return [
+        *host.unsupported(settings, catalogue.every(settings)),
+        *without_reference(host, config, settings, catalogue),
+        *outlasting(config, settings, catalogue),
+        *stepping_inside(config, settings),
+    ]
 
 
 def obstacles(host: Host, config: Mapping[str, Any], loss: Any, found: Iterable[Conflict]) -> list[str]:
@@ -107,12 +141,7 @@ def obstacles(host: Host, config: Mapping[str, Any], loss: Any, found: Iterable[
     problems, lost = catalogue.problems(loss), []
     if not problems:
         settings = catalogue.settings(loss)
-        problems = [
-            *host.unsupported(settings, catalogue.every(settings)),
-            *without_reference(host, config, settings, catalogue),
-            *outlasting(config, settings, catalogue),
-            *stepping_inside(config, settings),
-        ]
+        problems = unsuited(host, config, settings, catalogue)
         lost = lost_columns(host, config, settings, catalogue)
     return [*too_old, *problems, *map(str, [*found, *lost]), *wrong]
 

@@ -15,6 +15,9 @@ from dft_plugin.config.plugins import Catalogue
 from dft_plugin.config.settings import OWN_KEYS
 from dft_plugin.config.spelling import did_you_mean
 
+_NAMED = 20
+"""Unknown keys that are named, each with what it may have meant; the others are counted."""
+
 
 def unknown_keys(host: Host, config: Mapping[str, Any]) -> list[str]:
     """List keys of a file that its host does not have, in words: some hosts drop them and say nothing.
@@ -35,7 +38,10 @@ def unknown_keys(host: Host, config: Mapping[str, Any]) -> list[str]:
         return []
     if known is None:
         return []
-    return [f"`{key}`: {host.name} has no such key.{did_you_mean(key, known)}" for key in strange if key not in known]
+    strange = [key for key in strange if key not in known]
+    found = [f"`{key}`: {host.name} has no such key.{did_you_mean(key, known)}" for key in strange[:_NAMED]]
+    more = len(strange) - len(found)
+    return [*found, f"{more:,} more keys that {host.name} has not. Is it another host's file?"] if more else found
 
 
 def unknown_overrides(host: Host, overrides: Iterable[tuple[str, str]], catalogue: Catalogue) -> list[str]:
@@ -79,8 +85,8 @@ def _undefined(keys: Iterable[str], places: Iterable[str]) -> list[str]:
     if not text:
         return []
     # A field of a dataclass, an argument of a parser.
-    defined = r"(?m)^\s+{0}\s*:|--{0}\b"
-    return [key for key in keys if not re.search(defined.format(re.escape(key)), text)]
+    defined = {name for found in re.finditer(r"(?m)^\s+([\w-]+)\s*:|--([\w-]+)", text) for name in found.groups()}
+    return [key for key in keys if key not in defined]
 
 
 def _texts(places: Iterable[str]) -> Iterator[str]:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dft_plugin.config import jsons
+from dft_plugin.config.plain import not_text
+
 FILE = "dft_loss.json"
 """Stands beside each checkpoint, adapter and model."""
 
@@ -66,7 +69,7 @@ def write_beside_weights(folder: str | os.PathLike[str], record: Mapping[str, An
     """
     try:
         write(folder, record)
-    except OSError:
+    except (OSError, UnicodeError):
         with suppress(OSError):
             (Path(folder) / FILE).unlink()
         raise
@@ -104,8 +107,7 @@ def read(folder: str | os.PathLike[str]) -> Record | None:
         if not path.is_file():
             continue
         try:
-            # Editors put a mark before what they save.
-            found = find(json.loads(path.read_text(encoding="utf-8-sig")))
+            found = find(jsons.read(path))
             if found is not None:
                 return _of_these_weights(_checked(found), path)
         except UnreadableRecordError as error:
@@ -145,7 +147,7 @@ def _state_of_these_weights(path: Path) -> Mapping[str, Any] | None:
         # A run writes its record into its output folder before it saves, beside what an earlier one may have left.
         if not is_checkpoint and _changed(state) <= _changed(path):
             return None
-        found = json.loads(state.read_text(encoding="utf-8"))
+        found = jsons.read(state)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, Mapping) and isinstance(found.get("global_step"), int) else None
@@ -187,9 +189,28 @@ def _checked(found: Any) -> Record:
         )
         if value and not isinstance(value, kind)
     ]
+    odd += [key for key, holds in _PARTS.items() if key not in odd and not all(map(holds, found.get(key) or ()))]
     if odd:
         raise UnreadableRecordError(f"the record is damaged: `{odd[0]}` is not what dft-plugin writes there")
+    if half := not_text(found, "record", levels=8):
+        raise UnreadableRecordError(f"the record is damaged: {half[0].split('. Write')[0]}")
     return found
+
+
+def _is_earlier(part: Any) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("until_step"), int) and _is_loss(part.get("loss"))
+
+
+def _is_loss(loss: Any) -> bool:
+    return loss is None or isinstance(loss, dict)
+
+
+def _is_pass(part: Any) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("from_step"), int)
+
+
+_PARTS = {"before": _is_earlier, "computed": _is_pass}
+"""What each part of a history has to be."""
 
 
 def as_state(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dft_plugin.config import jsons
 from dft_plugin.config import record as records
 from dft_plugin.config.record import Record, UnreadableRecordError
 from dft_plugin.errors import SettingsError
@@ -107,7 +107,7 @@ def _adapter(path: Path) -> Path | None:
 
 def _state(folder: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((folder / records.STATE_FILE).read_text(encoding="utf-8"))
+        found = jsons.read(folder / records.STATE_FILE)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -187,10 +187,11 @@ def require_num_items(given: Any) -> None:
     """
     if given is None or (type(given) is not bool and isinstance(given, Real) and _is_float(given)):
         return
-    if isinstance(given, Tensor) and given.dtype != torch.bool and not given.is_complex():
+    meta = isinstance(given, Tensor) and given.device.type == "meta"
+    if isinstance(given, Tensor) and given.dtype != torch.bool and not given.is_complex() and not meta:
         require_dense(LabelError, num_items=given)
         return
-    said = f"a tensor of {given.dtype}" if isinstance(given, Tensor) else _shown(given)
+    said = f"a tensor of {given.dtype}{' on `meta`' * meta}" if isinstance(given, Tensor) else _shown(given)
     raise LabelError(
         f"num_items is {said}; a number or a tensor of one is needed, the target tokens of the whole "
         "optimizer step: `(labels != -100).sum()` over its micro-batches. Leave it out where this call scores a whole "

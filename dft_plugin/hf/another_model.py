@@ -5,12 +5,12 @@ Another may be a folder of adapters: transformers loads the base that their conf
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dft_plugin.config import jsons
 from dft_plugin.config.settings import REFERENCES
 from dft_plugin.config.spelling import did_you_mean
 from dft_plugin.errors import ConflictError
@@ -101,7 +101,8 @@ def _on_the_same_base(path: str, model: Any, why: Exception) -> AnotherModel:
     Raises:
         ConflictError: nobody knows that it is the base of these adapters.
     """
-    base = json.loads((Path(path) / ADAPTER).read_text()).get("base_model_name_or_path")
+    said = jsons.read(Path(path) / ADAPTER)
+    base = said.get("base_model_name_or_path") if isinstance(said, dict) else None
     began = getattr(model.config, "_name_or_path", "")
     if not base or base != began or has_adapters(model):
         given = (

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from dft_plugin.core.plan import LossPlan
 from dft_plugin.core.stats import LossStats, Tally
+from dft_plugin.core.transfer import bring
 from dft_plugin.errors import ConflictError, NonFiniteError
-from dft_plugin.hf.nonfinite import Watch, exchanged, in_words
-from dft_plugin.hf.rescaling import gradients, require_steps_outside, steps_inside
+from dft_plugin.hf.nonfinite import Found, Watch, exchanged, in_words
+from dft_plugin.hf.rescaling import gradients, require_steps_outside, steps_inside, weights_are_finite
 from dft_plugin.saying import warn
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,11 @@ NEXT = (
     "error` in the mapping of `loss:` stops before the optimizer moves, `nonfinite: skip` leaves such steps out."
 )
 
+BEHIND = (
+    "An earlier step has moved them by gradients that were not finite, behind a loss that was: those are not looked "
+    "at. Go on from a checkpoint of before, with a lower learning rate, or in float32."
+)
+
 
 class Finite:
     """Looks after the loss of one training.
@@ -39,12 +45,14 @@ class Finite:
 
     Attributes:
         watch: of its micro-batches.
+        whole: the sum of what went backward since the last log, where that is to be found by the log; a scalar.
         skipped: steps that were left out since the last log.
         looked: whether anything of this micro-batch has been looked at.
     """
 
     def __init__(self, plan: LossPlan, how: str) -> None:
         self.watch = Watch(plan)
+        self.whole: Tensor | None = None
         self.skipped = 0
         self._how = how
         self._bad: Tensor | None = None
@@ -80,6 +88,8 @@ class Finite:
         bad = self.watch.spoils(loss) if self._how != "warn" else None
         self.watch.end(loss, trainer.state.global_step + 1)
         if bad is None:
+            mine = loss.detach().sum()
+            self.whole = mine if self.whole is None else self.whole + bring(mine, self.whole.device)
             return
         if not self._outside:
             self._require_in_time(trainer)
@@ -104,6 +114,11 @@ class Finite:
 
     def _decide(self, trainer: Any) -> None:
         said = self._in_words(trainer)
+        if not weights_are_finite(trainer):
+            raise NonFiniteError(
+                f"dft: the loss is not a finite number in {said}, and neither are the weights, so that the rows are "
+                f"not to blame and every step from here on is like this one. The run is stopped. {BEHIND}"
+            )
         if self._how == "error":
             raise NonFiniteError(
                 f"dft: the loss is not a finite number in {said}. The run is stopped before the optimizer moves a "
@@ -131,7 +146,7 @@ class Finite:
         self._left = LeftOut(trainer.optimizer, trainer.accelerator.scaler)
 
     def close(self, trainer: Any) -> None:
-        """End a training.
+        """End a training, and warn of what came after its last log. Every rank must call it; it waits for the device.
 
         Raises:
             ConflictError: the step that was to be left out was made in another way.
@@ -139,6 +154,13 @@ class Finite:
         if self._left is not None:
             self._left.end(trainer)
             self._left = None
+        if self._said and self._how == "warn":
+            return
+        every = exchanged(trainer, self.watch.read()) if self._how == "warn" else []
+        if every:
+            self._warn(trainer, self._words_of(trainer, every))
+        elif not weights_are_finite(trainer) and trainer.is_world_process_zero():
+            warn(logger, "dft: the training has ended with weights that are not finite. %s", BEHIND)
 
     def give_back(self) -> None:
         """Leave the optimizer as it was, where a training has failed behind a step that was left out."""
@@ -146,16 +168,19 @@ class Finite:
             self._left.give_back()
             self._left = None
 
-    def logged(self, trainer: Any, stats: LossStats) -> None:
-        """Warn, once, where statistics of all ranks are not finite; they are on the CPU. Every rank must call it."""
-        if not self._said and not bool(stats.sums_K.isfinite().all()):
-            said = self._in_words(trainer)
-            self._said += 1
-            if trainer.is_world_process_zero():
-                warn(logger, "dft: the statistics are no finite numbers from %s on. %s", said, NEXT)
+    def logged(self, trainer: Any, finite: bool) -> None:
+        """Warn, once, where statistics or losses of all ranks are not finite. Every rank must call it."""
+        self.whole = None
+        if not self._said and not finite:
+            self._warn(trainer, self._in_words(trainer))
         if self._begun:
             # The log came within a step; what it took is not put back.
             self._before = None
+
+    def _warn(self, trainer: Any, said: str) -> None:
+        self._said += 1
+        if trainer.is_world_process_zero():
+            warn(logger, "dft: the statistics are no finite numbers from %s on. %s", said, NEXT)
 
     def logs(self) -> dict[str, float]:
         """Return what the log says besides, and begin to count anew."""
@@ -164,8 +189,9 @@ class Finite:
 
     def _in_words(self, trainer: Any) -> str:
         every = exchanged(trainer, self.watch.read())
-        if not every:
-            return f"step {trainer.state.global_step + 1}"
+        return self._words_of(trainer, every) if every else f"step {trainer.state.global_step + 1}"
+
+    def _words_of(self, trainer: Any, every: list[Found]) -> str:
         steps = trainer.args.gradient_accumulation_steps
         return in_words(every, self.watch.words, trainer.accelerator.num_processes, steps)
 

@@ -114,7 +114,11 @@ def _step_of(checkpoint: str | os.PathLike[str]) -> int:
     from transformers import TrainerState
 
     path = Path(checkpoint) / records.STATE_FILE
-    return int(TrainerState.load_from_json(str(path)).global_step) if path.is_file() else 0
+    try:
+        return int(TrainerState.load_from_json(str(path)).global_step) if path.is_file() else 0
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        # The trainer reads it, too, and complains.
+        return 0
 
 
 def _holds_model(folder: Path) -> bool:

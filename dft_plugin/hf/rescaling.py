@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dft_plugin.core.loss import LossResult
+from dft_plugin.core.transfer import bring
 from dft_plugin.errors import ConflictError
 from dft_plugin.hf.counting import tensor_parallel_size
 from dft_plugin.hf.graph import made_of
@@ -139,12 +140,32 @@ class Rescaling:
 
 def gradients(trainer: Any) -> Iterator[Tensor]:
     """Yield the gradients of all that is trained, each once; those that are sharded, this rank's part."""
+    for parameter in _parameters(trainer):
+        if parameter.grad is not None:
+            yield _mine(parameter.grad)
+
+
+def weights_are_finite(trainer: Any) -> bool:
+    """Say whether what is trained is finite on all ranks. Every rank must call it; waits for the device."""
+    device = trainer.accelerator.device
+    odd = torch.zeros(1, device=device)
+    for parameter in (parameter for parameter in _parameters(trainer) if parameter.requires_grad):
+        mine = _mine(parameter.detach())
+        if mine.numel():
+            # Unlike `isfinite` it makes no tensor of that size.
+            odd += bring(torch.stack(mine.aminmax()).isfinite().all().logical_not(), device)
+    return not float(trainer.accelerator.reduce(odd, reduction="sum"))
+
+
+def _parameters(trainer: Any) -> list[Any]:
     groups = [] if trainer.optimizer is None else trainer.optimizer.param_groups
     parameters = [*trainer.model.parameters(), *(one for group in groups for one in group["params"])]
-    for parameter in {id(parameter): parameter for parameter in parameters}.values():
-        gradient: Any = parameter.grad
-        if gradient is not None:
-            yield gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return list({id(parameter): parameter for parameter in parameters}.values())
+
+
+def _mine(tensor: Any) -> Tensor:
+    found: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return found
 
 
 _STEPS_INSIDE = ("layerwise", "lomo")

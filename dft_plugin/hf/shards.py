@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dft_plugin.config import jsons
 from dft_plugin.errors import ConflictError
 
 MANIFEST = "reference.json"
@@ -120,7 +121,7 @@ class Folder:
 
 def _read(manifest: Path) -> Any:
     try:
-        return json.loads(manifest.read_text(encoding="utf-8"))
+        return jsons.read(manifest)
     except ValueError as error:
         problem = f"{manifest} is damaged ({error}), so nobody knows of what its rows are made"
         raise ConflictError([f"{problem}. Give another folder: --out."]) from error

@@ -330,10 +330,11 @@ class TrainerHook(Recorded):
 
     def _reduce(self, this: Pass, prefix: str) -> dict[str, float]:
         """Return what a pass has tallied, over all ranks. Every rank must call it."""
-        stats = reduced(self.trainer, this.tally, this.rows)
+        whole = None if this.finite is None else this.finite.whole
+        stats, finite = reduced(self.trainer, this.tally, this.rows, whole)
         self.keep_probabilities(prefix, stats)
         if this.finite is not None:
-            this.finite.logged(self.trainer, stats)
+            this.finite.logged(self.trainer, finite)
         logs = stats.as_logs(prefix)
         changing = self.plan.logs(this.clock) if logs else {}
         return logs | {prefix + key: value for key, value in changing.items()}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dft_plugin.config import jsons
 from dft_plugin.errors import SettingsError
 
 STEP = "step"
@@ -44,7 +45,7 @@ class Evaluated:
 def evaluation(path: Path) -> Evaluated | None:
     """Read what `dft evaluate --out` wrote; None where a file is something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = jsons.read(path)
     except (OSError, ValueError):
         return None
     if not isinstance(found, dict) or not isinstance(found.get("sets"), dict):
@@ -96,7 +97,7 @@ def is_number(value: Any) -> bool:
 
 def _of_json(source: Path) -> list[Any]:
     try:
-        text = source.read_text(encoding="utf-8-sig")
+        text = jsons.text_of(source)
     except UnicodeDecodeError as error:
         raise SettingsError(
             [f"{source} is not UTF-8 ({error.reason}, byte {error.start}). Save it as UTF-8."]
@@ -106,7 +107,7 @@ def _of_json(source: Path) -> list[Any]:
     if source.suffix == ".jsonl":
         return _lines(text, source)
     try:
-        found = json.loads(text)
+        found = jsons.parsed(text)
     except json.JSONDecodeError as error:
         raise SettingsError([_NO_JSON.format(source, error)]) from error
     if not isinstance(found, dict) or not isinstance(found.get("log_history"), list):
@@ -119,7 +120,7 @@ def _lines(text: str, source: Path) -> list[Any]:
     for line in filter(str.strip, text.split("\n")):
         # Half a line stands at the end of a log that is being written, and where a run was broken off.
         try:
-            rows.append(json.loads(line))
+            rows.append(jsons.parsed(line))
         except json.JSONDecodeError as error:
             problem = problem or error
     found = [_renamed(row) for row in rows if isinstance(row, dict)]
@@ -148,7 +149,7 @@ def begins_as_verls(path: Path) -> bool:
     """Whether the first line of a file is one of verl's log."""
     try:
         with path.open(encoding="utf-8") as file:
-            return _is_verls(json.loads(file.readline()))
+            return _is_verls(jsons.parsed(file.readline()))
     except (OSError, ValueError):
         return False
 

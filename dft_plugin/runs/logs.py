@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shlex
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dft_plugin.config import jsons
 from dft_plugin.config.record import FILE as RECORD
 from dft_plugin.config.record import STATE_FILE
 from dft_plugin.errors import SettingsError
@@ -113,6 +113,8 @@ def named_apart(runs: Iterable[Run]) -> list[Run]:
 
 def _no_log(path: Path) -> str:
     """Say that a folder is that of no run, and of those in it which are."""
+    if not path.is_dir():
+        return f"{path} is no file and no folder. Give the output folder of a run."
     inside = sorted(one for one in path.iterdir() if one.is_dir() and any(_sources(one)))
     if not inside:
         return f"{path} holds no log of a run. Looked for: {LOOKED_FOR}."
@@ -123,7 +125,7 @@ def _no_log(path: Path) -> str:
 
 def _nothing_logged(path: Path, source: Path) -> str:
     """Say that a log is empty, and as much of why as its state tells."""
-    state = json.loads(source.read_text(encoding="utf-8")) if source.name == "trainer_state.json" else {}
+    state = jsons.read(source) if source.name == "trainer_state.json" else {}
     ends = f"ends at step {state['global_step']}, and its log is empty" if "global_step" in state else "is empty"
     every = f" (`logging_steps` was {state['logging_steps']:g})" if is_number(state.get("logging_steps")) else ""
     named = source.relative_to(path) if source != path else source.name
@@ -206,7 +208,7 @@ def _loss(around: Iterable[Path]) -> tuple[str | None, Mapping[str, Any] | None]
         path = place / RECORD
         if path.is_file():
             try:
-                found = json.loads(path.read_text(encoding="utf-8-sig"))
+                found = jsons.read(path)
                 return str(found["in_words"]), dict(found["loss"])
             except (OSError, ValueError, KeyError, TypeError):
                 return None, None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from dft_plugin.config import jsons
 
 FILE = "dft_probabilities.jsonl"
 """Stands in the output folder of a run; a line for each interval or evaluation that was counted."""
@@ -110,7 +111,7 @@ def _read(path: Path) -> Iterator[Histogram]:
     # A run that was broken off may leave half a line behind, with others of its resumption after it.
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            found = json.loads(line)
+            found = jsons.parsed(line)
         except ValueError:
             continue
         if _is_one(found):

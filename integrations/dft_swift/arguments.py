@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dft_plugin.config import files
+from dft_plugin.config import files, jsons
 from dft_plugin.config.overrides import LOSS, Override, changed, name_loss, parted
 
 _CONFIG_FILE = "SWIFT_CONFIG_FILE"
@@ -70,7 +70,7 @@ def parsed(text: str) -> Any:
     if text in ("", "None"):
         return None
     try:
-        return json.loads(text)
+        return jsons.parsed(text)
     except ValueError:
         pass
     try:

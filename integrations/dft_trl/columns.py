@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any
 from trl import SFTTrainer
 from trl.data_utils import _tokenize, is_conversational
 
+from dft_plugin.config import jsons
 from dft_plugin.config.handover import swapped
 from dft_plugin.errors import ConflictError
 from dft_plugin.hf.carrying import keys_of
@@ -118,7 +118,7 @@ def _tokenise(
 ) -> Sequence[int]:
     """Tokenise some messages of a chat, as TRL tokenises all."""
     tools = example.get("tools")
-    given = {"tools": json.loads(tools) if isinstance(tools, str) else tools, "chat_template": chat_template}
+    given = {"tools": jsons.parsed(tools) if isinstance(tools, str) else tools, "chat_template": chat_template}
     given |= example.get("chat_template_kwargs") or {}
     ids: Sequence[int] = _tokenize(processing_class, messages, **given)[TOKENS]
     return ids

@@ -67,7 +67,7 @@ def _left_out(rows: Rows) -> str:
     """Name what has no rows."""
     there = {(row["host"], row["form"]) for row in rows if row["part"] == "training"}
     missing = [f"{TITLES[host]} {form}" for host in HOSTS for form in FORMS if (host, form) not in there]
-    return f"Not run: {', '.join(missing)}." if missing else ""
+    return f"Not run: {', '.join(missing)}. " if missing else ""
 
 
 def _training(host: str, form: str, found: dict[str, dict[str, Any]], rows: Rows) -> str:

@@ -111,6 +111,12 @@ def test_keys_that_are_defined_where_the_host_says_import_nothing(monkeypatch):
     assert unknown_keys(Keyed(), {"cutoff_len": 1, "num_machines": 2}) == []
 
 
+def test_of_many_the_first_are_named():
+    every = unknown_keys(Keyed(), {f"key_{number}": 1 for number in range(5000)})
+    assert len(every) == 21
+    assert every[-1].startswith("4,980 more keys that keyed has not")
+
+
 def test_keys_are_left_alone_where_nobody_knows_them_all(monkeypatch):
     assert unknown_keys(of_version(monkeypatch, Keyed, None), {"lerning_rate": 1}) == []
     assert unknown_keys(NoKeys(), {"lerning_rate": 1}) == []

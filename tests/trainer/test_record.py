@@ -197,7 +197,19 @@ class TestACheckpointThatWasSavedOver:
             records.read(place)
 
 
-@pytest.mark.parametrize("change", [{"tokens": [1]}, {"before": "x"}, {"computed": {"a": 1}}, {"weights": "x"}])
+DAMAGED = [
+    *({"tokens": [1]}, {"before": "x"}, {"computed": {"a": 1}}, {"weights": "x"}),
+    *({"computed": [odd]} for odd in (1, None, "x", [], {}, {"from_step": "1"})),
+    *({"before": [odd]} for odd in (1, None, "x", [], {}, {"until_step": 3, "loss": "nll"}, {"loss": None})),
+    *(
+        {"in_words": "\ud800"},
+        {"host": {"name": "\udfff"}},
+        {"before": [{"until_step": 1, "loss": {"name": "\ud800"}}]},
+    ),
+]
+
+
+@pytest.mark.parametrize("change", DAMAGED, ids=ascii)
 def test_what_was_changed_by_hand_into_another_form_is_damaged(change, tmp_path):
     found = kept()
     (found["loss"] if "weights" in change else found).update(change)
@@ -219,6 +231,7 @@ def test_a_mark_before_it_does_no_harm(tmp_path):
         ('{"format": 1}', "does not say which loss"),
         ('{"format": 2, "written_by": "dft-plugin 9.0"}', r"written by dft-plugin 9\.0.*format 2.*Upgrade"),
         ("\udcff", "is damaged"),
+        ("[" * 100_000, "is damaged.*nested too deep"),
     ],
 )
 def test_what_cannot_be_used_is_said(text, said, tmp_path):

@@ -1,0 +1,92 @@
+"""Paths that nothing can be read from: each command says so in a line, and ends with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import pytest
+
+from dft_plugin.cli import app
+
+DEEP = "[" * 100_000
+COMMANDS = {
+    "check": ["check", "PATH"],
+    "train": ["train", "PATH"],
+    "probe": ["probe", "PATH"],
+    "probe data": ["probe", "--model", ".", "--data", "PATH"],
+    "evaluate": ["evaluate", "PATH"],
+    "reference": ["reference", "PATH"],
+    "sample": ["sample", "PATH"],
+    "compare": ["compare", "PATH"],
+}
+LOG = {"log_history": [{"step": 1, "loss": 1.0}], "global_step": 1}
+
+
+@pytest.fixture
+def said(tmp_path, monkeypatch, capsys):
+    """Run a command in a folder, and return what it says."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["dft", *words])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize("odd", ["long", "fifo", "device"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_no_file_is_at_is_said_by_name(command, odd, said, tmp_path):
+    os.mkfifo(tmp_path / "fifo.jsonl")
+    path = {"long": "x" * 5000 + ".jsonl", "fifo": "fifo.jsonl", "device": "/dev/null"}[odd]
+    text = said(*(path if word == "PATH" else word for word in COMMANDS[command]))
+    assert path[:40] in text.replace("\n", "")
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "logging.jsonl"])
+def test_a_log_that_nests_too_deep_is_said_to_be_damaged(name, said, tmp_path):
+    (tmp_path / name).write_text(DEEP)
+    assert "nested too deep" in said("compare", ".")
+
+
+@pytest.mark.parametrize("name", ["dft_loss.json", "dft_probabilities.jsonl"])
+def test_what_nests_too_deep_beside_a_log_is_left_out(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trainer_state.json").write_text(json.dumps(LOG))
+    (tmp_path / name).write_text(DEEP)
+    monkeypatch.setattr(sys, "argv", ["dft", "compare", "."])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert not ended.value.code
+    assert "logged no dft/*" in capsys.readouterr().out
+
+
+def test_rows_that_nest_too_deep_are_said_with_their_line(said, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(DEEP)
+    assert "line 1 is not JSON (nested too deep" in said("probe", "--model", ".", "--data", "rows.jsonl")
+
+
+def test_an_error_of_the_system_about_another_path_stays_what_it_is(monkeypatch):
+    def fail(**_):
+        raise PermissionError(13, "Permission denied", "/somewhere/else")
+
+    monkeypatch.setattr(app, "app", fail)
+    monkeypatch.setattr(sys, "argv", ["dft", "check", "train.yaml"])
+    with pytest.raises(PermissionError):
+        app.main()
+
+
+def test_a_folder_that_nobody_may_look_into_is_said(monkeypatch, capsys):
+    def fail(**_):
+        raise PermissionError(13, "Permission denied", "closed/train.yaml")
+
+    monkeypatch.setattr(app, "app", fail)
+    monkeypatch.setattr(sys, "argv", ["dft", "check", "closed/train.yaml"])
+    with pytest.raises(SystemExit):
+        app.main()
+    assert capsys.readouterr().err.startswith("dft: closed/train.yaml cannot be looked at (Permission denied).")

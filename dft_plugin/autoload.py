@@ -40,7 +40,7 @@ from dft_plugin.errors import PluginError
 SWITCH = "DFT_PLUGIN_AUTOLOAD"
 """Environment variable that turns autoload off."""
 
-OFF = ("0", "off", "false", "no", "n", "f")
+OFF = ("0", "off", "false", "no", "n", "f", "disable", "disabled", "none")
 """Values of it that do, in small letters or large."""
 
 PTH = "dft_plugin_autoload.pth"

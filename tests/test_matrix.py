@@ -10,7 +10,8 @@ import json
 
 import pytest
 
-from reliability.matrix import names
+from reliability.matrix import mutations, names
+from reliability.matrix.__main__ import DOCS
 from reliability.matrix.launch import Launcher
 from reliability.matrix.lines import Lines
 from reliability.matrix.page import text
@@ -31,6 +32,16 @@ def lines(tmp_path_factory):
 def test_each_row_and_each_column_is_on_the_diagonal():
     assert [row for row, _ in CELLS] == list(names.ROWS)
     assert {column for _, column in CELLS} == set(names.COLUMNS)
+
+
+@pytest.mark.parametrize("name", mutations.MUTATIONS)
+def test_what_is_broken_on_purpose_is_there_and_was_seen(name, monkeypatch):
+    broken = []
+    monkeypatch.setattr(mutations, "_replace", lambda owner, name, value: broken.append(name in vars(owner)))
+    mutations.MUTATIONS[name]()
+    assert broken == [True]
+    lines = Lines(DOCS / "matrix.jsonl").mutated(name)
+    assert any(names.is_red(line) for line in lines), "python -m reliability.matrix mutate"
 
 
 @pytest.mark.slow

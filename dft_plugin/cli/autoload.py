@@ -25,6 +25,7 @@ def enable() -> None:
     path = autoload.enable(targets(catalogue))
     typer.echo(f"autoload is on for {', '.join(_here(catalogue)) or 'hosts that you install from now on'}: {path}")
     typer.echo(f"It holds for every process that starts from now on; {autoload.SWITCH}=0 turns it off for one.")
+    typer.echo("Before you uninstall dft-plugin: dft autoload disable")
     if autoload.is_switched_off():
         typer.echo(f"It does not in this shell: {autoload.SWITCH}={os.environ[autoload.SWITCH]} is set. Unset it.")
 

@@ -14,7 +14,7 @@ from dft_plugin.core.stats import LossStats, Tally
 from dft_plugin.core.transfer import bring
 from dft_plugin.errors import ConflictError, NonFiniteError
 from dft_plugin.hf.nonfinite import Found, Watch, exchanged, in_words
-from dft_plugin.hf.rescaling import gradients, require_steps_outside, steps_inside, weights_are_finite
+from dft_plugin.hf.rescaling import are_finite, gradients, require_steps_outside, steps_inside
 from dft_plugin.saying import warn
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Finite:
 
     def _decide(self, trainer: Any) -> None:
         said = self._in_words(trainer)
-        if not weights_are_finite(trainer):
+        if not are_finite(trainer):
             raise NonFiniteError(
                 f"dft: the loss is not a finite number in {said}, and neither are the weights, so that the rows are "
                 f"not to blame and every step from here on is like this one. The run is stopped. {BEHIND}"
@@ -156,10 +156,12 @@ class Finite:
             self._left = None
         if self._said and self._how == "warn":
             return
+        if are_finite(trainer, self.whole):
+            return
         every = exchanged(trainer, self.watch.read()) if self._how == "warn" else []
         if every:
             self._warn(trainer, self._words_of(trainer, every))
-        elif not weights_are_finite(trainer) and trainer.is_world_process_zero():
+        elif trainer.is_world_process_zero():
             warn(logger, "dft: the training has ended with weights that are not finite. %s", BEHIND)
 
     def give_back(self) -> None:

@@ -145,12 +145,17 @@ def gradients(trainer: Any) -> Iterator[Tensor]:
             yield _mine(parameter.grad)
 
 
-def weights_are_finite(trainer: Any) -> bool:
-    """Say whether what is trained is finite on all ranks. Every rank must call it; waits for the device."""
+def are_finite(trainer: Any, whole: Tensor | None = None) -> bool:
+    """Say whether what is trained is finite on all ranks. Every rank must call it; waits for the device.
+
+    Args:
+        trainer: whose weights.
+        whole: what else has to be: a scalar.
+    """
     device = trainer.accelerator.device
     odd = torch.zeros(1, device=device)
-    for parameter in (parameter for parameter in _parameters(trainer) if parameter.requires_grad):
-        mine = _mine(parameter.detach())
+    every = [_mine(parameter.detach()) for parameter in _parameters(trainer) if parameter.requires_grad]
+    for mine in [*every, *([] if whole is None else [whole.reshape(1)])]:
         if mine.numel():
             # Unlike `isfinite` it makes no tensor of that size.
             odd += bring(torch.stack(mine.aminmax()).isfinite().all().logical_not(), device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -14,6 +15,8 @@ from trl.scripts.sft import make_parser
 from dft_plugin.config import handover
 from dft_plugin.config.hosts import Launch
 from dft_plugin.config.overrides import parted
+
+_YES_OR_NO = ("true", "false")
 
 
 def start(launch: Launch) -> int:
@@ -31,7 +34,7 @@ def start(launch: Launch) -> int:
             launch_args += [f"--{key}", text]
         else:
             script_args.append(word)
-    launch_args = resolve_accelerate_config_argument(launch_args)
+    launch_args = resolve_accelerate_config_argument(as_flags(launch_args))
     script = Path(__file__).with_name("run.py")
     arguments = [*launch_args, str(script), *handover.words(launch.settings), *script_args]
     sys.stdout.flush()
@@ -41,6 +44,23 @@ def start(launch: Launch) -> int:
         # The run has said why; a traceback of its launcher would bury it.
         return error.returncode
     return 0
+
+
+def as_flags(words: Sequence[str]) -> list[str]:
+    """Write `--cpu true` as accelerate wants it, `--cpu`: it has options that take no value. False leaves them out."""
+    flags = {
+        name for action in launch_command_parser()._actions if action.nargs == 0 for name in action.option_strings
+    }
+    found: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        given = left[0].lower() if word in flags and left else None
+        if given in _YES_OR_NO:
+            left.pop(0)
+        if given != "false":
+            found.append(word)
+    return found
 
 
 def known_keys() -> frozenset[str]:

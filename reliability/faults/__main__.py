@@ -42,12 +42,13 @@ def run(
     again: Annotated[bool, typer.Option("--again", help="Also those that have a row.")] = False,
     limit_minutes: Annotated[float, typer.Option(help="After which no further cell begins.")] = 1e9,
     pause_file: Annotated[Path | None, typer.Option(help="While it is there, no further cell begins.")] = None,
+    kept: Annotated[Path, typer.Option("--rows", help="Where rows are kept.")] = ROWS,
 ) -> None:
     """Try the faults of the hosts that are installed here. Rows are kept as they are made."""
-    there, begun, failed = hosts.installed(), time.monotonic(), 0
+    there, begun, failed, tries = hosts.installed(), time.monotonic(), 0, 0
     with tempfile.TemporaryDirectory() as place:
         for cell in cells.CELLS:
-            rows = read()
+            rows = read(kept)
             done = rows.get(cell.key, {}).get("passed", False)
             if cell.host not in there or only not in cell.key or (done and not again):
                 continue
@@ -56,9 +57,13 @@ def run(
             if time.monotonic() - begun > 60 * limit_minutes:
                 break
             row = {**trying.tried(cell, Path(place)), "versions": versions()}
-            failed += not row["passed"]
-            write({**read(), cell.key: row})
+            failed, tries = failed + (not row["passed"]), tries + 1
+            write({**read(kept), cell.key: row}, kept)
             typer.echo(f"{time.strftime('%H:%M:%S')} {cell.key}: {row.get('problem', 'as it must be')}")
+    if not tries:
+        typer.echo(
+            f"nothing to do for {', '.join(there)}: the rows are there; --again makes them anew, --only has to fit"
+        )
     raise typer.Exit(min(failed, 1))
 
 
@@ -79,18 +84,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def read() -> dict[str, trying.Row]:
+def read(path: Path = ROWS) -> dict[str, trying.Row]:
     """Return the rows by key."""
-    lines = ROWS.read_text(encoding="utf-8").splitlines() if ROWS.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return {row["key"]: row for row in map(json.loads, lines)}
 
 
-def write(rows: dict[str, trying.Row]) -> None:
+def write(rows: dict[str, trying.Row], path: Path = ROWS) -> None:
     """Write the rows in the order of the cells."""
     order = [cell.key for cell in cells.CELLS]
-    ROWS.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     kept = sorted((row for key, row in rows.items() if key in order), key=lambda row: order.index(row["key"]))
-    ROWS.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
 
 if __name__ == "__main__":

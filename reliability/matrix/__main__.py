@@ -31,7 +31,8 @@ def _show(line: Line) -> None:
 @app.command()
 def run(
     only: Annotated[
-        list[str] | None, typer.Option(help="Of the rows or columns that have this in their name.")
+        list[str] | None,
+        typer.Option(help="Of the rows or columns that have this in their name; ROW|COLUMN: of both."),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Also the cells that have a line already.")] = False,
     red: Annotated[bool, typer.Option("--red", help="Also the cells whose line is a fault.")] = False,
@@ -54,10 +55,15 @@ def run(
         and (not words or any(_asked(row.name, column, parts) for parts in words))
     ]
 
+    if not pairs:
+        _say("nothing to do: all lines are there; --again makes them anew, --only has to fit")
+
     def tell(line: Line) -> None:
         _show(line)
         store.put(line)
 
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         Launcher(work or Path(folder), tell, limit=limit, stock=stock, say=_say).run(pairs, together=diagonal)
     faults = [key for key, line in store.all().items() if names.is_red(line)]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dft_plugin.core import targets
 from dft_plugin.core.stats import LossStats
@@ -15,7 +16,13 @@ from dft_plugin.hf import counting, trainer
 
 def _reduction() -> None:
     """The statistics of a pass stay those of one rank."""
-    LossStats.reduce = lambda self, all_sum: self  # type: ignore[method-assign]
+    _replace(LossStats, "reduce", lambda self, all_sum: self._at_once(lambda sums_K: _alone(all_sum, sums_K)))
+
+
+def _alone(all_sum: Callable[[Tensor], Tensor], sums_K: Tensor) -> Tensor:
+    # All ranks meet in it, and it brings to the CPU what it sums up.
+    all_sum(sums_K)
+    return sums_K.cpu()
 
 
 def _divisor() -> None:
@@ -26,7 +33,7 @@ def _divisor() -> None:
         counts = [counted(batch) for batch in micro_batches]
         return torch.stack([count for count in counts if count is not None]).sum()
 
-    trainer.count_targets = own
+    _replace(counting, "count_targets", own)
 
 
 def _mask() -> None:
@@ -37,12 +44,19 @@ def _mask() -> None:
         found = select(*args, **kwargs)
         return replace(found, positions_T=found.positions_T[:-1], ids_T=found.ids_T[:-1])
 
-    targets.select = without_the_last
+    _replace(targets, "select", without_the_last)
 
 
 def _guard() -> None:
     """Nobody looks whether a step's loss was ours."""
-    trainer.TrainerHook._require = lambda self, calls, happened: None  # type: ignore[method-assign]
+    _replace(trainer.TrainerHook, "_require", lambda self, calls, happened: None)
+
+
+def _replace(owner: Any, name: str, value: Any) -> None:
+    """Put something in the place of what is there: where nothing is, nothing would be broken."""
+    if name not in vars(owner):
+        raise AttributeError(f"{owner.__name__} has no {name} to break")
+    setattr(owner, name, value)
 
 
 MUTATIONS: dict[str, Callable[[], None]] = {

@@ -39,12 +39,12 @@ def head_of(layout: Layout, trained: bool) -> cost.Head:
 
 
 def log_bytes(names: int = 0) -> int:
-    """Bytes of the one reduction of a log: float64 sums and counts by bands of p.
+    """Bytes of the one reduction of a log: float64 sums, counts by bands of p, and the loss that went backward.
 
     Args:
         names: statistics of the objective's own, which take two numbers each.
     """
-    return 8 * (len(Sum) + 2 * names + BANDS)
+    return 8 * (len(Sum) + 2 * names + BANDS + 1)
 
 
 def split_step(tokens: int, rows: int, width: int, ranks: int, sums: int, item: int) -> list[Collective]:

@@ -40,7 +40,7 @@ def test_what_is_broken_on_purpose_is_there_and_was_seen(name, monkeypatch):
     monkeypatch.setattr(mutations, "_replace", lambda owner, name, value: broken.append(name in vars(owner)))
     mutations.MUTATIONS[name]()
     assert broken == [True]
-    lines = Lines(DOCS / "matrix.jsonl").mutated(name)
+    lines = Lines(DOCS / "matrix.jsonl").all(name).values()
     assert any(names.is_red(line) for line in lines), "python -m reliability.matrix mutate"
 
 

@@ -18,8 +18,9 @@ of the host itself, on a CPU, with tiny models. A straight run has {STEPS} steps
 harm is gone on from its last checkpoint that is whole. Compared are all losses, rates and `dft/*` of the log (relative
 to 1 or to the value, whichever is larger), and the weights at the end. 0 says that every digit is the same.
 
-A checkpoint whose writing was cut off has no `trainer_state.json`, and to go on from it stops with `FileNotFoundError`.
-The trainer takes it for its newest one all the same: name the one before it in `resume_from_checkpoint`. verl goes by `latest_checkpointed_iteration.txt`, which it writes last.
+A checkpoint whose writing was cut off has no `trainer_state.json`, and going on from it stops with
+`FileNotFoundError`. The trainer takes it for its newest one all the same: name the one before it in
+`resume_from_checkpoint`. verl goes by `latest_checkpointed_iteration.txt`, which it writes last.
 """
 
 WORDS = {

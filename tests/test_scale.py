@@ -47,7 +47,7 @@ def test_a_last_chunk_may_be_short():
 
 def test_the_bytes_of_a_log_are_those_of_the_statistics():
     stats = LossStats.zero(names=("one", "two"))
-    assert predicting.log_bytes(names=2) == (stats.sums_K.numel() + stats.counts_K.numel()) * 8
+    assert predicting.log_bytes(names=2) == (stats.sums_K.numel() + stats.counts_K.numel() + 1) * 8
 
 
 def test_what_does_not_fit_is_said():

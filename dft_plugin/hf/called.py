@@ -246,8 +246,8 @@ def with_hooks(module: nn.Module, hooks: dict[str, Any], keep: Callable[[Any], b
 def standing_for(owner: nn.Module, name: str, function: Any) -> Iterator[None]:
     """Put a function where the module's forward is looked up; None stands for that of its class."""
     before = owner.__dict__.get(name)
+    _put(owner, name, function)
     try:
-        _put(owner, name, function)
         yield
     finally:
         _put(owner, name, before)

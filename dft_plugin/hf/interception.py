@@ -303,9 +303,9 @@ def resting(module: nn.Module) -> Iterator[None]:
 def standing_in(model: nn.Module, stand_in: HeadStandIn | None) -> Iterator[None]:
     """Put `stand_in` where its head is registered in `model`, and the head back afterwards."""
     slots = head_slots(model, stand_in.head) if stand_in is not None else []
+    for parent, name in slots:
+        parent._modules[name] = stand_in
     try:
-        for parent, name in slots:
-            parent._modules[name] = stand_in
         yield
     finally:
         for parent, name in slots:
@@ -318,13 +318,13 @@ def recording(model: nn.Module, recorder: LossRecorder) -> Iterator[None]:
     """Let `recorder` answer `model.loss_function` for a while. It has a graph made of what comes after its answer."""
     # The property of PreTrainedModel keeps an override in `_loss_function`.
     before = model.__dict__.get("_loss_function")
+    model.__dict__["_loss_function"] = recorder
     with_graph = torch.is_grad_enabled()
     try:
-        model.__dict__["_loss_function"] = recorder
         yield
     finally:
         torch.set_grad_enabled(with_graph)
         if before is None:
-            model.__dict__.pop("_loss_function", None)
+            del model.__dict__["_loss_function"]
         else:
             model.__dict__["_loss_function"] = before

@@ -59,7 +59,7 @@ class Finite:
         self.looked, self._outside = False, False
         self._begun = False
         self._before: LossStats | None = None
-        self._leave_out = False
+        self._leave_out: str | None = None
         self._left: LeftOut | None = None
         self._said = 0
 
@@ -114,30 +114,32 @@ class Finite:
 
     def _decide(self, trainer: Any) -> None:
         said = self._in_words(trainer)
-        if not are_finite(trainer):
-            raise NonFiniteError(
-                f"dft: the loss is not a finite number in {said}, and neither are the weights, so that the rows are "
-                f"not to blame and every step from here on is like this one. The run is stopped. {BEHIND}"
-            )
         if self._how == "error":
+            _require_finite(trainer, said)
             raise NonFiniteError(
                 f"dft: the loss is not a finite number in {said}. The run is stopped before the optimizer moves a "
                 "weight (`nonfinite: error`). Look at these rows, or write `nonfinite: skip` to leave such steps out."
             )
-        self._leave_out = True
+        self._leave_out = said
         if self._said < _SAID and trainer.is_world_process_zero():
             more = f" From here on the log counts ({SKIPPED})." if self._said == _SAID - 1 else ""
             warn(logger, "dft: a step is left out, since its loss is not a finite number: %s.%s", said, more)
         self._said += 1
 
     def end(self, trainer: Any, tally: Tally) -> None:
-        """End a micro-batch after its backward pass, and the step with its last one."""
+        """End a micro-batch after its backward pass, and the step with its last one.
+
+        Raises:
+            NonFiniteError: the step is to be left out, and the weights were not finite before it.
+        """
         if not trainer.accelerator.sync_gradients:
             return
         self._begun = False
-        if not self._leave_out:
+        if self._leave_out is None:
             return
-        self._leave_out = False
+        # Not before: a step may lend its weights other values.
+        _require_finite(trainer, self._leave_out)
+        self._leave_out = None
         self.skipped += 1
         tally.held = self._before
         self.watch.forget()
@@ -196,6 +198,14 @@ class Finite:
     def _words_of(self, trainer: Any, every: list[Found]) -> str:
         steps = trainer.args.gradient_accumulation_steps
         return in_words(every, self.watch.words, trainer.accelerator.num_processes, steps)
+
+
+def _require_finite(trainer: Any, said: str) -> None:
+    if not are_finite(trainer):
+        raise NonFiniteError(
+            f"dft: the loss is not a finite number in {said}, and neither are the weights, so that the rows are not "
+            f"to blame and every step from here on is like this one. The run is stopped. {BEHIND}"
+        )
 
 
 class LeftOut:

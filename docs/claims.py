@@ -29,6 +29,7 @@ SECTIONS = {
     "A loss that is no finite number": (
         "attachment/test_nonfinite.py",
         "hosts/transformers/test_nonfinite.py",
+        "hosts/transformers/test_nonfinite_besides.py",
         "hosts/test_ranks_nonfinite.py",
     ),
     "Every loss by its name, and each kind in each host": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import shlex
@@ -271,7 +272,8 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:
         # A name that is too long, a folder that nobody may look into: whoever asks whether it is there is told so.
-        if tracebacks_wanted() or not _is_given(error.filename, sys.argv[1:]):
+        looking = error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP, errno.ENOTDIR)
+        if tracebacks_wanted() or not looking or not _is_given(error.filename, sys.argv[1:]):
             raise
         name = str(error.filename)
         shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
@@ -281,4 +283,5 @@ def main() -> None:
 
 def _is_given(path: object, words: Sequence[str]) -> bool:
     """Say whether a path is one that stands on the command line, or lies below one."""
-    return any(Path(word.rpartition("=")[2]) in (Path(str(path)), *Path(str(path)).parents) for word in words if word)
+    given = [Path(found) for word in words if (found := word.rpartition("=")[2])]
+    return any(one in (Path(str(path)), *Path(str(path)).parents) for one in given)

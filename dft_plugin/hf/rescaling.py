@@ -7,6 +7,7 @@ sum of weights (or by the kept tokens) is then too small by the mean weight, whi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,10 +157,18 @@ def are_finite(trainer: Any, whole: Tensor | None = None) -> bool:
     odd = torch.zeros(1, device=device)
     every = [_mine(parameter.detach()) for parameter in _parameters(trainer) if parameter.requires_grad]
     for mine in [*every, *([] if whole is None else [whole.reshape(1)])]:
-        if mine.numel():
-            # Unlike `isfinite` it makes no tensor of that size.
-            odd += bring(torch.stack(mine.aminmax()).isfinite().all().logical_not(), device)
+        with suppress(RuntimeError, TypeError):
+            # A tensor of a kind that has no extremes (on meta, a quantised one of its own class) ends no run.
+            odd += bring(_is_odd(mine), device)
     return not float(trainer.accelerator.reduce(odd, reduction="sum"))
+
+
+def _is_odd(tensor: Tensor) -> Tensor:
+    if not tensor.numel():
+        return torch.zeros((), dtype=torch.bool)
+    # Unlike `isfinite` extremes make no tensor of that size.
+    extremes = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).aminmax()
+    return torch.stack(extremes).isfinite().all().logical_not()
 
 
 def _parameters(trainer: Any) -> list[Any]:

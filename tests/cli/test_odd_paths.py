@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -71,22 +72,33 @@ def test_rows_that_nest_too_deep_are_said_with_their_line(said, tmp_path):
     assert "line 1 is not JSON (nested too deep" in said("probe", "--model", ".", "--data", "rows.jsonl")
 
 
-def test_an_error_of_the_system_about_another_path_stays_what_it_is(monkeypatch):
-    def fail(**_):
-        raise PermissionError(13, "Permission denied", "/somewhere/else")
+@pytest.fixture
+def failing(monkeypatch):
+    """Have the command fail by an error of the system."""
 
-    monkeypatch.setattr(app, "app", fail)
-    monkeypatch.setattr(sys, "argv", ["dft", "check", "train.yaml"])
-    with pytest.raises(PermissionError):
+    def fail(error):
+        def command(**_):
+            raise error
+
+        monkeypatch.setattr(app, "app", command)
+        monkeypatch.setattr(sys, "argv", ["dft", "train", "closed/train.yaml", "output_dir=out", "name="])
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(errno.EACCES, "Permission denied", "elsewhere"), OSError(errno.ENOSPC, "No space", "out/a.bin")],
+    ids=["another path", "a full disk"],
+)
+def test_an_error_of_the_system_that_is_not_about_looking_stays_what_it_is(error, failing):
+    failing(error)
+    with pytest.raises(type(error)):
         app.main()
 
 
-def test_a_folder_that_nobody_may_look_into_is_said(monkeypatch, capsys):
-    def fail(**_):
-        raise PermissionError(13, "Permission denied", "closed/train.yaml")
-
-    monkeypatch.setattr(app, "app", fail)
-    monkeypatch.setattr(sys, "argv", ["dft", "check", "closed/train.yaml"])
+def test_a_folder_that_nobody_may_look_into_is_said(failing, capsys):
+    failing(PermissionError(errno.EACCES, "Permission denied", "closed/train.yaml"))
     with pytest.raises(SystemExit):
         app.main()
     assert capsys.readouterr().err.startswith("dft: closed/train.yaml cannot be looked at (Permission denied).")

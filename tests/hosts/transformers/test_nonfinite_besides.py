@@ -97,3 +97,25 @@ def test_nothing_is_said_of_a_training_that_is_finite(model, tmp_path, caplog):
     activate(trainer)
     trainer.train()
     assert said(caplog) == []
+
+
+class OnStepEnd(spoiled_runs.TrainerCallback):
+    def __init__(self, parameter):
+        self.parameter = parameter
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        model.register_parameter("odd", torch.nn.Parameter(self.parameter))
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [torch.zeros(2, dtype=torch.complex64), torch.zeros(2, device="meta"), torch.zeros(0)],
+    ids=["complex", "meta", "empty"],
+)
+def test_weights_that_have_no_extremes_end_no_run(parameter, tmp_path, caplog):
+    trainer = training.trainer(tmp_path)
+    trainer.add_callback(OnStepEnd(parameter))
+    activate(trainer)
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert said(caplog) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from evidence.study import MARGIN, Study, accuracy
-from evidence.tables import TOOK, foretold, percent
+from evidence.tables import TOOK, percent
 
 LONGER = {"longer problems, greedy": "longer@0", "longer problems, sampled at temperature 1": "longer@1"}
 """Sums of one digit more than those that were shown."""
@@ -29,30 +29,6 @@ def _worst(verdicts: dict) -> str:
     )
     named = "; ".join(f"{cell} ({percent(verdicts[cell].difference, '+')})" for _, cell in behind)
     return f" Its mean is more than half a point behind in {len(behind)}: {named}." if behind else ""
-
-
-def rule_of_thumb(study: Study) -> str:
-    """Return how often the rule of thumb takes the better one."""
-    lines = []
-    for took, name in TOOK.items():
-        right, wrong, even, between = 0, [], 0, []
-        for cell in study.cells():
-            prior, found = study.prior(cell), study.difference(cell, "DFT", "SFT", accuracy(name))
-            if prior is None or found is None:
-                continue
-            if foretold(prior) == "either":
-                between.append(abs(found.mean) > MARGIN)
-            elif abs(found.mean) <= MARGIN:
-                even += 1
-            elif (found.mean > 0) == (foretold(prior) == "DFT"):
-                right += 1
-            else:
-                wrong.append(f"{cell} (p {prior:.2f}, {percent(found, '+')})")
-        told = f"- *{took}*: it takes the better one in {right} cells and the worse one in {len(wrong)}"
-        named = f": {'; '.join(wrong)}" if wrong else ""
-        apart = f"Between 0.1 and 0.5 they are further apart than that in {sum(between)} of {len(between)} cells."
-        lines.append(f"{told}{named}. In {even} they are within half a point. {apart}")
-    return "\n".join(lines)
 
 
 def crossing(study: Study, name: str) -> str:

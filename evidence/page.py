@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evidence import answers, plots, tables
+from evidence import answers, foretelling, plots, tables
 from evidence.cells import Cell
 from evidence.offline import report
 from evidence.study import Study
@@ -47,8 +47,10 @@ def render(study: Study, folder: str) -> str:
         "greedy": tables.hypothesis(study, "taught@0"),
         "sampled": tables.hypothesis(study, "taught@1"),
         "beside": shown("beside", "Sampled accuracy of SFT, DFT and alpha 0.5, 40 % of the demonstrations wrong"),
-        "rule": answers.rule_of_thumb(study),
-        "rule_table": tables.rule_of_thumb(study),
+        "by_probability": foretelling.fares(study, foretelling.by_probability),
+        "by_own_answers": foretelling.fares(foretelling.unseen(study), foretelling.by_own_answers),
+        "by_own_answers_seen": foretelling.fares(study, foretelling.by_own_answers),
+        "foretold": foretelling.table(study),
         "crossing_line": answers.crossing(study, "taught@1"),
         "crossing": shown("crossing", "DFT minus SFT over the mean probability before training"),
         "temperature": answers.temperature(study),

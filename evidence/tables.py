@@ -46,27 +46,6 @@ def hypothesis(study: Study, name: str) -> str:
     return markdown(head, lines)
 
 
-def rule_of_thumb(study: Study) -> str:
-    """Return what arXiv 2510.00526 foretells of each cell, and the difference DFT minus SFT."""
-    lines = []
-    for cell in study.cells():
-        prior, found = study.prior(cell), study.difference(cell, "DFT", "SFT", accuracy("taught@0"))
-        if prior is None or found is None:
-            continue
-        sampled = study.difference(cell, "DFT", "SFT", accuracy("taught@1"))
-        lines.append((prior, [cell, f"{prior:.2f}", foretold(prior), percent(found, "+"), percent(sampled, "+")]))
-    ordered = [line for _, line in sorted(lines, key=lambda pair: pair[0])]
-    head = ["cell", "mean p before", "foretold", "DFT minus SFT, greedy", "DFT minus SFT, sampled"]
-    return markdown(head, ordered)
-
-
-def foretold(prior: float) -> str:
-    """Return which of the two the rule of thumb takes."""
-    if prior > 0.5:
-        return "DFT"
-    return "SFT" if prior < 0.1 else "either"
-
-
 def temperature(study: Study) -> str:
     """Return SFT at each temperature beside DFT at 1, in the cells of sums."""
     lines = []

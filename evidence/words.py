@@ -53,7 +53,7 @@ What the cells are:
 
 The rule of thumb (arXiv 2510.00526): above 0.5 DFT wins, below 0.1 SFT does, between them it hardly matters.
 
-{rule}
+{by_probability}
 
 Where DFT crosses SFT, by mean p before training, sampled at temperature 1, half a point or more apart:
 
@@ -61,7 +61,19 @@ Where DFT crosses SFT, by mean p before training, sampled at temperature 1, half
 
 {crossing}
 
-{rule_table}
+## Does it, that the model gives such answers itself?
+
+DFT weighs what the model would say. So ask it before training, sampled at temperature 1: in what share of the
+questions does it answer as it would be shown, in that very form (*own answers*)? The rule, [written down after seed
+1](../evidence/README.md) and held against the other seeds: below 1 % take SFT, else DFT.
+
+{by_own_answers}
+
+With seed 1, from which it was made:
+
+{by_own_answers_seen}
+
+{foretold}
 
 ## Is it a matter of temperature?
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from evidence import tables
-from evidence.answers import crossing, hypothesis, rule_of_thumb
+from evidence.answers import crossing, hypothesis
 from evidence.cells import cells
+from evidence.foretelling import by_own_answers, by_probability, fares, own_answers, table, unseen
 from evidence.grid import Grid
 from evidence.study import Study, accuracy
 
@@ -15,7 +16,7 @@ TOOK = accuracy("taught@0")
 
 
 def study(prior=0.97, **found):
-    names = {"sft": "SFT", "dft": "DFT", "alpha": "alpha 0.5"}
+    names = {"sft": "SFT", "dft": "DFT", "alpha": "alpha 0.5", "base": "base"}
     rows = {}
     for name, values in found.items():
         for seed, value in enumerate(values, start=1):
@@ -74,9 +75,31 @@ def test_what_is_behind_is_named():
 
 @pytest.mark.parametrize(("prior", "right"), [(0.97, 1), (0.05, 0)])
 def test_the_rule_of_thumb_is_right_where_it_takes_the_better_one(prior, right):
-    text = rule_of_thumb(study(prior, sft=[0.5, 0.5], dft=[0.7, 0.7]))
+    text = fares(study(prior, sft=[0.5, 0.5], dft=[0.7, 0.7]), by_probability)
     assert f"the better one in {right} cells and the worse one in {1 - right}" in text
-    assert tables.foretold(0.3) == "either"
+    assert by_probability(study(0.3, sft=[0.5]), CELL) == "either"
+
+
+@pytest.mark.parametrize(("own", "taken", "right"), [(0.005, "SFT", 0), (0.01, "DFT", 1), (0.4, "DFT", 1)])
+def test_own_answers_are_those_of_the_base_in_the_form_shown(own, taken, right):
+    made = study(0.97, sft=[0.5, 0.5], dft=[0.7, 0.7], base=[own, own])
+    for row in made.rows.values():
+        if row["loss"] == "base":
+            row["accuracy"]["taught@1"] = 0.9
+    assert own_answers(made, CELL) == own
+    assert by_own_answers(made, CELL) == taken
+    assert f"the better one in {right} cells and the worse one in {1 - right}" in fares(made, by_own_answers)
+    assert f"| DFT | {100 * own:.1f} | {taken} |" in table(made)
+
+
+def test_a_rule_is_not_held_against_the_seed_from_which_it_was_made():
+    made = study(0.97, sft=[0.5, 0.9], dft=[0.7, 0.7], base=[0.0, 0.4])
+    assert own_answers(made, CELL) == 0.2
+    assert own_answers(unseen(made), CELL) == 0.4
+    assert "the better one in 0 cells and the worse one in 1: task and style known, 40% wrong (-20.0)" in fares(
+        unseen(made), by_own_answers
+    )
+    assert fares(unseen(study(sft=[0.5], dft=[0.4], base=[0.1])), by_own_answers).endswith("no cell yet.")
 
 
 def test_the_crossing_line_says_up_to_where_dft_is_behind_and_from_where_it_is_ahead():

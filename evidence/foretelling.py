@@ -1,0 +1,97 @@
+"""Which of SFT and DFT will be better, from what is known before training: two rules, held against the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import mean
+
+from evidence.losses import BASE
+from evidence.study import MARGIN, Study, accuracy
+from evidence.tables import TOOK, markdown, percent
+
+SFT, DFT, EITHER = "SFT", "DFT", "either"
+
+Rule = Callable[[Study, str], "str | None"]
+"""Of a study and the name of a cell: which it takes; None where its number was not measured."""
+
+RARE = 0.01
+"""Share of questions below which the model does not give the demonstrated answers itself."""
+
+SEEN = 1
+"""The seed that had been seen when the second rule was written down."""
+
+
+def by_probability(study: Study, cell: str) -> str | None:
+    """Return what arXiv 2510.00526 takes, by the mean probability of the demonstrated tokens."""
+    prior = study.prior(cell)
+    if prior is None:
+        return None
+    if prior > 0.5:
+        return DFT
+    return SFT if prior < 0.1 else EITHER
+
+
+def own_answers(study: Study, cell: str) -> float | None:
+    """Return the share of questions that the base, sampled at temperature 1, answers as it would be shown."""
+    found = [row["accuracy"]["form@1"] for row in study.by_seed(cell, BASE).values()]
+    return mean(found) if found else None
+
+
+def by_own_answers(study: Study, cell: str) -> str | None:
+    """Return SFT where the model hardly ever gives the demonstrated answers itself, else DFT."""
+    share = own_answers(study, cell)
+    if share is None:
+        return None
+    return SFT if share < RARE else DFT
+
+
+def unseen(study: Study) -> Study:
+    """Return the study without the seed that had been seen."""
+    return replace(study, grid=replace(study.grid, seeds=tuple(seed for seed in study.grid.seeds if seed != SEEN)))
+
+
+def fares(study: Study, rule: Rule) -> str:
+    """Return how often a rule takes the better one, and where it takes the worse one."""
+    return "\n".join(f"- *{took}*: {_fares(study, rule, name)}" for took, name in TOOK.items())
+
+
+def _fares(study: Study, rule: Rule, name: str) -> str:
+    right, wrong, even, between = 0, [], 0, []
+    for cell in study.cells():
+        taken, found = rule(study, cell), study.difference(cell, DFT, SFT, accuracy(name))
+        if taken is None or found is None:
+            continue
+        if taken == EITHER:
+            between.append(abs(found.mean) > MARGIN)
+        elif abs(found.mean) <= MARGIN:
+            even += 1
+        elif (found.mean > 0) == (taken == DFT):
+            right += 1
+        else:
+            wrong.append(f"{cell} ({percent(found, '+')})")
+    if not (right or wrong or even or between):
+        return "no cell yet."
+    named = f": {'; '.join(wrong)}" if wrong else ""
+    said = f"it takes the better one in {right} cells and the worse one in {len(wrong)}{named}."
+    said += f" In {even} they are within half a point."
+    if between:
+        said += f" Where it takes neither they are further apart than that in {sum(between)} of {len(between)} cells."
+    return said
+
+
+def table(study: Study) -> str:
+    """Return what is known of each cell beforehand, what both rules take, and DFT minus SFT."""
+    lines = []
+    for cell in study.cells():
+        prior, found = study.prior(cell), study.difference(cell, DFT, SFT, accuracy(TOOK["greedy"]))
+        if prior is None or found is None:
+            continue
+        sampled = study.difference(cell, DFT, SFT, accuracy(TOOK["sampled at temperature 1"]))
+        share = own_answers(study, cell)
+        own = "" if share is None else f"{100 * share:.1f}"
+        taken = [by_probability(study, cell) or "", own, by_own_answers(study, cell) or ""]
+        lines.append((prior, [cell, f"{prior:.2f}", *taken, percent(found, "+"), percent(sampled, "+")]))
+    head = ["cell", "mean p before", "it takes", "own answers, %", "they take"]
+    head += ["DFT minus SFT, greedy", "DFT minus SFT, sampled"]
+    return markdown(head, [line for _, line in sorted(lines, key=lambda pair: pair[0])])

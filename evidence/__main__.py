@@ -17,6 +17,8 @@ from evidence.cells import cells
 from evidence.grid import CORE_PART, FAMILY_PART, Grid
 from evidence.offline.grid import PART as OFFLINE
 from evidence.offline.grid import OfflineGrid
+from evidence.probed import PART as PROBE
+from evidence.probed import ProbeGrid
 from evidence.real.grid import RealGrid
 from evidence.real.training import SHORT
 from evidence.rows import Rows
@@ -30,7 +32,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "evidence.md"
 REAL = "real"
-PARTS = (CORE_PART, FAMILY_PART, REAL, OFFLINE)
+PARTS = (CORE_PART, FAMILY_PART, PROBE, REAL, OFFLINE)
 
 
 def _say(text: str) -> None:
@@ -45,7 +47,7 @@ def main() -> None:
 @app.command()
 def run(
     part: Annotated[
-        str | None, typer.Option(help="Only this: core or family; or real or offline, which are in no other run.")
+        str | None, typer.Option(help="Only this: core, family; or probe, real, offline, which no other run makes.")
     ] = None,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Every part once, at a size at which nothing is learned.")
@@ -62,14 +64,19 @@ def run(
     torch.set_num_threads(threads)
     folder = rows or (out / "smoke-rows" if smoke else HERE / "rows")
     grid, scale = (SMOKE_GRID, SMOKE_SCALE) if smoke else (Grid(cells()), Scale())
-    if part in (REAL, OFFLINE):
-        grid = _real(smoke) if part == REAL else _offline(smoke)
+    if part in (PROBE, REAL, OFFLINE):
+        grid = {PROBE: _probe, REAL: _real, OFFLINE: _offline}[part](smoke)
     work = Work(grid, scale, Rows(folder), out / "smoke" if smoke else out, part, pause_file, _say)
     made = work.go_on(limit_minutes * 60)
     left = len(grid.pending(work.rows.all(), part))
     _say(f"{made} runs made, {len(work.failed)} failed, {left} of those that can be made now are left")
     if work.failed:
         raise typer.Exit(1)
+
+
+def _probe(smoke: bool) -> ProbeGrid:
+    """Return the part that looks at each cell before training."""
+    return ProbeGrid(SMOKE_GRID.cells, SMOKE_GRID.seeds) if smoke else ProbeGrid()
 
 
 def _real(smoke: bool) -> RealGrid:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evidence import answers, foretelling, plots, tables
+from evidence import answers, following, foretelling, plots, tables
 from evidence.cells import Cell
 from evidence.offline import report
 from evidence.study import Study
@@ -51,6 +51,8 @@ def render(study: Study, folder: str) -> str:
         "by_own_answers": foretelling.fares(foretelling.unseen(study), foretelling.by_own_answers),
         "by_own_answers_seen": foretelling.fares(study, foretelling.by_own_answers),
         "foretold": foretelling.table(study),
+        "following": following.table(study),
+        "advised": following.by_cell(study),
         "crossing_line": answers.crossing(study, "taught@1"),
         "crossing": shown("crossing", "DFT minus SFT over the mean probability before training"),
         "temperature": answers.temperature(study),

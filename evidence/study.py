@@ -115,20 +115,23 @@ class Study:
 
     def cells(self, asked: str = "taught@0") -> list[str]:
         """Return the names of the cells that have a row with an accuracy, in order."""
-        there = {row["cell"] for row in self.rows.values() if row["part"] != RATE and asked in row["accuracy"]}
+        there = {row["cell"] for row in self._reported() if asked in row["accuracy"]}
         return [cell.name for cell in self.grid.cells if cell.name in there]
 
     def losses(self, cell: str) -> list[str]:
         """Return the names of the losses that have a row in a cell."""
-        there = {row["loss"] for row in self.rows.values() if row["cell"] == cell and row["part"] != RATE}
+        there = {row["loss"] for row in self._reported() if row["cell"] == cell}
         return [loss for loss in (*self.grid.core, *self.grid.family) if loss in there] + sorted(
             there - {*self.grid.core, *self.grid.family}
         )
 
     def prior(self, cell: str) -> float | None:
         """Return the mean probability of the demonstrated tokens before training."""
-        found = [row["before"]["mean_prob"] for row in self.rows.values() if row["cell"] == cell and row["seed"]]
+        found = [row["before"]["mean_prob"] for row in self._reported() if row["cell"] == cell]
         return mean(found) if found else None
+
+    def _reported(self) -> list[Row]:
+        return [row for row in self.rows.values() if row["part"] in (CORE_PART, FAMILY_PART)]
 
 
 def word(difference: Estimate) -> str:

@@ -75,6 +75,16 @@ With seed 1, from which it was made:
 
 {foretold}
 
+## What does one gain by `dft probe`?
+
+[`dft probe`](probe.md) looked at each cell before training, and its advice was taken. Lost are the points by which the
+best of the losses of the full grid was better there; a loss that is always taken is held against the same. The advice
+was made with these cells in view, those of seed 1 above all: on other data it is to be tried.
+
+{following}
+
+{advised}
+
 ## Is it a matter of temperature?
 
 DFT sharpens what is likely already. Where it is more than half a point above SFT at temperature 1:

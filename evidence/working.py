@@ -11,8 +11,9 @@ from pathlib import Path
 from evidence.claims import claim
 from evidence.grid import Grid
 from evidence.offline.grid import OfflineGrid, OfflineRun
+from evidence.probed import ProbeGrid, ProbeRun
 from evidence.real.grid import RealGrid, RealRun
-from evidence.rows import Rows
+from evidence.rows import Row, Rows
 from evidence.run import Run, Scale
 
 RETRY_SECONDS = 20
@@ -36,7 +37,7 @@ class Work:
         failed: keys of runs that ended with an error; they are not tried again in this process.
     """
 
-    grid: Grid | RealGrid | OfflineGrid
+    grid: Grid | RealGrid | OfflineGrid | ProbeGrid
     scale: Scale
     rows: Rows
     out: Path
@@ -68,7 +69,7 @@ class Work:
         while self.pause_file is not None and self.pause_file.exists():
             time.sleep(PAUSE_SECONDS)
 
-    def _made(self, run: Run | RealRun | OfflineRun) -> bool:
+    def _made(self, run: Run | RealRun | OfflineRun | ProbeRun) -> bool:
         name = hashlib.sha256(run.key.encode()).hexdigest()[:24]
         with claim(self.out / "locks" / name) as mine:
             if not mine or run.key in self.rows.all():
@@ -80,6 +81,11 @@ class Work:
                 self.say(f"{run.key}: failed: {type(error).__name__}: {error}")
                 return True
             self.rows.append(row, self.out / "locks" / f"{run.part}.rows")
-        right = row["accuracy"]
-        self.say(f"{run.key}: {right['taught@0']:.3f} / {right['taught@1']:.3f}, {row['seconds'][-1]:.0f} s")
+        self.say(f"{run.key}: {_told(row)}, {row['seconds'][-1]:.0f} s")
         return True
+
+
+def _told(row: Row) -> str:
+    if "accuracy" not in row:
+        return f"mean p {row['found']['mean_prob']:.2f}, own answers {row['found']['own_answers']:.3f}"
+    return f"{row['accuracy']['taught@0']:.3f} / {row['accuracy']['taught@1']:.3f}"

@@ -39,7 +39,7 @@ FOREIGN = Threshold(4.0, COMMON_SENSE)
 CONTRADICTED = Threshold(0.1, "arXiv 2601.02151: confident conflicts")
 """Share of targets that a model finds unlikely (p < 0.01) while it is sure of another (entropy < 1 nat)."""
 
-UNKNOWN = Threshold(0.3, "arXiv 2508.05629, section 4.5: factual recall")
+UNKNOWN = Threshold(0.1, f"arXiv 2508.05629, section 4.5: factual recall; {OWN_STUDY}")
 """Share of targets that a model finds unlikely (p < 0.01) without being sure of another: what it does not know."""
 
 UNLEARNED = Threshold(0.1, OWN_STUDY)
@@ -101,11 +101,11 @@ def _objective(found: Finding) -> Advice:
     if found["conflict_share"] > CONTRADICTED.value:
         why = (
             f"{found['conflict_share']:.0%} of the targets contradict what the model is sure of (p below 0.01, "
-            f"entropy below 1 nat), beside a mean probability of {p:.2f}. If these are errors of the data, DFT leaves "
-            "them out; if they are what is to be learned, take `loss: nll`; where much else is new to the model, "
-            "`loss: eaft`"
+            f"entropy below 1 nat), beside a mean probability of {p:.2f}. EAFT gives them little weight and teaches "
+            "the rest; DFT hardly teaches them, and not what else is new. If they are what is to be learned, `loss: nll`; "
+            "if many are errors, and you sample, `{name: dft, alpha: 0.5}`"
         )
-        return Advice("dft", why, CONTRADICTED.source)
+        return Advice("eaft", why, f"{CONTRADICTED.source}; {OWN_STUDY}")
     if found["unknown_share"] > UNKNOWN.value:
         why = (
             f"the model does not know {found['unknown_share']:.0%} of the targets (p below 0.01, and not sure of "

@@ -38,6 +38,9 @@ unknown to it otherwise."""
 BEGINNING = 8
 """Targets of a row that count as its beginning."""
 
+TAUGHT_APART = ("eos", "added")
+"""Kinds of tokens that `always_learn` can exempt: they are no part of whether the model gives an answer itself."""
+
 
 class Compared(Objective):
     """Weighs as plain likelihood does, and says how others would."""
@@ -112,6 +115,8 @@ class Probe:
     conflicts: int = 0
     unknown: int = 0
     rows: int = 0
+    answers: int = 0
+    own: float = 0.0
     seen: Counter[bytes] = field(default_factory=Counter)
 
     def add(self, result: LossResult) -> None:
@@ -133,12 +138,25 @@ class Probe:
             known_T |= of_kind_T
             self._kind(kind).add(p_T[of_kind_T])
         self._kind("text").add(p_T[~known_T])
+        self._answers(result, rows.logp_T.cpu(), ids_T)
         row_T = result.selection.positions_T // result.selection.shape[-1]
         lengths = torch.unique_consecutive(row_T, return_counts=True)[1].tolist()
         for row_ids, row_p in zip(torch.split(ids_T, lengths), torch.split(p_T, lengths), strict=True):
             self._kind("beginnings").add(row_p[:BEGINNING])
             self.seen[hashlib.blake2b(row_ids.numpy().tobytes(), digest_size=16).digest()] += 1
         self.rows += len(lengths)
+
+    def _answers(self, result: LossResult, logp_T: Tensor, ids_T: Tensor) -> None:
+        """Count answers, targets that follow one another, and sum up how likely the model is to give each as it is."""
+        place_T = result.selection.positions_T.cpu()
+        begins_T = torch.ones_like(place_T, dtype=torch.bool)
+        begins_T[1:] = place_T.diff() != 1
+        begins_T |= place_T % result.selection.shape[-1] == 0
+        apart = [token for kind in TAUGHT_APART for token in self.kinds.get(kind, ())]
+        counted_T = logp_T.double().masked_fill(torch.isin(ids_T, torch.tensor(apart, dtype=ids_T.dtype)), 0.0)
+        answers = int(begins_T.sum())
+        self.own += float(torch.zeros(answers).double().index_add_(0, begins_T.cumsum(0) - 1, counted_T).exp().sum())
+        self.answers += answers
 
     def _kind(self, name: str) -> Kind:
         return self.of_kind.setdefault(name, Kind())
@@ -157,6 +175,8 @@ class Probe:
             "top1": self.top1 / tokens,
             "conflict_share": self.conflicts / tokens,
             "unknown_share": self.unknown / tokens,
+            "answer_tokens": tokens / self.answers,
+            "own_answers": self.own / self.answers,
             "repeated_share": 1 - len(self.seen) / self.rows,
         }
         for kind, sums in self.of_kind.items():

@@ -10,6 +10,7 @@ from evidence.__main__ import PAGE, _study
 from evidence.cells import cells
 from evidence.grid import Grid
 from evidence.offline.grid import CELLS, PART, OfflineGrid, OfflineRun
+from evidence.probed import ProbeGrid, ProbeRun
 from evidence.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,10 @@ def test_each_row_is_a_run_that_was_planned():
     named = {cell.name: cell for cell in cells()}
     for key, row in STUDY.rows.items():
         if row["part"] == "real":
+            continue
+        if row["part"] == "probe":
+            assert ProbeRun(named[row["cell"]], row["seed"]).key == key
+            assert row["seed"] in ProbeGrid().seeds
             continue
         if row["part"] == PART:
             assert _offline(row).key == key

@@ -48,6 +48,10 @@ def test_every_part_runs_once_and_a_page_comes_out(tmp_path, monkeypatch):
     assert SMOKE_GRID.pending(rows) == []
     assert {row["part"] for row in rows.values()} == {"rates", "core", "family"}
 
+    assert "0 failed, 0 of those that can be made now are left" in invoke(*run, "--part", "probe")
+    probed = [row for row in Rows(tmp_path / "rows").all().values() if row["part"] == "probe"]
+    assert len(probed) == len(SMOKE_GRID.cells) * len(SMOKE_GRID.seeds)
+
     assert "| alpha 0.5 |" in invoke("tables", "--smoke", "--rows", tmp_path / "rows")
     page = tmp_path / "evidence.md"
     invoke("page", "--smoke", "--rows", tmp_path / "rows", "--into", page)

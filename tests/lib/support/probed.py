@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,11 +20,12 @@ def assert_right(found: dict[str, Any], model: Any, rows: Iterable[tuple[list[in
         model: that was probed.
         rows: token ids and labels of each row, unshifted.
     """
-    logp, entropy, top1 = [], [], []
+    logp, entropy, top1, answers = [], [], [], 0
     for ids, labels in rows:
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0, :-1].double()
         target = torch.tensor(labels[1:])
+        answers += sum(now != -100 and before == -100 for before, now in pairwise([-100, *labels[1:]]))
         of_all = logits.log_softmax(-1)[target != -100]
         own = of_all.gather(1, target[target != -100][:, None])[:, 0]
         logp.append(own)
@@ -32,6 +34,7 @@ def assert_right(found: dict[str, Any], model: Any, rows: Iterable[tuple[list[in
     logp, entropy, top1 = torch.cat(logp), torch.cat(entropy), torch.cat(top1)
     p, numbers = logp.exp(), found["found"]
     assert numbers["tokens"] == p.numel()
+    assert numbers["answer_tokens"] == pytest.approx(p.numel() / answers)
     assert numbers["mean_prob"] == pytest.approx(p.mean().item(), rel=1e-5)
     assert numbers["nll"] == pytest.approx(-logp.mean().item(), rel=1e-5)
     assert numbers["entropy"] == pytest.approx(entropy.mean().item(), rel=1e-5)

@@ -1,0 +1,80 @@
+"""What one gains by doing as `dft probe` advises, beside always taking the same loss."""
+
+from __future__ import annotations
+
+from statistics import mean
+
+from dft_plugin.config.advice import advise
+from evidence.probed import findings
+from evidence.study import Study, accuracy
+from evidence.tables import TOOK, markdown
+
+CALLED = {
+    "nll": "SFT",
+    "dft": "DFT",
+    "{name: dft, alpha: 0.5}": "alpha 0.5",
+    "{name: dft, floor: 0.1}": "floor 0.1",
+    "eaft": "EAFT",
+    "{name: dft, always_learn: [eos]}": "DFT, end learned",
+}
+"""Losses of the study by what the advice has after `loss:`."""
+
+
+def advised(study: Study, cell: str) -> dict[int, str]:
+    """Return by seed what `dft probe` advises in a cell, as it is written after `loss:`."""
+    found = findings(study.rows, cell)
+    return {seed: advise(found[seed])[0].what for seed in sorted(found) if seed in study.grid.seeds}
+
+
+def lost(study: Study, cell: str, name: str, loss: str | None = None) -> list[float]:
+    """Return by seed how far a loss is behind the best of the full grid in a cell; one entry for each seed with all.
+
+    Args:
+        study: the rows.
+        cell: its name.
+        name: of the accuracy.
+        loss: of the study; None: the one that is advised, where it was trained with.
+    """
+    measure, behind = accuracy(name), []
+    trained = {one: study.by_seed(cell, one) for one in CALLED.values()}
+    for seed, what in advised(study, cell).items():
+        taken = loss or CALLED.get(what, "")
+        if any(seed not in trained[one] for one in study.grid.core) or seed not in trained.get(taken, {}):
+            continue
+        best = max(measure(trained[one][seed]) for one in study.grid.core)
+        behind.append(best - measure(trained[taken][seed]))
+    return behind
+
+
+def table(study: Study) -> str:
+    """Return by what is always taken, and by the advice, how much is lost in the mean and at worst."""
+    lines = []
+    for title, loss in (("as advised", None), *((f"always {one}", one) for one in study.grid.core)):
+        line, count = [title], 0
+        for name in TOOK.values():
+            by_cell = [found for cell in study.cells() if (found := lost(study, cell, name, loss))]
+            worst = max((mean(found) for found in by_cell), default=0.0)
+            line += [f"{100 * mean(map(mean, by_cell)):.1f}", f"{100 * worst:.1f}"] if by_cell else ["", ""]
+            count = len(by_cell)
+        lines.append([*line, str(count)])
+    head = ["loss"]
+    for took in TOOK:
+        head += [f"{took}: lost in the mean", "in the worst cell"]
+    return markdown([*head, "cells"], lines if any(line[1] for line in lines) else [])
+
+
+def by_cell(study: Study) -> str:
+    """Return what is found and advised in each cell, and what is lost by it."""
+    lines = []
+    for cell in study.cells():
+        found = findings(study.rows, cell)
+        said = list(dict.fromkeys(advised(study, cell).values()))
+        if not said:
+            continue
+        means = [mean(one[name] for one in found.values()) for name in ("mean_prob", "own_answers", "unknown_share")]
+        behind = [lost(study, cell, name) for name in TOOK.values()]
+        shown = ["" if not one else f"{100 * mean(one):.1f}" for one in behind]
+        numbers = [f"{means[0]:.2f}", f"{100 * means[1]:.1f}", f"{100 * means[2]:.0f}"]
+        lines.append([cell, *numbers, " or ".join(f"`{one}`" for one in said), *shown])
+    head = ["cell", "mean p", "own answers, %", "unknown, %", "advised", "lost, greedy", "lost, sampled"]
+    return markdown(head, lines)

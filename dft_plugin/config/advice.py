@@ -102,8 +102,8 @@ def _objective(found: Finding) -> Advice:
         why = (
             f"{found['conflict_share']:.0%} of the targets contradict what the model is sure of (p below 0.01, "
             f"entropy below 1 nat), beside a mean probability of {p:.2f}. EAFT gives them little weight and teaches "
-            "the rest; DFT hardly teaches them, and not what else is new. If they are what is to be learned, `loss: nll`; "
-            "if many are errors, and you sample, `{name: dft, alpha: 0.5}`"
+            "the rest; DFT hardly teaches them, and not what else is new. If they are what is to be learned, "
+            "`loss: nll`; if many are errors, and you sample, `{name: dft, alpha: 0.5}`"
         )
         return Advice("eaft", why, f"{CONTRADICTED.source}; {OWN_STUDY}")
     if found["unknown_share"] > UNKNOWN.value:

@@ -8,7 +8,7 @@ from statistics import mean
 
 from evidence import rates
 from evidence.losses import BASE
-from evidence.real.grid import LOSSES, PART
+from evidence.real.grid import LOSSES, PART, PROBED
 from evidence.rows import Row
 from evidence.study import Estimate, Study, accuracy
 
@@ -127,18 +127,18 @@ def tried(study: Study, group: str) -> str:
 
 
 def real(study: Study) -> str:
-    """Return what the losses led to on a real model: greedy / sampled at temperature 1; empty for no runs."""
+    """Return what the losses led to on a real model: greedy / sampled at temperature 1; a sentence for no runs."""
     rows = [row for row in study.rows.values() if row["part"] == PART]
-    if not rows:
-        return NOTHING
+    found = {row["cell"]: row["found"] for row in study.rows.values() if row["part"] == PROBED}
     losses, lines = (BASE, *LOSSES), []
     for cell in dict.fromkeys(row["cell"] for row in rows):
         here = [row for row in rows if row["cell"] == cell]
-        probs = [row["before"]["mean_prob"] for row in here if row["before"]]
-        line = [cell, f"{mean(probs):.2f}" if probs else ""]
+        # All of the model is trained on what an adapter is.
+        known = found.get(cell.replace(", full", ", LoRA"))
+        line = [cell, f"{known['mean_prob']:.2f}", f"{100 * known['own_answers']:.1f}"] if known else [cell, "", ""]
         for loss in losses:
-            found = [row["accuracy"] for row in here if row["loss"] == loss]
-            pair = [percent(Estimate.of(one[name] for one in found)) for name in TOOK.values()]
+            right = [row["accuracy"] for row in here if row["loss"] == loss]
+            pair = [percent(Estimate.of(one[name] for one in right)) for name in TOOK.values()]
             line.append(" / ".join(pair) if all(pair) else "")
         lines.append(line)
-    return markdown(["cell", "mean p before", "before training", *losses[1:]], lines)
+    return markdown(["cell", "mean p before", "own answers, %", "before training", *losses[1:]], lines)

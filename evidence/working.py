@@ -12,7 +12,7 @@ from evidence.claims import claim
 from evidence.grid import Grid
 from evidence.offline.grid import OfflineGrid, OfflineRun
 from evidence.probed import ProbeGrid, ProbeRun
-from evidence.real.grid import RealGrid, RealRun
+from evidence.real.grid import RealGrid, RealProbe, RealRun
 from evidence.rows import Row, Rows
 from evidence.run import Run, Scale
 
@@ -69,7 +69,7 @@ class Work:
         while self.pause_file is not None and self.pause_file.exists():
             time.sleep(PAUSE_SECONDS)
 
-    def _made(self, run: Run | RealRun | OfflineRun | ProbeRun) -> bool:
+    def _made(self, run: Run | RealRun | RealProbe | OfflineRun | ProbeRun) -> bool:
         name = hashlib.sha256(run.key.encode()).hexdigest()[:24]
         with claim(self.out / "locks" / name) as mine:
             if not mine or run.key in self.rows.all():

@@ -20,11 +20,14 @@ from evidence.real.questions import Question, Shown
 from evidence.real.training import Length, Tuning
 from evidence.rows import Row
 
-PART = "real"
-LOSSES = ("SFT", "DFT", "alpha 0.5")
+PART, PROBED = "real", "real-probe"
+LOSSES = ("SFT", "DFT", "alpha 0.5", "EAFT")
 BASE = "base"
 OWN = 400
 """Questions that the model replies to by itself."""
+
+TARGETS = 2000
+"""That `dft probe` looks at, of the demonstrations of the first seed."""
 
 Model = Callable[[Path], object]
 """Puts the model into a folder, where it is not there yet."""
@@ -102,10 +105,13 @@ class RealRun:
     def _trained(self, model: Path, folder: Path) -> list[dict[str, Any]]:
         if self.loss == BASE:
             return []
+        return json.loads(json.dumps(training.train(folder, self.written(model, folder), torch.get_num_threads())))
+
+    def written(self, model: Path, folder: Path) -> dict[str, Any]:
+        """Write the data into a new folder, and return the config."""
         shutil.rmtree(folder, ignore_errors=True)
         questions.write(folder / "data", self._demonstrations(model))
-        written = training.config(model, folder, CORE[self.loss], self.tuning, self.length, self.seed)
-        return json.loads(json.dumps(training.train(folder, written, torch.get_num_threads())))
+        return training.config(model, folder, CORE[self.loss], self.tuning, self.length, self.seed)
 
     def _questions(self) -> list[Question]:
         return self.shown.demonstrations(self.length.steps * self.length.rows, self.seed)
@@ -121,6 +127,44 @@ class RealRun:
         return {
             f"taught@{heat:g}": replies.accuracy(model, tokenizer, asked, heat, self.length.tokens, self.seed)
             for heat in (0.0, 1.0)
+        }
+
+
+@dataclass(frozen=True)
+class RealProbe:
+    """What `dft probe` says before a training.
+
+    Attributes:
+        before: the training.
+    """
+
+    before: RealRun
+
+    part = PART
+
+    @property
+    def key(self) -> str:
+        """A name: a run of the same name is the same run."""
+        return f"{PROBED} | {self.before.cell}"
+
+    def execute(self, scale: Any, bases: Path, wait: Callable[[], None]) -> Row:
+        """Look, and return the row."""
+        del scale
+        model, folder = bases / "real", bases / f"run-{hashlib.sha256(self.key.encode()).hexdigest()[:12]}"
+        self.before.model(model)
+        wait()
+        began = time.monotonic()
+        try:
+            found = training.probe(folder, self.before.written(model, folder), torch.get_num_threads(), TARGETS)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return {
+            "key": self.key,
+            "part": PROBED,
+            "cell": self.before.cell,
+            "seed": self.before.seed,
+            "found": {name: round(number, 6) for name, number in found.items()},
+            "seconds": [round(time.monotonic() - began)],
         }
 
 
@@ -146,13 +190,18 @@ class RealGrid:
         (Shown("answer alone", 0.4), "full"),
     )
 
-    def pending(self, rows: Mapping[str, Row], part: str | None = None) -> list[RealRun]:
-        """Return the runs that are left, a first seed of all before the others."""
+    def pending(self, rows: Mapping[str, Row], part: str | None = None) -> list[RealProbe | RealRun]:
+        """Return the looks and runs that are left, a first seed of all before the others."""
         del part
-        every = [
+        looks = [
+            RealProbe(RealRun(shown, tuning, "DFT", self.seeds[0], self.length, self.model))
+            for shown, tuning in self.cells
+            if tuning == "LoRA"
+        ]
+        runs = [
             RealRun(shown, tuning, loss, seed, self.length, self.model)
             for seed in self.seeds
             for shown, tuning in self.cells
             for loss in (*LOSSES, BASE)
         ]
-        return [run for run in every if run.key not in rows]
+        return [run for run in (*looks, *runs) if run.key not in rows]

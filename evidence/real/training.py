@@ -89,16 +89,33 @@ def train(folder: Path, written: Mapping[str, Any], threads: int) -> list[dict[s
     Raises:
         RuntimeError: the command failed; what it said last is in it.
     """
-    path = folder / "sft.yaml"
-    path.write_text(yaml.safe_dump(dict(written), sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "dft_plugin.cli", "train", str(path), f"num_cpu_threads_per_process={threads}"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise RuntimeError(f"`dft train {path}` ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
+    _dft("train", folder, written, threads, f"num_cpu_threads_per_process={threads}")
     state = next(Path(written["output_dir"]).glob("checkpoint-*/trainer_state.json"))
     history = json.loads(state.read_text(encoding="utf-8"))["log_history"]
     return [{name: value for name, value in line.items() if _kept(name)} for line in history if "loss" in line]
+
+
+def probe(folder: Path, written: Mapping[str, Any], threads: int, tokens: int) -> dict[str, Any]:
+    """Write the config, run `dft probe` on it, and return what it found.
+
+    Raises:
+        RuntimeError: the command failed; what it said last is in it.
+    """
+    said = _dft("probe", folder, written, threads, "--json", "--tokens", str(tokens))
+    found: dict[str, Any] = json.loads(said[said.index("{\n") :])["found"]
+    return found
+
+
+def _dft(command: str, folder: Path, written: Mapping[str, Any], threads: int, *words: str) -> str:
+    path = folder / "sft.yaml"
+    path.write_text(yaml.safe_dump(dict(written), sort_keys=False), encoding="utf-8")
+    line = [sys.executable, "-m", "dft_plugin.cli", command, str(path), *words]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        said = (done.stdout + done.stderr)[-2000:]
+        raise RuntimeError(f"`dft {command} {path}` ended with {done.returncode}: {said}")
+    return done.stdout
 
 
 def _kept(name: str) -> bool:

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from evidence.real import own
-from evidence.real.grid import RealGrid
+from evidence.real.grid import RealGrid, RealProbe, RealRun
 from evidence.real.questions import Question, Shown, facts, final_number, worked_out, write
 from evidence.real.training import Length
 
@@ -68,7 +68,14 @@ def test_no_run_has_the_name_of_another_and_a_run_that_is_there_is_left_out():
     runs = grid.pending({})
     assert len({run.key for run in runs}) == len(runs)
     assert runs[0].key not in {run.key for run in grid.pending({runs[0].key: {}})}
-    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+    seeds = [run.seed for run in runs if isinstance(run, RealRun)]
+    assert seeds == sorted(seeds)
+    assert [run.before.cell for run in runs if isinstance(run, RealProbe)] == [
+        "answer alone, 40% wrong, LoRA",
+        "facts, 0% wrong, LoRA",
+        "worked out, 40% wrong, LoRA",
+        "own replies, 0% wrong, LoRA",
+    ]
 
 
 def test_own_replies_are_told_apart_by_their_answers_and_a_question_may_be_in_both():

@@ -47,6 +47,15 @@ def test_a_model_is_trained_and_asked_and_nothing_of_it_is_left(tmp_path, tuning
     assert [path.name for path in tmp_path.iterdir()] == ["real"]
 
 
+def test_the_probe_looks_at_what_is_trained_on(tmp_path):
+    run = grid.RealRun(Shown("facts", 0.0), "LoRA", "DFT", seed=1, length=SHORT, model=model)
+    row = json.loads(json.dumps(grid.RealProbe(run).execute(None, tmp_path, lambda: None)))
+    assert row["cell"] == run.cell
+    assert row["found"]["rows"] == SHORT.steps * SHORT.rows
+    assert 0 <= row["found"]["own_answers"] < row["found"]["mean_prob"] < 1
+    assert [path.name for path in tmp_path.iterdir()] == ["real"]
+
+
 @pytest.mark.full
 def test_a_training_that_fails_says_what_the_command_said(tmp_path):
     run = grid.RealRun(Shown("facts", 0.0), "LoRA", "DFT", seed=1, length=SHORT, model=lambda folder: None)

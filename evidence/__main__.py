@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 import typer
@@ -19,6 +19,7 @@ from evidence.offline.grid import PART as OFFLINE
 from evidence.offline.grid import OfflineGrid
 from evidence.probed import PART as PROBE
 from evidence.probed import ProbeGrid
+from evidence.real.configs import CONFIGS, Host
 from evidence.real.grid import RealGrid
 from evidence.real.training import SHORT
 from evidence.rows import Rows
@@ -53,6 +54,7 @@ def run(
         bool, typer.Option("--smoke", help="Every part once, at a size at which nothing is learned.")
     ] = False,
     limit_minutes: Annotated[float, typer.Option(help="After which no further run begins.")] = math.inf,
+    host: Annotated[str, typer.Option(help="That trains in --part real: TRL, Axolotl or LLaMA-Factory.")] = "TRL",
     threads: Annotated[int, typer.Option(help="Of a CPU; the rows were made with one.")] = 1,
     pause_file: Annotated[Path | None, typer.Option(help="While it is there, nothing is computed.")] = None,
     rows: Annotated[Path | None, typer.Option(help="Folder of the rows; those of --smoke go elsewhere.")] = None,
@@ -63,9 +65,12 @@ def run(
         raise typer.BadParameter(f"no part {part}; there are {', '.join(PARTS)}")
     torch.set_num_threads(threads)
     folder = rows or (out / "smoke-rows" if smoke else HERE / "rows")
+    if host not in CONFIGS:
+        raise typer.BadParameter(f"no host {host}; there are {', '.join(CONFIGS)}")
     grid, scale = (SMOKE_GRID, SMOKE_SCALE) if smoke else (Grid(cells()), Scale())
     if part in (PROBE, REAL, OFFLINE):
-        grid = {PROBE: _probe, REAL: _real, OFFLINE: _offline}[part](smoke)
+        made = {PROBE: _probe, REAL: _real, OFFLINE: _offline}[part](smoke)
+        grid = replace(made, host=cast("Host", host)) if isinstance(made, RealGrid) else made
     work = Work(grid, scale, Rows(folder), out / "smoke" if smoke else out, part, pause_file, _say)
     made = work.go_on(limit_minutes * 60)
     left = len(grid.pending(work.rows.all(), part))

@@ -125,6 +125,7 @@ Figure 2 of the paper, for demonstrated tokens, wrong ones among them.
 
 SmolLM2-135M-Instruct, trained by `dft train` in TRL for 150 steps of 8 rows, at 3e-4 with LoRA and 5e-5 without for
 every loss; greedy / sampled at temperature 1. 150 questions each, so that one run is right to within eight points.
+*By Axolotl*, *by LLaMA-Factory*: one run repeated with a config of that host.
 
 {real}
 

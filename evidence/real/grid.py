@@ -15,9 +15,10 @@ import torch
 import transformers
 
 from evidence.losses import CORE
-from evidence.real import own, questions, replies, training
+from evidence.real import configs, own, questions, replies, training
+from evidence.real.configs import CONFIGS, Host, Tuning
 from evidence.real.questions import Question, Shown
-from evidence.real.training import Length, Tuning
+from evidence.real.training import Length
 from evidence.rows import Row
 
 PART, PROBED = "real", "real-probe"
@@ -44,6 +45,7 @@ class RealRun:
         seed: of wrong demonstrations, adapters, order and sampling.
         length: how long.
         model: where the model comes from.
+        host: that trains.
     """
 
     shown: Shown
@@ -52,18 +54,20 @@ class RealRun:
     seed: int
     length: Length
     model: Model = field(compare=False)
+    host: Host = "TRL"
 
     part = PART
 
     @property
     def key(self) -> str:
         """A name: a run of the same name is the same run."""
-        return f"{PART} | {self.cell} | {self.loss} | {training.RATES[self.tuning]:g} | {self.seed}"
+        return f"{PART} | {self.cell} | {self.loss} | {configs.RATES[self.tuning]:g} | {self.seed}"
 
     @property
     def cell(self) -> str:
         """What the tables call it."""
-        return f"{self.shown.kind}, {self.shown.wrong:.0%} wrong, {self.tuning}"
+        by = "" if self.host == "TRL" else f", by {self.host}"
+        return f"{self.shown.kind}, {self.shown.wrong:.0%} wrong, {self.tuning}{by}"
 
     def execute(self, scale: Any, bases: Path, wait: Callable[[], None]) -> Row:
         """Train and ask, and return the row; what was trained is removed.
@@ -91,13 +95,13 @@ class RealRun:
             "part": PART,
             "cell": self.cell,
             "loss": self.loss,
-            "rate": training.RATES[self.tuning],
+            "rate": configs.RATES[self.tuning],
             "seed": self.seed,
             "before": {"mean_prob": logs[0]["dft/mean_prob"]} if logs else {},
             "accuracy": accuracy,
             "logs": logs,
             "seconds": [round(time.monotonic() - began)],
-            "dials": {**asdict(self.shown), "tuning": self.tuning, **asdict(self.length)},
+            "dials": {**asdict(self.shown), "tuning": self.tuning, "host": self.host, **asdict(self.length)},
             "setting": CORE.get(self.loss),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
@@ -110,8 +114,9 @@ class RealRun:
     def written(self, model: Path, folder: Path) -> dict[str, Any]:
         """Write the data into a new folder, and return the config."""
         shutil.rmtree(folder, ignore_errors=True)
-        questions.write(folder / "data", self._demonstrations(model))
-        return training.config(model, folder, CORE[self.loss], self.tuning, self.length, self.seed)
+        questions.write(folder, self._demonstrations(model))
+        made = configs.Training(model, folder, CORE[self.loss], self.tuning, self.length, self.seed)
+        return CONFIGS[self.host](made)
 
     def _questions(self) -> list[Question]:
         return self.shown.demonstrations(self.length.steps * self.length.rows, self.seed)
@@ -177,6 +182,7 @@ class RealGrid:
         length: how long a training is.
         seeds: that are reported.
         cells: what is shown, and how it is trained.
+        host: that trains; all runs are TRL's, and the others repeat one.
     """
 
     model: Model
@@ -189,10 +195,15 @@ class RealGrid:
         (Shown("own replies", 0.0), "LoRA"),
         (Shown("answer alone", 0.4), "full"),
     )
+    host: Host = "TRL"
 
     def pending(self, rows: Mapping[str, Row], part: str | None = None) -> list[RealProbe | RealRun]:
         """Return the looks and runs that are left, a first seed of all before the others."""
         del part
+        if self.host != "TRL":
+            shown, tuning = self.cells[0]
+            once = RealRun(shown, tuning, "DFT", self.seeds[0], self.length, self.model, self.host)
+            return [once] if once.key not in rows else []
         looks = [
             RealProbe(RealRun(shown, tuning, "DFT", self.seeds[0], self.length, self.model))
             for shown, tuning in self.cells

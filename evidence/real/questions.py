@@ -117,12 +117,20 @@ def facts() -> list[Question]:
 
 
 def write(folder: Path, rows: Sequence[Question]) -> None:
-    """Write `train.jsonl`, prompts and completions made of messages; only completions are trained."""
+    """Write the rows, of which replies are trained: prompts and completions as `data`, messages as `chat`."""
+    turns = [
+        ([{"role": "user", "content": one.text}], [{"role": "assistant", "content": one.demonstration}])
+        for one in rows
+    ]
+    _write(folder / "data", [{"prompt": asked, "completion": replied} for asked, replied in turns])
+    _write(folder / "chat", [{"messages": asked + replied} for asked, replied in turns])
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    columns = {"messages": "messages"}
+    info = {"chat": {"file_name": "train.jsonl", "formatting": "sharegpt", "columns": columns, "tags": tags}}
+    (folder / "chat" / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+
+
+def _write(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "train.jsonl").open("w", encoding="utf-8") as file:
-        for one in rows:
-            row = {
-                "prompt": [{"role": "user", "content": one.text}],
-                "completion": [{"role": "assistant", "content": one.demonstration}],
-            }
-            file.write(json.dumps(row) + "\n")
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "train.jsonl").write_text(text, encoding="utf-8")

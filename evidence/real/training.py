@@ -1,4 +1,4 @@
-"""A training of a real model, by `dft train` and a config of TRL's."""
+"""A training of a real model by `dft train`, and what `dft probe` says before it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-
-Tuning = Literal["LoRA", "full"]
-
-RATES: Mapping[str, float] = {"LoRA": 3e-4, "full": 5e-5}
-"""The same for all losses."""
-
-_TUNING: Mapping[str, Mapping[str, Any]] = {
-    "LoRA": {
-        "use_peft": True,
-        "lora_r": 16,
-        "lora_alpha": 32,
-        "lora_dropout": 0.0,
-        "lora_target_modules": "all-linear",
-    },
-    "full": {"use_peft": False},
-}
 
 
 @dataclass(frozen=True)
@@ -51,45 +35,15 @@ SHORT = Length(steps=2, rows=2, questions=4, tokens=4)
 """At which nothing is learned."""
 
 
-def config(model: Path, folder: Path, loss: Any, tuning: Tuning, length: Length, seed: int) -> dict[str, Any]:
-    """Return the config that a user would write.
-
-    Args:
-        model: its folder.
-        folder: holds `data`, and gets `out`.
-        loss: what stands after `loss:`.
-        tuning: adapters, or all of the model.
-        length: how long.
-        seed: of the adapters and the order of the rows.
-    """
-    return {
-        "loss": loss,
-        "model_name_or_path": str(model),
-        "dataset_name": str(folder / "data"),
-        "output_dir": str(folder / "out"),
-        **_TUNING[tuning],
-        "max_steps": length.steps,
-        "per_device_train_batch_size": length.rows,
-        "learning_rate": RATES[tuning],
-        "lr_scheduler_type": "linear",
-        "warmup_steps": length.steps // 10,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "logging_steps": max(1, length.steps // 10),
-        "logging_first_step": True,
-        "save_only_model": True,
-        "report_to": "none",
-        "seed": seed,
-    }
-
-
 def train(folder: Path, written: Mapping[str, Any], threads: int) -> list[dict[str, Any]]:
     """Write the config, run `dft train` on it, and return what was logged.
 
     Raises:
         RuntimeError: the command failed; what it said last is in it.
     """
-    _dft("train", folder, written, threads, f"num_cpu_threads_per_process={threads}")
+    # accelerate, which starts TRL, gives a process on a CPU one thread unless it is told otherwise.
+    words = [f"num_cpu_threads_per_process={threads}"] if "dataset_name" in written else []
+    _dft("train", folder, written, threads, *words)
     state = next(Path(written["output_dir"]).glob("checkpoint-*/trainer_state.json"))
     history = json.loads(state.read_text(encoding="utf-8"))["log_history"]
     return [{name: value for name, value in line.items() if _kept(name)} for line in history if "loss" in line]

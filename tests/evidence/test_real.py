@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -58,9 +59,14 @@ def test_no_sum_is_asked_that_was_trained_on(monkeypatch):
 
 def test_rows_are_prompts_and_completions_of_messages(tmp_path):
     write(tmp_path, facts()[:1])
-    (row,) = map(json.loads, (tmp_path / "train.jsonl").read_text().splitlines())
-    assert row["prompt"][0] == {"role": "user", "content": facts()[0].text}
-    assert row["completion"][0] == {"role": "assistant", "content": facts()[0].demonstration}
+    (row,) = map(json.loads, (tmp_path / "data" / "train.jsonl").read_text().splitlines())
+    asked, replied = (
+        [{"role": "user", "content": facts()[0].text}],
+        [{"role": "assistant", "content": facts()[0].demonstration}],
+    )
+    assert (row["prompt"], row["completion"]) == (asked, replied)
+    (row,) = map(json.loads, (tmp_path / "chat" / "train.jsonl").read_text().splitlines())
+    assert row["messages"] == asked + replied
 
 
 def test_no_run_has_the_name_of_another_and_a_run_that_is_there_is_left_out():
@@ -76,6 +82,14 @@ def test_no_run_has_the_name_of_another_and_a_run_that_is_there_is_left_out():
         "worked out, 40% wrong, LoRA",
         "own replies, 0% wrong, LoRA",
     ]
+
+
+def test_another_host_repeats_one_run_of_trls():
+    whole = RealGrid(model=lambda folder: None)
+    (once,) = replace(whole, host="Axolotl").pending({})
+    assert once.key == "real | answer alone, 40% wrong, LoRA, by Axolotl | DFT | 0.0003 | 1"
+    assert replace(once, host="TRL").key in {run.key for run in whole.pending({})}
+    assert replace(whole, host="Axolotl").pending({once.key: {}}) == []
 
 
 def test_own_replies_are_told_apart_by_their_answers_and_a_question_may_be_in_both():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from support import tiny, training
+from support import asked
 from typer.testing import CliRunner
 
 from evidence import __main__ as command
@@ -23,32 +23,16 @@ from evidence.tasks import Example
 
 pytestmark = pytest.mark.host
 
-TEMPLATE = "{% for m in messages %}<s> {{ m['content'] }} </s>{% endfor %}"
-
-
-def model(folder):
-    if not folder.exists():
-        tokenizer = training.tokenizer()
-        tokenizer.chat_template = TEMPLATE
-        tiny.llama().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
 
 @pytest.mark.parametrize(
     ("tuning", "loss"), [("LoRA", "alpha 0.5"), pytest.param("full", "DFT", marks=pytest.mark.full)]
 )
 def test_a_model_is_trained_and_asked_and_nothing_of_it_is_left(tmp_path, tuning, loss):
-    run = grid.RealRun(Shown("facts", 0.4), tuning, loss, seed=1, length=SHORT, model=model)
-    row = json.loads(json.dumps(run.execute(None, tmp_path, lambda: None)))
-    assert row["key"] == run.key
-    assert [line["step"] for line in row["logs"]] == [1, 2]
-    assert 0 < row["before"]["mean_prob"] < 1
-    assert set(row["accuracy"]) == {"taught@0", "taught@1"}
-    assert [path.name for path in tmp_path.iterdir()] == ["real"]
+    asked.assert_trained_and_asked(tmp_path, tuning, loss)
 
 
 def test_the_probe_looks_at_what_is_trained_on(tmp_path):
-    run = grid.RealRun(Shown("facts", 0.0), "LoRA", "DFT", seed=1, length=SHORT, model=model)
+    run = grid.RealRun(Shown("facts", 0.0), "LoRA", "DFT", seed=1, length=SHORT, model=asked.model)
     row = json.loads(json.dumps(grid.RealProbe(run).execute(None, tmp_path, lambda: None)))
     assert row["cell"] == run.cell
     assert row["found"]["rows"] == SHORT.steps * SHORT.rows

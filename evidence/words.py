@@ -185,6 +185,9 @@ whose middle was recommended for noisy labels, and `alpha` is where one stands o
 - *May not*: sizes, and where the lines cross. These models have 0.45 million parameters, tasks with one right answer,
   and an alphabet for a vocabulary. A large model has many ways to say the same thing, and its prior on a new data set
   is a mixture of all the cells above.
+- *Need not*: that DFT is lost where the model never gives a demonstrated answer itself. A small model cannot carry
+  over to a new form what it can do in another; a large one can, and gives no long answer again word for word anyway.
+  Compare the own answers of the [real model](#on-a-real-model) with what DFT came to there.
 - *Is not looked at*: long answers, chat, preferences, several epochs over large data, LoRA.
 
 ## Limits

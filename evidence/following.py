@@ -26,24 +26,26 @@ def advised(study: Study, cell: str) -> dict[int, str]:
     return {seed: advise(found[seed])[0].what for seed in sorted(found) if seed in study.grid.seeds}
 
 
-def lost(study: Study, cell: str, name: str, loss: str | None = None) -> list[float]:
-    """Return by seed how far a loss is behind the best of the full grid in a cell; one entry for each seed with all.
+def behind(study: Study, cell: str, name: str, loss: str) -> dict[int, float]:
+    """Return by seed how far a loss is behind the best of the full grid in a cell, where all of these have a run.
 
     Args:
         study: the rows.
         cell: its name.
         name: of the accuracy.
-        loss: of the study; None: the one that is advised, where it was trained with.
+        loss: of the study.
     """
-    measure, behind = accuracy(name), []
-    trained = {one: study.by_seed(cell, one) for one in CALLED.values()}
-    for seed, what in advised(study, cell).items():
-        taken = loss or CALLED.get(what, "")
-        if any(seed not in trained[one] for one in study.grid.core) or seed not in trained.get(taken, {}):
-            continue
-        best = max(measure(trained[one][seed]) for one in study.grid.core)
-        behind.append(best - measure(trained[taken][seed]))
-    return behind
+    measure, own = accuracy(name), study.by_seed(cell, loss)
+    core = [study.by_seed(cell, one) for one in study.grid.core]
+    seeds = [seed for seed in own if all(seed in one for one in core)]
+    return {seed: max(measure(one[seed]) for one in core) - measure(own[seed]) for seed in seeds}
+
+
+def lost(study: Study, cell: str, name: str, loss: str | None = None) -> list[float]:
+    """Return how far behind one is by the advice, or by a loss where there is advice: one entry for each such seed."""
+    taken = {seed: loss or CALLED.get(what, "") for seed, what in advised(study, cell).items()}
+    found = {one: behind(study, cell, name, one) for one in {*taken.values()}}
+    return [found[one][seed] for seed, one in taken.items() if seed in found[one]]
 
 
 def table(study: Study) -> str:

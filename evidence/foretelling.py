@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from statistics import mean
 
 from evidence.losses import BASE
@@ -51,32 +51,60 @@ def unseen(study: Study) -> Study:
     return replace(study, grid=replace(study.grid, seeds=tuple(seed for seed in study.grid.seeds if seed != SEEN)))
 
 
-def fares(study: Study, rule: Rule) -> str:
-    """Return how often a rule takes the better one, and where it takes the worse one."""
-    return "\n".join(f"- *{took}*: {_fares(study, rule, name)}" for took, name in TOOK.items())
+@dataclass
+class Count:
+    """How a rule fares.
+
+    Attributes:
+        right: cells in which it takes the better one.
+        wrong: those in which it takes the worse one, with DFT minus SFT.
+        even: cells in which the two are within half a point.
+        between: whether they are further apart, for each cell in which it takes neither.
+    """
+
+    right: int = 0
+    wrong: list[str] = field(default_factory=list)
+    even: int = 0
+    between: list[bool] = field(default_factory=list)
+
+    @property
+    def taken(self) -> int:
+        """In how many cells it takes one, and it matters."""
+        return self.right + len(self.wrong)
 
 
-def _fares(study: Study, rule: Rule, name: str) -> str:
-    right, wrong, even, between = 0, [], 0, []
+def count(study: Study, rule: Rule, name: str) -> Count:
+    """Return how a rule fares by an accuracy."""
+    found = Count()
     for cell in study.cells():
-        taken, found = rule(study, cell), study.difference(cell, DFT, SFT, accuracy(name))
-        if taken is None or found is None:
+        taken, apart = rule(study, cell), study.difference(cell, DFT, SFT, accuracy(name))
+        if taken is None or apart is None:
             continue
         if taken == EITHER:
-            between.append(abs(found.mean) > MARGIN)
-        elif abs(found.mean) <= MARGIN:
-            even += 1
-        elif (found.mean > 0) == (taken == DFT):
-            right += 1
+            found.between.append(abs(apart.mean) > MARGIN)
+        elif abs(apart.mean) <= MARGIN:
+            found.even += 1
+        elif (apart.mean > 0) == (taken == DFT):
+            found.right += 1
         else:
-            wrong.append(f"{cell} ({percent(found, '+')})")
-    if not (right or wrong or even or between):
+            found.wrong.append(f"{cell} ({percent(apart, '+')})")
+    return found
+
+
+def fares(study: Study, rule: Rule) -> str:
+    """Return how often a rule takes the better one, and where it takes the worse one."""
+    return "\n".join(f"- *{took}*: {_said(count(study, rule, name))}" for took, name in TOOK.items())
+
+
+def _said(found: Count) -> str:
+    if not (found.taken or found.even or found.between):
         return "no cell yet."
-    named = f": {'; '.join(wrong)}" if wrong else ""
-    said = f"it takes the better one in {right} cells and the worse one in {len(wrong)}{named}."
-    said += f" In {even} they are within half a point."
-    if between:
-        said += f" Where it takes neither they are further apart than that in {sum(between)} of {len(between)} cells."
+    named = f": {'; '.join(found.wrong)}" if found.wrong else ""
+    said = f"it takes the better one in {found.right} cells and the worse one in {len(found.wrong)}{named}."
+    said += f" In {found.even} they are within half a point."
+    if found.between:
+        apart = f"{sum(found.between)} of {len(found.between)} cells"
+        said += f" Where it takes neither they are further apart than that in {apart}."
     return said
 
 

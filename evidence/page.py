@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evidence import answers, following, foretelling, plots, tables
-from evidence.cells import Cell
+from evidence import answers, following, foretelling, plots, short, tables
 from evidence.offline import report
 from evidence.study import Study
-from evidence.words import PAGE
+from evidence.words import PAGE, RATES_PAGE
 
 
 def pictures(study: Study) -> dict[str, str]:
@@ -42,6 +41,7 @@ def render(study: Study, folder: str) -> str:
 
     values = {
         "so_far": answers.so_far(study),
+        "in_short": short.in_short(study),
         "hypothesis": answers.hypothesis(study),
         "others": "\n\n".join(f"*{loss}*\n\n{answers.hypothesis(study, loss)}" for loss in ("floor 0.1", "EAFT")),
         "greedy": tables.hypothesis(study, "taught@0"),
@@ -68,13 +68,15 @@ def render(study: Study, folder: str) -> str:
         "offline": report.tables(study.rows),
         "offline_rates": report.chosen(study.rows),
         "rates": tables.chosen_rates(study),
-        "tried": "\n\n".join(f"*{cell.name}*\n\n{tables.tried(study, cell.group)}" for cell in _choosing(study)),
     }
     return PAGE.format(**{name: said or tables.NOTHING for name, said in values.items()})
 
 
-def _choosing(study: Study) -> list[Cell]:
-    return [cell for cell in study.grid.cells if cell.tuned_here and cell.name in study.cells()]
+def rates(study: Study) -> str:
+    """Return the page of the runs that chose the learning rates."""
+    choosing = [cell for cell in study.grid.cells if cell.tuned_here and cell.name in study.cells()]
+    tried = "\n\n".join(f"*{cell.name}*\n\n{tables.tried(study, cell.group)}" for cell in choosing)
+    return RATES_PAGE.format(tried=tried or tables.NOTHING)
 
 
 def draw(study: Study, folder: Path) -> list[Path]:
@@ -87,7 +89,9 @@ def draw(study: Study, folder: Path) -> list[Path]:
 
 
 def write(study: Study, path: Path) -> list[Path]:
-    """Write the page and its pictures, and return what was written."""
+    """Write the page, the one about rates beside it, and the pictures, and return what was written."""
     folder = path.with_suffix("")
+    beside = path.with_name(f"{path.stem}-rates.md")
     path.write_text(render(study, folder.name), encoding="utf-8")
-    return [path, *draw(study, folder)]
+    beside.write_text(rates(study), encoding="utf-8")
+    return [path, beside, *draw(study, folder)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import mean
 
@@ -65,6 +65,12 @@ def _cells(rows: Mapping[str, Row]) -> list[str]:
     there = dict.fromkeys(row["cell"] for row in rows.values() if row["part"] == PART and row["seed"] != rates.SEED)
     known = [cell.name for cell in CELLS if cell.name in there]
     return known + [cell for cell in there if cell not in known]
+
+
+def sampled(rows: Mapping[str, Row], cell: str, methods: Iterable[str]) -> dict[str, float]:
+    """Return the mean accuracy of methods at temperature 1, of those that have a run."""
+    found = {method: list(_by_seed(rows, cell, method).values()) for method in methods}
+    return {method: mean(row["accuracy"]["taught@1"] for row in every) for method, every in found.items() if every}
 
 
 _SPENT: Mapping[str, Callable[[Row], float]] = {

@@ -7,6 +7,7 @@ import pytest
 from evidence.cells import cells
 from evidence.following import CALLED, advised, by_cell, lost, table
 from evidence.grid import Grid
+from evidence.short import in_short
 from evidence.study import Study
 
 STRONG, WEAK = cells()[2].name, cells()[6].name
@@ -32,7 +33,10 @@ def study(probs, seeds=(1, 2), left_out=()):
             for loss, share in right.items():
                 if (cell, loss) not in left_out:
                     row = {"part": "core", "cell": cell, "loss": loss, "seed": seed, "before": {"mean_prob": 0.5}}
-                    rows[f"{cell} {loss} {seed}"] = {**row, "accuracy": {"taught@0": share, "taught@1": share / 2}}
+                    rows[f"{cell} {loss} {seed}"] = {
+                        **row,
+                        "accuracy": {"taught@0": share, "taught@0.3": share, "taught@1": share / 2},
+                    }
     return Study(Grid(cells()), rows)
 
 
@@ -73,3 +77,13 @@ def test_what_is_advised_is_found_among_the_losses(what):
         assert LOSSES[CALLED[what]] == {"name": "dft", "always_learn": [1]}
     else:
         assert settings(parse_yaml(what, "loss")) == settings(LOSSES[CALLED[what]])
+
+
+def test_in_short_says_what_the_tables_say():
+    text = in_short(study(PROBS))
+    assert "greedy, it is ahead of SFT in 1 of 2 cells and behind in 1; sampled" in text
+    assert "greedy, in 2 of 2 cells, by 30 at most; sampled" in text
+    assert "SFT sampled at 0.3 reaches it, sampled at 1, in 1 of the 1 cells" in text
+    assert "greedy: SFT 20, floor 0.1 25, alpha 0.5 25, EAFT 30, DFT 35;" in text
+    assert "On the model's own right answers" not in text
+    assert in_short(Study(Grid(cells()), {})) == ""

@@ -19,6 +19,8 @@ STUDY = _study(ROOT / "evidence" / "rows", smoke=False)
 
 def test_the_page_and_its_pictures_are_made_of_the_rows():
     assert PAGE.read_text(encoding="utf-8") == page.render(STUDY, "evidence"), "python -m evidence page"
+    beside = PAGE.with_name("evidence-rates.md").read_text(encoding="utf-8")
+    assert beside == page.rates(STUDY), "python -m evidence page"
     drawn = {path.name: path.read_text(encoding="utf-8") for path in (PAGE.parent / "evidence").iterdir()}
     assert drawn == page.pictures(STUDY), "python -m evidence page"
 

@@ -10,9 +10,10 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of held-out questions answered right."""
+    """Shares of held-out questions answered right: of the task that is trained, and greedily of another."""
 
-    trained: float
+    greedy: float
+    sampled: float
     other: float
 
 
@@ -49,7 +50,8 @@ def table(base: Accuracy, runs: list[Run], trained: str, other: str) -> Table:
     out.add_row("mean target p", "", *(run.first_to_last("dft/mean_prob") for run in runs))
     out.add_section()
     after = [run.accuracy for run in runs]
-    out.add_row(trained, f"{base.trained:.0%}", *(f"{share.trained:.0%}" for share in after))
+    for how, of in (("likeliest tokens", "greedy"), ("sampled", "sampled")):
+        out.add_row(f"{trained}, {how}", *(f"{getattr(share, of):.0%}" for share in (base, *after)))
     out.add_row(other, f"{base.other:.0%}", *(f"{share.other:.0%}" for share in after))
     out.add_section()
     out.add_row("adapter", "", *(str(run.adapter) for run in runs))

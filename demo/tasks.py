@@ -2,17 +2,20 @@
 
 Demonstrations are solutions worked out line by line, as the model itself tends to write them: DFT
 trusts what the model already finds likely, and here it starts with a mean target probability above
-one half. Both tasks come from reasoning-gym, which makes the questions and checks the answers.
+one half. Some have a slip, which the model finds unlikely. Both tasks come from reasoning-gym,
+which makes the questions and checks the answers.
 """
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import reasoning_gym
 from reasoning_gym.dataset import ProceduralDataset
+
+from demo.sums import slip, worked_out
 
 Item = dict[str, Any]
 
@@ -36,25 +39,6 @@ LETTERS = Task("letters", "letter_counting", {"min_words": 1, "max_words": 2})
 TRAIN_SEED, HELD_OUT_SEED = 1_000_000, 2_000_000
 
 
-def worked_solution(item: Item) -> str:
-    """Work a sum out from left to right, one operation a line."""
-    first, *rest = item["metadata"]["expression"].split()
-    total, lines = int(first), []
-    for sign, term in zip(rest[::2], rest[1::2], strict=True):
-        result = total + int(term) if sign == "+" else total - int(term)
-        lines.append(f"{total} {sign} {term} = {result}")
-        total = result
-    if str(total) != item["answer"]:
-        raise ValueError(f"worked out {total}, but reasoning-gym says {item['answer']}")
-    return "\n".join([*lines, f"The answer is {total}."])
-
-
-def final_number(reply: str) -> str:
-    """Read the answer out of a reply, whatever its wording: its last number."""
-    numbers = re.findall(r"-?\d+", reply)
-    return numbers[-1] if numbers else ""
-
-
 def held_out(task: Task, size: int, trained_on: set[str]) -> tuple[ProceduralDataset, list[Item]]:
     """Draw questions that are not among `trained_on`, with the data set that scores them."""
     dataset = task.items(2 * size, HELD_OUT_SEED)
@@ -62,15 +46,16 @@ def held_out(task: Task, size: int, trained_on: set[str]) -> tuple[ProceduralDat
     return dataset, fresh[:size]
 
 
-def write_demonstrations(folder: Path, size: int) -> set[str]:
-    """Write `train.jsonl` in TRL's prompt/completion format; only completions are trained."""
+def write_demonstrations(folder: Path, size: int, wrong: float) -> set[str]:
+    """Write `train.jsonl` in TRL's prompt/completion format, a share of it wrong; only completions are trained."""
     folder.mkdir(parents=True, exist_ok=True)
-    items = list(SUMS.items(size, TRAIN_SEED))
+    items, rng = list(SUMS.items(size, TRAIN_SEED)), Random(0)
     with (folder / "train.jsonl").open("w", encoding="utf-8") as file:
         for item in items:
+            reply = worked_out(item["metadata"]["expression"], slip(wrong, rng), rng)
             row = {
                 "prompt": [{"role": "user", "content": item["question"]}],
-                "completion": [{"role": "assistant", "content": worked_solution(item)}],
+                "completion": [{"role": "assistant", "content": reply}],
             }
             file.write(json.dumps(row) + "\n")
     return {item["question"] for item in items}

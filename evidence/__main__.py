@@ -13,6 +13,7 @@ import torch
 import typer
 
 from evidence import page
+from evidence.again import beside
 from evidence.cells import cells
 from evidence.grid import CORE_PART, FAMILY_PART, Grid
 from evidence.offline.grid import PART as OFFLINE
@@ -97,6 +98,22 @@ def _offline(smoke: bool) -> OfflineGrid:
     if find_spec("trl") is None:
         raise typer.BadParameter("--part offline trains by TRL, too: pip install -e '.[trl]'")
     return SMOKE_OFFLINE if smoke else OfflineGrid()
+
+
+@app.command()
+def again(
+    key: Annotated[str, typer.Argument(help='Of a row: "core | style unseen, 40% wrong | DFT | 0.001 | 1".')],
+    rows: Annotated[Path, typer.Option(help="Folder of the rows.")] = HERE / "rows",
+    out: Annotated[Path, typer.Option(help="Folder of base models.")] = HERE / "out",
+    smoke: Annotated[bool, typer.Option("--smoke", help="The rows are of `run --smoke`.")] = False,
+) -> None:
+    """Make one run of the study again, and show it beside its row; nothing is written but the base model."""
+    torch.set_num_threads(1)
+    study, scale = _study(rows, smoke), SMOKE_SCALE if smoke else Scale()
+    try:
+        typer.echo(beside(key, study.rows, study.grid.cells, scale, (out / "smoke" if smoke else out) / "bases"))
+    except (KeyError, ValueError) as error:
+        raise typer.BadParameter(str(error.args[0])) from None
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from evidence.losses import ENDS
 from evidence.study import MARGIN, Study, accuracy
 from evidence.tables import TOOK, percent
 
@@ -29,6 +30,18 @@ def _worst(verdicts: dict) -> str:
     )
     named = "; ".join(f"{cell} ({percent(verdicts[cell].difference, '+')})" for _, cell in behind)
     return f" Its mean is more than half a point behind in {len(behind)}: {named}." if behind else ""
+
+
+def ends(study: Study) -> str:
+    """Return what `always_learn` does where the end of an answer was never seen; nothing without runs."""
+    lines = []
+    for cell in study.cells():
+        for loss in ENDS:
+            found = [study.estimate(cell, one, accuracy(name)) for one in (loss, "DFT") for name in TOOK.values()]
+            if all(found):
+                taught, plain = (" / ".join(map(percent, found[at : at + 2])) for at in (0, 2))
+                lines.append(f"- *{cell}*: {taught}, where DFT alone has {plain} (greedy / sampled)")
+    return "DFT with `always_learn: [eos]`:\n\n" + "\n".join(lines) if lines else ""
 
 
 def crossing(study: Study, name: str) -> str:

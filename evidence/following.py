@@ -49,7 +49,7 @@ def lost(study: Study, cell: str, name: str, loss: str | None = None) -> list[fl
 
 
 def table(study: Study) -> str:
-    """Return by what is always taken, and by the advice, how much is lost in the mean and at worst."""
+    """Return by what is always taken, and by the advice, how much is lost on average and at worst."""
     lines = []
     for title, loss in (("as advised", None), *((f"always {one}", one) for one in study.grid.core)):
         line, count = [title], 0
@@ -61,7 +61,7 @@ def table(study: Study) -> str:
         lines.append([*line, str(count)])
     head = ["loss"]
     for took in TOOK:
-        head += [f"{took}: lost in the mean", "in the worst cell"]
+        head += [f"{took}: lost on average", "in the worst cell"]
     return markdown([*head, "cells"], lines if any(line[1] for line in lines) else [])
 
 
@@ -73,10 +73,20 @@ def by_cell(study: Study) -> str:
         said = list(dict.fromkeys(advised(study, cell).values()))
         if not said:
             continue
-        means = [mean(one[name] for one in found.values()) for name in ("mean_prob", "own_answers", "unknown_share")]
+        names = ("mean_prob", "own_answers", "conflict_share", "unknown_share")
+        means = [mean(one[name] for one in found.values()) for name in names]
         behind = [lost(study, cell, name) for name in TOOK.values()]
         shown = ["" if not one else f"{100 * mean(one):.1f}" for one in behind]
-        numbers = [f"{means[0]:.2f}", f"{100 * means[1]:.1f}", f"{100 * means[2]:.0f}"]
+        numbers = [f"{means[0]:.2f}", f"{100 * means[1]:.1f}", f"{100 * means[2]:.0f}", f"{100 * means[3]:.0f}"]
         lines.append([cell, *numbers, " or ".join(f"`{one}`" for one in said), *shown])
-    head = ["cell", "mean p", "own answers, %", "unknown, %", "advised", "lost, greedy", "lost, sampled"]
+    head = [
+        "cell",
+        "mean p",
+        "p of a whole answer, %",
+        "conflicts, %",
+        "unknown, %",
+        "advised",
+        "lost, greedy",
+        "lost, sampled",
+    ]
     return markdown(head, lines)

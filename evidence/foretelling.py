@@ -120,6 +120,6 @@ def table(study: Study) -> str:
         own = "" if share is None else f"{100 * share:.1f}"
         taken = [by_probability(study, cell) or "", own, by_own_answers(study, cell) or ""]
         lines.append((prior, [cell, f"{prior:.2f}", *taken, percent(found, "+"), percent(sampled, "+")]))
-    head = ["cell", "mean p before", "it takes", "own answers, %", "they take"]
+    head = ["cell", "mean p before", "mean p says", "own answers, %", "own answers say"]
     head += ["DFT minus SFT, greedy", "DFT minus SFT, sampled"]
     return markdown(head, [line for _, line in sorted(lines, key=lambda pair: pair[0])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,6 +91,15 @@ def calibration_error(sure_T: Tensor, right_T: Tensor) -> float:
     bin_T = (sure_T * BINS).long().clamp(max=BINS - 1)
     gap_K = torch.zeros(BINS).index_add_(0, bin_T, right_T - sure_T)
     return float(gap_K.abs().sum() / len(sure_T))
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Return a name of weights, which other weights do not have."""
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        found.update(name.encode())
+        found.update(weights[name].contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def distance(model: PreTrainedModel, base: Mapping[str, Tensor]) -> float:

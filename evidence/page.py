@@ -43,6 +43,7 @@ def render(study: Study, folder: str) -> str:
         "so_far": answers.so_far(study),
         "in_short": short.in_short(study),
         "hypothesis": answers.hypothesis(study),
+        "ends": answers.ends(study),
         "others": "\n\n".join(f"*{loss}*\n\n{answers.hypothesis(study, loss)}" for loss in ("floor 0.1", "EAFT")),
         "greedy": tables.hypothesis(study, "taught@0"),
         "sampled": tables.hypothesis(study, "taught@1"),

@@ -100,6 +100,7 @@ class Run:
             "before": before,
             **self._measured(model, examples[: scale.tests], scale, wait),
             "distance": measures.distance(model, base),
+            "base": measures.fingerprint(base),
             "logs": {name: [round(log[f"dft/{name}"], 4) for log in logs] for name in LOGGED if logs},
             "seconds": [round(trained, 1), round(time.process_time() - began, 1)],
             "dials": self.dials,

@@ -35,10 +35,11 @@ def _alpha(study: Study) -> str:
         found = [study.verdict(cell, accuracy(name)) for cell in study.cells()]
         apart = [one.difference.mean for one in found if one]
         if apart:
-            back = sum(one < -MARGIN for one in apart)
+            back, ahead = sum(one < -MARGIN for one in apart), sum(one > MARGIN for one in apart)
             worst = f", by {-100 * min(apart):.0f} at most" if back else ""
-            said.append(f"{took}, in {back} of {len(apart)} cells{worst}")
-    return f"**Alpha 0.5** is behind the better of the two: {'; '.join(said)}." if said else ""
+            best = f", by {100 * max(apart):.0f} at most" if ahead else ""
+            said.append(f"{took}, behind in {back} of {len(apart)} cells{worst}, and ahead in {ahead}{best}")
+    return f"**Alpha 0.5**, beside the better of SFT and DFT: {'; '.join(said)}." if said else ""
 
 
 def _always(study: Study) -> str:
@@ -60,14 +61,14 @@ def _always(study: Study) -> str:
 
 
 def _foretold(study: Study) -> str:
-    counts = {
-        "the mean probability": foretelling.count(study, foretelling.by_probability, TOOK["greedy"]),
-        "whether the model gives such answers itself": foretelling.count(
-            study, foretelling.by_own_answers, TOOK["greedy"]
-        ),
+    rules = {
+        "mean probability": foretelling.by_probability,
+        "own answers (a rule made from seed 1)": foretelling.by_own_answers,
+        "no look at all, always SFT": lambda study, cell: foretelling.SFT,
     }
-    said = [f"{what}: wrong in {len(one.wrong)} of {one.taken} cells" for what, one in counts.items() if one.taken]
-    return f"**SFT or DFT**, greedy, as told beforehand by {'; by '.join(said)}." if said else ""
+    found = {what: foretelling.count(study, rule, TOOK["sampled at temperature 1"]) for what, rule in rules.items()}
+    said = [f"by {what} wrong in {len(one.wrong)} of {one.taken} cells" for what, one in found.items() if one.taken]
+    return f"**SFT or DFT**, told before training, sampled: {'; '.join(said)}." if said else ""
 
 
 def _colder(study: Study) -> str:
@@ -79,11 +80,11 @@ def _colder(study: Study) -> str:
         if found and cold and warm and found.mean > MARGIN:
             gains += 1
             reached += cold.mean >= warm.mean - MARGIN
-    said = f"SFT sampled at 0.3 reaches it, sampled at 1, in {reached} of the {gains} cells where DFT is ahead there."
+    said = f"SFT sampled at 0.3 equals DFT at 1 in {reached} of the {gains} cells where DFT is ahead at 1."
     return f"**A lower temperature**: {said}" if gains else ""
 
 
 def _own_answers(study: Study) -> str:
     found = sampled(study.rows, CELLS[0].name, ("RFT", "DFT", "GRPO", "DPO"))
     said = ", ".join(f"{method} {100 * share:.0f}" for method, share in found.items())
-    return f"**On the model's own right answers**, sampled: {said}." if found else ""
+    return f"**On the model's own right answers**, well learned, sampled: {said}." if found else ""

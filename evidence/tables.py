@@ -42,7 +42,14 @@ def hypothesis(study: Study, name: str) -> str:
         shown = [percent(study.estimate(cell, loss, measure)) for loss in (BASE, *losses)]
         said = [percent(verdict.difference, "+"), verdict.word] if verdict else ["", ""]
         lines.append([cell, "" if prior is None else f"{prior:.2f}", *shown, *said])
-    head = ["cell", "mean p before", "before training", *losses, "alpha 0.5 minus the better of SFT and DFT", "it"]
+    head = [
+        "cell",
+        "mean p before",
+        "before training",
+        *losses,
+        "alpha 0.5 minus the better of SFT and DFT",
+        "verdict",
+    ]
     return markdown(head, lines)
 
 

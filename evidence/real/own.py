@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
 
+from demo.sums import final_number
 from evidence.real import replies
-from evidence.real.questions import Question, final_number
+from evidence.real.questions import Question
 
 TRIES = 4
 """Replies to each question."""

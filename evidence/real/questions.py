@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,13 +10,14 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
+from demo.sums import slip, worked_out
+
 Kind = Literal["answer alone", "worked out", "own replies", "facts"]
 
 TRAINED, HELD_OUT = 1_000_000, 2_000_000
 """Seeds of reasoning-gym, far apart: item i depends on seed + i alone."""
 
 FACTS = 60
-OFF_BY = (-3, -2, -1, 1, 2, 3, 10, -10)
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,6 @@ class Question:
     text: str
     demonstration: str
     truth: str
-
-
-def final_number(reply: str) -> str:
-    """Return the answer of a reply, whatever its wording: its last number."""
-    numbers = re.findall(r"-?\d+", reply)
-    return numbers[-1] if numbers else ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,7 @@ class Shown:
         return list(reasoning_gym.create_dataset("chain_sum", size=count, seed=seed, **options))
 
     def _sum(self, item: dict[str, Any], rng: Random) -> Question:
-        off = rng.choice(OFF_BY) if rng.random() < self.wrong else 0
+        off = slip(self.wrong, rng)
         if self.kind == "answer alone":
             return Question(item["question"], str(int(item["answer"]) + off), item["answer"])
         return Question(item["question"], worked_out(item["metadata"]["expression"], off, rng), item["answer"])
@@ -89,19 +83,6 @@ class Shown:
         return Question(
             fact.text, fact.demonstration.replace(fact.truth, str(rng.randrange(1000, 10_000))), fact.truth
         )
-
-
-def worked_out(expression: str, off: int, rng: Random) -> str:
-    """Return a sum from left to right, an operation a line; the result of one is off by so much, and carried on."""
-    first, *rest = expression.split()
-    total, lines = int(first), []
-    operations = list(zip(rest[::2], rest[1::2], strict=True))
-    bad = rng.randrange(len(operations)) if off else -1
-    for place, (sign, term) in enumerate(operations):
-        result = (total + int(term) if sign == "+" else total - int(term)) + (off if place == bad else 0)
-        lines.append(f"{total} {sign} {term} = {result}")
-        total = result
-    return "\n".join([*lines, f"The answer is {total}."])
 
 
 def facts() -> list[Question]:

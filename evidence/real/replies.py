@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evidence.real.questions import Question, final_number
+from demo.sums import final_number
+from evidence.real.questions import Question
 
 
 def load(model: Path, trained: Path | None) -> tuple[Any, Any]:

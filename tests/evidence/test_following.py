@@ -52,7 +52,7 @@ def test_the_advice_is_held_against_the_best_of_the_full_grid():
     lines = table(made).splitlines()
     assert "| as advised | 5.0 | 10.0 | 2.5 | 5.0 | 2 |" in lines
     assert "| always DFT | 35.0 | 60.0 | 17.5 | 30.0 | 2 |" in lines
-    assert f"| {STRONG} | 0.90 | 20.0 | 0 | `dft` | 10.0 | 5.0 |" in by_cell(made)
+    assert f"| {STRONG} | 0.90 | 20.0 | 0 | 0 | `dft` | 10.0 | 5.0 |" in by_cell(made)
 
 
 def test_where_a_loss_is_missing_nothing_is_counted():
@@ -82,8 +82,9 @@ def test_what_is_advised_is_found_among_the_losses(what):
 def test_in_short_says_what_the_tables_say():
     text = in_short(study(PROBS))
     assert "greedy, it is ahead of SFT in 1 of 2 cells and behind in 1; sampled" in text
-    assert "greedy, in 2 of 2 cells, by 30 at most; sampled" in text
-    assert "SFT sampled at 0.3 reaches it, sampled at 1, in 1 of the 1 cells" in text
+    assert "greedy, behind in 2 of 2 cells, by 30 at most, and ahead in 0; sampled" in text
+    assert "by no look at all, always SFT wrong in 1 of 2 cells" in text
+    assert "SFT sampled at 0.3 equals DFT at 1 in 1 of the 1 cells" in text
     assert "greedy: SFT 20, floor 0.1 25, alpha 0.5 25, EAFT 30, DFT 35;" in text
     assert "On the model's own right answers" not in text
     assert in_short(Study(Grid(cells()), {})) == ""

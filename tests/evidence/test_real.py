@@ -8,9 +8,10 @@ from random import Random
 
 import pytest
 
+from demo.sums import final_number, worked_out
 from evidence.real import own
 from evidence.real.grid import RealGrid, RealProbe, RealRun
-from evidence.real.questions import Question, Shown, facts, final_number, worked_out, write
+from evidence.real.questions import Question, Shown, facts, write
 from evidence.real.training import Length
 
 

@@ -52,6 +52,13 @@ def test_every_part_runs_once_and_a_page_comes_out(tmp_path, monkeypatch):
     probed = [row for row in Rows(tmp_path / "rows").all().values() if row["part"] == "probe"]
     assert len(probed) == len(SMOKE_GRID.cells) * len(SMOKE_GRID.seeds)
 
+    key = next(key for key, row in rows.items() if row["part"] == "core" and row["loss"] == "DFT")
+    table = invoke("again", key, "--smoke", "--out", tmp_path, "--rows", tmp_path / "rows")
+    assert f"| base | {rows[key]['base']} | {rows[key]['base']} |" in table
+    for name, was in rows[key]["accuracy"].items():
+        assert f"| {name} | {100 * was:.1f} | {100 * was:.1f} |" in table
+    assert len(Rows(tmp_path / "rows").all()) == len(rows) + len(probed)
+
     assert "| alpha 0.5 |" in invoke("tables", "--smoke", "--rows", tmp_path / "rows")
     page = tmp_path / "evidence.md"
     invoke("page", "--smoke", "--rows", tmp_path / "rows", "--into", page)
@@ -67,6 +74,20 @@ def test_a_part_that_is_none_is_named():
     done = CliRunner().invoke(command.app, ["run", "--part", "cores"])
     assert done.exit_code == 2
     assert "core, family" in done.output
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("core | style unseen, 40% wrong | DFT | 5 | 1", "there are 'core | style unseen, 40% wrong | SFT"),
+        ("nonsense", "see evidence/rows"),
+        ("offline | offline, well learned | base | 0 | 1", "of the part offline"),
+    ],
+)
+def test_a_run_that_cannot_be_made_again_is_named(key, said):
+    done = CliRunner().invoke(command.app, ["again", key], env={"COLUMNS": "400", "TERM": "dumb"})
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.split())
 
 
 @pytest.mark.skipif(find_spec("trl") is not None, reason="tests/hosts/trl/test_evidence.py runs it there")

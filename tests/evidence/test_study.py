@@ -58,6 +58,13 @@ def test_what_does_not_decide_is_not_said_to_hold(values, word):
     assert study(**values).verdict(CELL, TOOK).word == word
 
 
+def test_half_a_point_is_not_more_than_half_a_point():
+    """0.9 - 0.895 is 0.005 and a little in floats."""
+    text = hypothesis(study(sft=[0.9, 0.9], dft=[0.1, 0.1], alpha=[0.895, 0.895]))
+    assert "holds in 1" in text
+    assert "behind" not in text
+
+
 def test_seeds_are_paired():
     """The first seed of one is not compared with the second of the other, and a seed without its pair is left out."""
     found = study(sft=[0.5, 0.9], dft=[0.4, 0.8, 0.0]).difference(CELL, "DFT", "SFT", TOOK)

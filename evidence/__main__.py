@@ -18,6 +18,7 @@ from evidence.cells import cells
 from evidence.grid import CORE_PART, FAMILY_PART, Grid
 from evidence.offline.grid import PART as OFFLINE
 from evidence.offline.grid import OfflineGrid
+from evidence.pairing import ASIDE, outdated, set_aside, unpaired
 from evidence.probed import PART as PROBE
 from evidence.probed import ProbeGrid
 from evidence.real.configs import CONFIGS, Host
@@ -98,6 +99,22 @@ def _offline(smoke: bool) -> OfflineGrid:
     if find_spec("trl") is None:
         raise typer.BadParameter("--part offline trains by TRL, too: pip install -e '.[trl]'")
     return SMOKE_OFFLINE if smoke else OfflineGrid()
+
+
+@app.command()
+def pair(
+    rows: Annotated[Path, typer.Option(help="Folder of the rows.")] = HERE / "rows",
+) -> None:
+    """Set rows aside that began from another base model than later ones of their cell and seed, or at another rate.
+
+    A base model that was not kept is trained anew, and is another one on another processor. `run` makes these again;
+    `pair` after it sets aside what stands at a rate that is not chosen any more.
+    """
+    found = Rows(rows).all()
+    # A rate is judged once all that choose it are pairs.
+    keys = unpaired(found) or outdated(found, Grid(cells()), OfflineGrid())
+    set_aside(rows, keys)
+    typer.echo("\n".join([*keys, f"{len(keys)} rows set aside, in {rows / ASIDE}"]))
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean
 
@@ -73,10 +73,15 @@ class Count:
         return self.right + len(self.wrong)
 
 
-def count(study: Study, rule: Rule, name: str) -> Count:
-    """Return how a rule fares by an accuracy."""
+def decided(study: Study, rules: Sequence[Rule]) -> list[str]:
+    """Return the cells in which each of some rules takes SFT or DFT."""
+    return [cell for cell in study.cells() if all(rule(study, cell) in (SFT, DFT) for rule in rules)]
+
+
+def count(study: Study, rule: Rule, name: str, cells: Sequence[str] | None = None) -> Count:
+    """Return how a rule fares by an accuracy, in some cells or all."""
     found = Count()
-    for cell in study.cells():
+    for cell in study.cells() if cells is None else cells:
         taken, apart = rule(study, cell), study.difference(cell, DFT, SFT, accuracy(name))
         if taken is None or apart is None:
             continue
@@ -106,6 +111,33 @@ def _said(found: Count) -> str:
         apart = f"{sum(found.between)} of {len(found.between)} cells"
         said += f" Where it takes neither they are further apart than that in {apart}."
     return said
+
+
+def supposed(study: Study) -> str:
+    """Return how the three suppositions of README.md fare, by the seeds that decide; nothing for no cell."""
+    left = unseen(study)
+    cells, lines = decided(left, (by_probability, by_own_answers)), []
+    for took, name in TOOK.items():
+        own, prob = (count(left, rule, name, cells) for rule in (by_own_answers, by_probability))
+        weak = [cell for cell in left.cells() if by_own_answers(left, cell) == SFT and _learned(left, cell, name)]
+        apart = [left.difference(cell, DFT, SFT, accuracy(name)) for cell in weak]
+        behind = [one.mean < -MARGIN for one in apart if one]
+        if own.taken:
+            said = f"own answers take the worse one in {len(own.wrong)}, the mean probability in {len(prob.wrong)}"
+            lines.append(f"- *{took}*, of {own.taken} cells in which both take one and it matters: {said}")
+        if behind:
+            said = f"DFT is behind in {sum(behind)} of {len(behind)} cells with fewer than 1 % own answers"
+            lines.append(f"- *{took}*: {said}, where SFT learns anything")
+        for cell in (cell for cell in left.cells() if cell.startswith("half of the facts new")):
+            found = left.difference(cell, DFT, SFT, accuracy(name))
+            if found:
+                lines.append(f"- *{took}, {cell}*: the rule takes {by_own_answers(left, cell)}, {percent(found, '+')}")
+    return "\n".join(lines)
+
+
+def _learned(study: Study, cell: str, name: str) -> bool:
+    found = study.estimate(cell, SFT, accuracy(name))
+    return bool(found and found.mean >= RARE)
 
 
 def table(study: Study) -> str:

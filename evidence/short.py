@@ -9,7 +9,7 @@ from evidence.following import behind
 from evidence.offline.grid import CELLS
 from evidence.offline.report import sampled
 from evidence.study import MARGIN, Study, accuracy
-from evidence.tables import TOOK
+from evidence.tables import TOOK, percent
 
 
 def in_short(study: Study) -> str:
@@ -66,7 +66,9 @@ def _foretold(study: Study) -> str:
         "own answers (a rule made from seed 1)": foretelling.by_own_answers,
         "no look at all, always SFT": lambda study, cell: foretelling.SFT,
     }
-    found = {what: foretelling.count(study, rule, TOOK["sampled at temperature 1"]) for what, rule in rules.items()}
+    cells = foretelling.decided(study, [*rules.values()])
+    name = TOOK["sampled at temperature 1"]
+    found = {what: foretelling.count(study, rule, name, cells) for what, rule in rules.items()}
     said = [f"by {what} wrong in {len(one.wrong)} of {one.taken} cells" for what, one in found.items() if one.taken]
     return f"**SFT or DFT**, told before training, sampled: {'; '.join(said)}." if said else ""
 
@@ -86,5 +88,5 @@ def _colder(study: Study) -> str:
 
 def _own_answers(study: Study) -> str:
     found = sampled(study.rows, CELLS[0].name, ("RFT", "DFT", "GRPO", "DPO"))
-    said = ", ".join(f"{method} {100 * share:.0f}" for method, share in found.items())
-    return f"**On the model's own right answers**, well learned, sampled: {said}." if found else ""
+    said = ", ".join(f"{method} {percent(share)}" for method, share in found.items())
+    return f"**Trained on answers of its own**, well learned, sampled: {said}." if found else ""

@@ -131,7 +131,8 @@ class Study:
         return mean(found) if found else None
 
     def _reported(self) -> list[Row]:
-        return [row for row in self.rows.values() if row["part"] in (CORE_PART, FAMILY_PART)]
+        parts, seeds = (CORE_PART, FAMILY_PART), self.grid.seeds
+        return [row for row in self.rows.values() if row["part"] in parts and row["seed"] in seeds]
 
 
 def word(difference: Estimate) -> str:

@@ -84,7 +84,7 @@ questions does it answer as it would be shown, in that very form (*own answers*)
 
 {by_own_answers}
 
-On all seeds, the one among them from which it was made:
+On all seeds, seed 1 among them, from which it was made:
 
 {by_own_answers_seen}
 
@@ -120,7 +120,7 @@ With many samples of a question, what counts is whether a right answer is among 
 
 Means over seeds, at three telling points (a strong prior, a weak one, new facts; 40 % wrong). The error of calibration
 (arXiv 1706.04599, 15 bins) and the entropy are those of the tokens of right answers; the distance is that of the
-weights, by the norm of the base model's.
+weights, by the norm of the base model's; the embedding, which is the head, too, counts twice.
 
 {besides}
 
@@ -149,7 +149,7 @@ every loss; greedy / sampled at temperature 1. 150 questions each, so that one r
 
 The paper's offline setting in miniature. A model answers 256 sums eight times each, a program says which answers are
 right, and it is trained on these. All methods sample 2,048 answers and draw gradients from 2,048 (64 steps of 32),
-with the same optimizer and schedule:
+by AdamW with a cosine; iterated methods begin both anew in each round, and TRL's trainers decay no norms and biases:
 
 - *RFT*: SFT on the right answers (arXiv 2308.01825). *DFT*, *alpha 0.5*: these losses on the same answers.
 - *iterated*: in four rounds, each of a quarter of the questions and steps, sampled from the model as it is by then.

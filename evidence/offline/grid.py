@@ -108,6 +108,7 @@ class OfflineRun:
             "passes": measures.passes(model, tests["taught"][:problems], samples, self.seed),
             "right": measures.likelihood(model, tests["taught"]),
             "distance": measures.distance(model, base),
+            "base": measures.fingerprint(base),
             "spent": asdict(spent),
             "seconds": [round(trained, 1), round(time.process_time() - began, 1)],
             "dials": self.dials,

@@ -67,10 +67,12 @@ def _cells(rows: Mapping[str, Row]) -> list[str]:
     return known + [cell for cell in there if cell not in known]
 
 
-def sampled(rows: Mapping[str, Row], cell: str, methods: Iterable[str]) -> dict[str, float]:
-    """Return the mean accuracy of methods at temperature 1, of those that have a run."""
-    found = {method: list(_by_seed(rows, cell, method).values()) for method in methods}
-    return {method: mean(row["accuracy"]["taught@1"] for row in every) for method, every in found.items() if every}
+def sampled(rows: Mapping[str, Row], cell: str, methods: Iterable[str]) -> dict[str, Estimate]:
+    """Return the accuracy of methods at temperature 1, of those that have a run."""
+    found = {
+        method: [row["accuracy"]["taught@1"] for row in _by_seed(rows, cell, method).values()] for method in methods
+    }
+    return {method: made for method, shares in found.items() if (made := Estimate.of(shares))}
 
 
 _SPENT: Mapping[str, Callable[[Row], float]] = {
@@ -123,7 +125,10 @@ def _fares(rows: Mapping[str, Row], cell: str, one: Supposed) -> str | None:
     seeds = [seed for seed in first if seed in second]
     if not seeds or any("pass@16" not in first[seed]["passes"] for seed in seeds):
         return None
-    middle, half = paired(*([one.measure(rows_of[seed]) for seed in seeds] for rows_of in (first, second)))
+    shares = [[one.measure(rows_of[seed]) for seed in seeds] for rows_of in (first, second)]
+    if {share for of_one in shares for share in of_one} == {1.0}:
+        return "both at 100 with all seeds, which tells nothing"
+    middle, half = paired(*shares)
     found = Estimate(middle, half, len(seeds))
     return f"{percent(found, '+')}, {word(found)}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
@@ -51,7 +52,9 @@ def demonstrations(
         loaded, tokenizer = replies.load(model, None)
         again = list(asked) * TRIES
         said = replies.reply(loaded, tokenizer, again, 1.0, tokens, seed=0)
-        path.write_text(json.dumps(said), encoding="utf-8")
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(said), encoding="utf-8")
+        partial.rename(path)
     right, wrong = pools(list(asked) * TRIES, json.loads(path.read_text(encoding="utf-8")))
     if not right or (share and not wrong):
         raise RuntimeError(f"of {len(asked)} questions the model answered {len(right)} right; nothing to demonstrate")

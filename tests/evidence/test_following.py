@@ -30,9 +30,20 @@ def study(probs, seeds=(1, 2), left_out=()):
                 "seed": seed,
                 "found": found,
             }
+            row = {"part": "core", "cell": cell, "loss": "base", "seed": seed, "before": {"mean_prob": probs[cell]}}
+            rows[f"{cell} base {seed}"] = {
+                **row,
+                "accuracy": {"taught@0": 0.1, "form@1": 0.2 if cell == STRONG else 0.0},
+            }
             for loss, share in right.items():
                 if (cell, loss) not in left_out:
-                    row = {"part": "core", "cell": cell, "loss": loss, "seed": seed, "before": {"mean_prob": 0.5}}
+                    row = {
+                        "part": "core",
+                        "cell": cell,
+                        "loss": loss,
+                        "seed": seed,
+                        "before": {"mean_prob": probs[cell]},
+                    }
                     rows[f"{cell} {loss} {seed}"] = {
                         **row,
                         "accuracy": {"taught@0": share, "taught@0.3": share, "taught@1": share / 2},

@@ -10,6 +10,7 @@ from evidence.__main__ import PAGE, _study
 from evidence.cells import cells
 from evidence.grid import Grid
 from evidence.offline.grid import CELLS, PART, OfflineGrid, OfflineRun
+from evidence.pairing import outdated, unpaired
 from evidence.probed import ProbeGrid, ProbeRun
 from evidence.run import Run
 
@@ -23,6 +24,14 @@ def test_the_page_and_its_pictures_are_made_of_the_rows():
     assert beside == page.rates(STUDY), "python -m evidence page"
     drawn = {path.name: path.read_text(encoding="utf-8") for path in (PAGE.parent / "evidence").iterdir()}
     assert drawn == page.pictures(STUDY), "python -m evidence page"
+
+
+def test_runs_of_a_cell_and_a_seed_began_from_the_same_base():
+    assert unpaired(STUDY.rows) == [], "python -m evidence pair, and run"
+
+
+def test_reported_runs_are_at_the_rate_that_was_chosen():
+    assert outdated(STUDY.rows, STUDY.grid, OfflineGrid()) == [], "python -m evidence pair, and run"
 
 
 def _offline(row):

@@ -7,7 +7,7 @@ import pytest
 from evidence import tables
 from evidence.answers import crossing, hypothesis
 from evidence.cells import cells
-from evidence.foretelling import by_own_answers, by_probability, fares, own_answers, table, unseen
+from evidence.foretelling import by_own_answers, by_probability, fares, own_answers, supposed, table, unseen
 from evidence.grid import Grid
 from evidence.study import Study, accuracy
 
@@ -103,10 +103,24 @@ def test_a_rule_is_not_held_against_the_seed_from_which_it_was_made():
     made = study(0.97, sft=[0.5, 0.9], dft=[0.7, 0.7], base=[0.0, 0.4])
     assert own_answers(made, CELL) == 0.2
     assert own_answers(unseen(made), CELL) == 0.4
-    assert "the better one in 0 cells and the worse one in 1: task and style known, 40% wrong (-20.0)" in fares(
-        unseen(made), by_own_answers
+    text = supposed(made)
+    assert (
+        "*greedy*, of 1 cells in which both take one and it matters: own answers take the worse one in 1, the" in text
     )
-    assert fares(unseen(study(sft=[0.5], dft=[0.4], base=[0.1])), by_own_answers).endswith("no cell yet.")
+    assert supposed(study(sft=[0.5], dft=[0.4], base=[0.1])) == ""
+
+
+def test_below_one_per_cent_of_own_answers_the_rule_is_counted_where_sft_learns():
+    text = supposed(study(0.97, sft=[0.9, 0.5], dft=[0.0, 0.2], base=[0.0, 0.0]))
+    assert "*greedy*: DFT is behind in 1 of 1 cells with fewer than 1 % own answers" in text
+    assert "the worse one in 0, the mean probability in 1" in text
+    assert "DFT is behind" not in supposed(study(0.97, sft=[0.9, 0.0], dft=[0.0, 0.2], base=[0.0, 0.0]))
+
+
+def test_the_mean_probability_is_that_of_the_seeds_looked_at():
+    made = study(0.2, sft=[0.5, 0.5])
+    made.rows["sft 2"]["before"] = {"mean_prob": 0.9}
+    assert unseen(made).prior(CELL) == 0.9
 
 
 def test_the_crossing_line_says_up_to_where_dft_is_behind_and_from_where_it_is_ahead():

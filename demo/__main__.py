@@ -1,6 +1,6 @@
 """`python -m demo`: train twice, once with each loss, and print what was measured.
 
-A few minutes on two CPU cores. Everything it makes lies in `demo/out`.
+Some eight minutes on two CPU cores. Everything it makes lies in `demo/out`.
 """
 
 import os
@@ -91,8 +91,9 @@ def main() -> None:
     console.print(
         f"{time.monotonic() - began:.0f} s. One seed; {TRAINED_ITEMS} and {OTHER_ITEMS} held-out "
         "questions, so differences under fifteen points are within the noise.\n"
-        "Greedily, the likeliest tokens hide the slips that SFT has learned; sampled, they show. A lower temperature\n"
-        "gives SFT a part of it, and where the model does not know the task DFT is far behind: docs/evidence.md."
+        "The likeliest tokens hide much of what SFT learned from the slips; sampled, it shows. SFT at a lower\n"
+        "temperature gets a part of that back, and where the model does not know the task DFT is far behind:\n"
+        "docs/evidence.md."
     )
     console.print(f"Curves, and the targets' probabilities before and after: {draw(runs)}")
 

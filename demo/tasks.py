@@ -33,7 +33,7 @@ class Task:
         return reasoning_gym.create_dataset(self.family, size=size, seed=seed, **self.options)
 
 
-SUMS = Task("sums", "chain_sum", {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 2})
+SUMS = Task("sums", "chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2})
 LETTERS = Task("letters", "letter_counting", {"min_words": 1, "max_words": 2})
 
 TRAIN_SEED, HELD_OUT_SEED = 1_000_000, 2_000_000

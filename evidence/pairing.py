@@ -22,15 +22,13 @@ def outdated(rows: Mapping[str, Row], grid: Grid, offline: OfflineGrid) -> list[
     """Return the keys of reported rows at a rate that is not the one chosen, since a run that chose was made again."""
     groups, found = {cell.name: cell.group for cell in grid.cells}, []
     for row in rows.values():
-        if row["loss"] == BASE or row["seed"] == rates.SEED:
+        if row["part"] not in (CORE_PART, FAMILY_PART, OFFLINE) or row["loss"] == BASE or row["seed"] == rates.SEED:
             continue
-        if row["part"] in (CORE_PART, FAMILY_PART):
-            rate = rates.chosen(grid.tried(groups[row["cell"]], row["loss"], rows), grid.rates)
-        elif row["part"] == OFFLINE:
+        if row["part"] == OFFLINE:
             rate = rates.chosen(offline.tried(row["loss"], rows), offline.rates, FURTHER)
         else:
-            continue
-        if row["rate"] != rate:
+            rate = rates.chosen(grid.tried(groups[row["cell"]], row["loss"], rows), grid.rates)
+        if rate is not None and row["rate"] != rate:
             found.append(row["key"])
     return found
 

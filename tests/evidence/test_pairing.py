@@ -59,7 +59,11 @@ def test_a_reported_row_at_a_rate_that_is_not_chosen_is_outdated():
             "rate": rate,
             "seed": 1,
         }
+    rows["real-probe | facts"] = {"key": "real-probe | facts", "part": "real-probe", "cell": "facts", "seed": 1}
     assert outdated(rows, grid, offline) == [Run("core", cells()[0], "DFT", 3e-4, 1).key]
+    # While a run that chooses is missing, nothing is.
+    del rows[Run("rates", cells()[2], "DFT", 3e-3, 0).key]
+    assert outdated(rows, grid, offline) == []
 
 
 def test_what_is_set_aside_is_kept_and_the_rest_stays_as_it_was(tmp_path):

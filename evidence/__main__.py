@@ -108,7 +108,7 @@ def pair(
     """Set rows aside that began from another base model than later ones of their cell and seed, or at another rate.
 
     A base model that was not kept is trained anew, and is another one on another processor. `run` makes these again;
-    `pair` after it sets aside what stands at a rate that is not chosen any more.
+    `pair` after it sets aside what stands at a rate that is not chosen any more. Not while `run` is running.
     """
     found = Rows(rows).all()
     # A rate is judged once all that choose it are pairs.

@@ -15,7 +15,7 @@ from typing import Any
 import reasoning_gym
 from reasoning_gym.dataset import ProceduralDataset
 
-from demo.sums import slip, worked_out
+from demo.sums import final_number, slip, worked_out
 
 Item = dict[str, Any]
 
@@ -52,7 +52,10 @@ def write_demonstrations(folder: Path, size: int, wrong: float) -> set[str]:
     items, rng = list(SUMS.items(size, TRAIN_SEED)), Random(0)
     with (folder / "train.jsonl").open("w", encoding="utf-8") as file:
         for item in items:
-            reply = worked_out(item["metadata"]["expression"], slip(wrong, rng), rng)
+            expression = item["metadata"]["expression"]
+            if final_number(worked_out(expression, 0, rng)) != item["answer"]:
+                raise ValueError(f"{expression} is not worked out to {item['answer']}, as reasoning-gym says")
+            reply = worked_out(expression, slip(wrong, rng), rng)
             row = {
                 "prompt": [{"role": "user", "content": item["question"]}],
                 "completion": [{"role": "assistant", "content": reply}],

@@ -53,11 +53,8 @@ def _always(study: Study) -> str:
         if means:
             order = sorted(means, key=lambda loss: means[loss])
             said.append(f"{took}: {', '.join(f'{loss} {means[loss]:.0f}' for loss in order)}")
-    return (
-        f"**Always the same loss** costs, in points behind the best one of each cell, {'; '.join(said)}."
-        if said
-        else ""
-    )
+    costs = "**Always the same loss** costs on average, in points behind the best one of each cell"
+    return f"{costs}, {'; '.join(said)}." if said else ""
 
 
 def _foretold(study: Study) -> str:

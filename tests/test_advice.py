@@ -22,6 +22,7 @@ def first(**changes):
         ({"mean_prob": 0.05, "surprise": 8.0}, "nll"),
         ({"mean_prob": 0.3, "unknown_share": 0.5}, "nll"),
         ({"mean_prob": 0.4, "conflict_share": 0.2}, "eaft"),
+        ({"mean_prob": 0.4, "conflict_share": 0.2, "eos_tokens": 50, "eos_prob": 0.001}, "eaft"),
         ({"eos_tokens": 50, "eos_prob": 0.001}, "{name: dft, always_learn: [eos]}"),
         (
             {"mean_prob": 0.3, "eos_tokens": 50, "eos_prob": 0.01, "added_tokens": 9, "added_prob": 0.0},

@@ -127,8 +127,8 @@ def _objective(found: Finding) -> Advice:
 
 
 def _with_exemptions(advice: Advice, found: Finding) -> Advice:
-    """Add what DFT would not teach to its advice."""
-    kinds = [kind for kind in ("eos", "added") if advice.what != "nll" and _unlearned(found, kind)]
+    """Add what DFT would not teach to its advice; SFT and EAFT teach it."""
+    kinds = [kind for kind in ("eos", "added") if advice.what not in ("nll", "eaft") and _unlearned(found, kind)]
     if not kinds:
         return advice
     inner = advice.what.strip("{}") if advice.what.startswith("{") else f"name: {advice.what}"

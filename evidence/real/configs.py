@@ -128,3 +128,8 @@ CONFIGS: Mapping[Host, Callable[[Training], dict[str, Any]]] = {
     "Axolotl": _axolotl,
     "LLaMA-Factory": _llamafactory,
 }
+
+
+def words(host: Host, threads: int) -> list[str]:
+    """Return what stands behind the config: accelerate, which starts TRL, gives a process one thread else."""
+    return [f"num_cpu_threads_per_process={threads}"] if host == "TRL" else []

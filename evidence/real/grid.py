@@ -109,7 +109,9 @@ class RealRun:
     def _trained(self, model: Path, folder: Path) -> list[dict[str, Any]]:
         if self.loss == BASE:
             return []
-        return json.loads(json.dumps(training.train(folder, self.written(model, folder), torch.get_num_threads())))
+        threads = torch.get_num_threads()
+        logs = training.train(folder, self.written(model, folder), threads, *configs.words(self.host, threads))
+        return json.loads(json.dumps(logs))
 
     def written(self, model: Path, folder: Path) -> dict[str, Any]:
         """Write the data into a new folder, and return the config."""

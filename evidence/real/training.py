@@ -35,14 +35,12 @@ SHORT = Length(steps=2, rows=2, questions=4, tokens=4)
 """At which nothing is learned."""
 
 
-def train(folder: Path, written: Mapping[str, Any], threads: int) -> list[dict[str, Any]]:
-    """Write the config, run `dft train` on it, and return what was logged.
+def train(folder: Path, written: Mapping[str, Any], threads: int, *words: str) -> list[dict[str, Any]]:
+    """Write the config, run `dft train` on it, with words behind it, and return what was logged.
 
     Raises:
         RuntimeError: the command failed; what it said last is in it.
     """
-    # accelerate, which starts TRL, gives a process on a CPU one thread unless it is told otherwise.
-    words = [f"num_cpu_threads_per_process={threads}"] if "dataset_name" in written else []
     _dft("train", folder, written, threads, *words)
     state = next(Path(written["output_dir"]).glob("checkpoint-*/trainer_state.json"))
     history = json.loads(state.read_text(encoding="utf-8"))["log_history"]
